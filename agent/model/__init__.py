@@ -1,0 +1,1 @@
+"""Values that compile returns and drivers apply. No behaviour, no I/O."""

@@ -1,0 +1,79 @@
+"""Items of Open vSwitch's database and of the host's network stack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.model.item import Key
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """An Open vSwitch bridge that the agent makes: secure fail mode, OpenFlow 1.5 on its management socket.
+
+    Ours when its external_ids has `kumihimo=bridge`; br-int of that name made by somebody else is adopted.
+    """
+
+    name: str
+    datapath_type: str
+
+    @property
+    def key(self) -> Key:
+        return ("bridge", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class OvsPort:
+    """A port with one interface that the agent adds to a bridge. Ours when external_ids of the Port has `kumihimo`.
+
+    type is "" for a system device (veth), else the interface type, for example "vxlan".
+    external_ids holds at least ("kumihimo", PURPOSE); options and external_ids are sorted pairs.
+    """
+
+    bridge: str
+    name: str
+    type: str
+    options: tuple[tuple[str, str], ...]
+    external_ids: tuple[tuple[str, str], ...]
+
+    @property
+    def key(self) -> Key:
+        return ("ovs-port", self.bridge, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceNamespace:
+    """A network namespace with one veth to the host: `outer` in the host, `inner` with mac and addresses inside.
+
+    Ours when the namespace's name begins with `kumi-`. Checksum offload is off at both ends (the userspace datapath
+    passes frames on as they are). addresses are `ip/length`, sorted. mtu in bytes.
+    """
+
+    name: str
+    outer: str
+    inner: str
+    mac: str
+    addresses: tuple[str, ...]
+    mtu: int
+
+    @property
+    def key(self) -> Key:
+        return ("namespace", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class DhcpServer:
+    """A dnsmasq in a service namespace, detached: it outlives the agent.
+
+    config is the whole configuration file less what the driver adds about its own folder (pid, lease, hosts and log
+    files). hosts are (port id, dhcp-host line) for the ports that this node serves, sorted.
+    """
+
+    network_id: str
+    namespace: str
+    config: str
+    hosts: tuple[tuple[str, str], ...]
+
+    @property
+    def key(self) -> Key:
+        return ("dhcp", self.network_id)

@@ -1,0 +1,1 @@
+"""The gRPC server: one generic kernel for every kind of resource."""

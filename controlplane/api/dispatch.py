@@ -1,0 +1,116 @@
+"""What every call goes through: token → caller, policy, trace, the method, and the one place where errors become status."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from controlplane.config import Defaults
+from controlplane.errors import ApiError, Code, StoreUnavailable, unavailable
+from controlplane.identity import Tokens, authorize
+from controlplane.services.base import Context, Hints
+from controlplane.store.txn import Origin
+
+DOMAIN = "kumihimo"
+RETRY_DELAY_MS = 500
+
+Handler = Callable[[Any, Context, Origin], Awaitable[Any]]
+Method = Callable[[Any, Any], Awaitable[Any]]
+
+_log = structlog.get_logger("kumihimo.api")
+_trace_context = TraceContextTextMapPropagator()
+
+
+class Dispatch:
+    """Wraps handlers into gRPC methods."""
+
+    def __init__(self, tokens: Tokens, defaults: Defaults) -> None:
+        self._tokens = tokens
+        self._defaults = defaults
+        self._hints = Hints()
+        self._tracer = trace.get_tracer("kumihimo.api")
+
+    def method(self, full_name: str, kind: str, verb: str, handler: Handler) -> Method:
+        """The gRPC method of a handler. full_name: for example kumihimo.v1.Ports/Create."""
+
+        async def call(request: Any, servicer: Any) -> Any:
+            metadata = {key: value for key, value in servicer.invocation_metadata() if isinstance(value, str)}
+            parent = _trace_context.extract(metadata)
+            started = time.perf_counter()
+            log = _log.bind(method=full_name, request_id=getattr(request, "request_id", "") or None)
+            with self._tracer.start_as_current_span(full_name, context=parent, kind=SpanKind.SERVER):
+                try:
+                    caller = self._tokens.authenticate(metadata.get("authorization"))
+                    log = log.bind(actor=caller.identity)
+                    authorize(caller, kind, verb)
+                    outgoing: dict[str, str] = {}
+                    _trace_context.inject(outgoing)
+                    origin = Origin(
+                        actor=caller.identity,
+                        project_id=caller.project,
+                        method=full_name,
+                        request_id=getattr(request, "request_id", ""),
+                        trace_context=outgoing.get("traceparent", metadata.get("traceparent", "")),
+                    )
+                    reply = await handler(request, Context(caller, self._defaults, self._hints), origin)
+                except ApiError as error:
+                    log.info("refused", reason=error.reason, detail=error.message)
+                    await abort(servicer, error)
+                except StoreUnavailable as error:
+                    log.warning("store unavailable", detail=str(error))
+                    await abort(servicer, unavailable(str(error)))
+                except Exception:
+                    # The top of a call: a defect of ours must not show its inside to the client, and must be in the log.
+                    log.exception("defect")
+                    text = f"a defect in {full_name}; the server's log has the rest"
+                    await abort(servicer, ApiError(Code.INTERNAL, "DEFECT", text))
+            log.info("done", revision=getattr(reply, "revision", 0), ms=round((time.perf_counter() - started) * 1e3, 2))
+            return reply
+
+        return call
+
+
+async def abort(servicer: Any, error: ApiError) -> NoReturn:
+    """End a call with google.rpc.Status in the trailing metadata, as the rich error model wants it (AIP-193)."""
+    status = status_pb2.Status(code=error.code.value[0], message=error.message)
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(error.metadata))
+    status.details.append(_packed(info))
+    if error.violations:
+        bad = error_details_pb2.BadRequest()
+        for violation in error.violations:
+            bad.field_violations.add(field=violation.field, description=violation.message, reason=violation.reason)
+        status.details.append(_packed(bad))
+    if "kind" in error.metadata:
+        resource = error_details_pb2.ResourceInfo(
+            resource_type=error.metadata["kind"], resource_name=error.metadata.get("id", ""), description=error.message
+        )
+        status.details.append(_packed(resource))
+    if error.code is Code.FAILED_PRECONDITION:
+        failure = error_details_pb2.PreconditionFailure()
+        failure.violations.add(type=error.reason, description=error.message)
+        status.details.append(_packed(failure))
+    if status.code == code_pb2.UNAVAILABLE:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(RETRY_DELAY_MS)
+        status.details.append(_packed(retry))
+    await servicer.abort(error.code, error.message, (("grpc-status-details-bin", status.SerializeToString()),))
+    raise AssertionError("abort returns by raising")
+
+
+def _packed(message: Any) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(message)
+    return packed
+
+
+def not_running(servicer: Any, message: str) -> Awaitable[NoReturn]:
+    return abort(servicer, ApiError(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", message))

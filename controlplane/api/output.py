@@ -1,0 +1,162 @@
+"""What came of the desired state: fills the output fields of a reply from the status the nodes have written.
+
+Output fields are made at each read and never stored, so an agent cannot overwrite what a user wants, nor the reverse.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kumihimo.v1 import port_pb2, resource_pb2, store_pb2
+
+from controlplane.identity import Caller
+from controlplane.progress import Lag, Progress
+from controlplane.store import keys
+from controlplane.store.cache import Cache
+
+# Made at read; cleared before an object is stored.
+MADE_AT_READ = (
+    "revision",
+    "etag",
+    "state",
+    "conditions",
+    "realization",
+    "subnets",
+    "binding",
+    "agent",
+    "shared",
+    "availability_zones",
+    "routers",
+)
+LAGGING_SHOWN = 100
+
+
+def strip(message: Any) -> None:
+    """Clear what is made at read."""
+    for name in MADE_AT_READ:
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+
+
+class Output:
+    """Fills output fields; one for the process."""
+
+    def __init__(self, cache: Cache, progress: Progress) -> None:
+        self._cache = cache
+        self._progress = progress
+
+    def fill(self, message: Any, caller: Caller) -> Any:
+        """The message with its output fields; revision and etag must be set."""
+        getattr(self, f"_{message.DESCRIPTOR.name.lower()}")(message)
+        if not caller.is_operator:
+            _hide_hosts(message)
+        return message
+
+    def _network(self, message: Any) -> None:
+        message.subnets.extend(sorted(key.rsplit("/", 1)[1] for key in self._cache.folder(keys.subnets(message.id))))
+        self._scope(message, message.id, message.admin_state_up)
+
+    def _subnet(self, message: Any) -> None:
+        self._scope(message, message.network_id, True)
+
+    def _scope(self, message: Any, network_id: str, up: bool) -> None:
+        """State of what lives on every node concerned with a network."""
+        revision = self._progress.network_revision(network_id)
+        lagging, dead = self._progress.behind(network_id, revision)
+        self._realize(message, revision, lagging, dead)
+        failed = [lag for lag in lagging if lag.reason not in ("NOT_YET_APPLIED", "NOT_YET_REMOVED")]
+        if not up:
+            message.state = resource_pb2.STATE_DOWN
+        elif failed:
+            message.state = resource_pb2.STATE_DEGRADED
+        else:
+            message.state = resource_pb2.STATE_PENDING if lagging else resource_pb2.STATE_ACTIVE
+
+    def _realize(self, message: Any, revision: int, lagging: list[Lag], dead: list[Lag]) -> None:
+        message.realization.desired_revision = revision
+        message.realization.realized_revision = min((lag.revision for lag in lagging), default=revision)
+        message.realization.lagging.extend(lag.message_of() for lag in (lagging + dead)[:LAGGING_SHOWN])
+
+    def _port(self, message: Any) -> None:
+        self._scope(message, message.network_id, message.admin_state_up)
+        entry = self._cache.get(keys.bindings(message.network_id) + message.id)
+        seen = self._progress.seen(message.id)
+        if entry is None:
+            message.state = resource_pb2.STATE_DOWN
+            if seen:
+                nodes = ", ".join(sorted(seen))
+                _condition(message, "Attached", False, "NOT_YET_BOUND", f"seen on {nodes}, and not yet bound to it")
+            else:
+                text = f"no node has an interface with external_ids:iface-id={message.id} on its br-int"
+                _condition(message, "Attached", False, "NOT_ATTACHED", text)
+            return
+        binding = port_pb2.Binding.FromString(entry.value)
+        message.binding.append(binding)
+        status = seen.get(binding.node)
+        here = f"interface {binding.interface} of node {binding.node}"
+        _condition(message, "Attached", True, "ATTACHED", f"attached to {here}")
+        alive = self._progress.is_alive(binding.node)
+        if not alive:
+            text = f"the agent of node {binding.node} has not been heard of; traffic goes on, changes wait for it"
+            _condition(message, "AgentAlive", False, "NODE_DEAD", text)
+        self._wired(message, status, binding.node, max(message.revision, entry.mod_revision))
+        for other in sorted(set(seen) - {binding.node}):
+            text = f"an interface on node {other} names this port too; it is bound to {binding.node} and not wired there"
+            _condition(message, "Unique", False, "PLUGGED_TWICE", text)
+
+    def _wired(self, message: Any, status: store_pb2.PortStatus | None, node: str, revision: int) -> None:
+        applied = self._progress.of_network(message.network_id).get(node)
+        if not message.admin_state_up:
+            message.state = resource_pb2.STATE_DOWN
+            _condition(message, "Wired", False, "ADMIN_DOWN", "admin_state_up is false")
+        elif status is None or not status.wired:
+            failed = status is not None and status.reason not in ("", "NOT_YET_APPLIED")
+            message.state = resource_pb2.STATE_ERROR if failed else resource_pb2.STATE_PENDING
+            reason = status.reason if status is not None and status.reason else "NOT_YET_APPLIED"
+            text = status.message if status is not None and status.message else f"node {node} is wiring it"
+            _condition(message, "Wired", False, reason, text)
+        elif applied is None or applied.revision < revision:
+            message.state = resource_pb2.STATE_PENDING
+            have = applied.revision if applied else 0
+            text = f"node {node} has applied revision {have} of {revision}"
+            _condition(message, "Wired", True, "NOT_YET_APPLIED", text)
+        else:
+            message.state = resource_pb2.STATE_ACTIVE
+            _condition(message, "Wired", True, "WIRED", f"wired on node {node} at revision {applied.revision}")
+
+    def _node(self, message: Any) -> None:
+        alive = self._progress.is_alive(message.id)
+        entry = self._cache.get(keys.agent_status(message.id))
+        if entry is not None:
+            status = store_pb2.AgentStatus.FromString(entry.value)
+            message.agent.version = status.version
+            message.agent.start_time.CopyFrom(status.start_time)
+            message.agent.features.update(status.features)
+        applied = self._progress.of_nodes().get(message.id)
+        message.agent.applied_revision = applied.revision if applied else 0
+        message.agent.alive = alive
+        message.state = resource_pb2.STATE_ACTIVE if alive else resource_pb2.STATE_DOWN
+        if not alive:
+            text = "its agent has not been heard of; what is configured keeps forwarding"
+            _condition(message, "AgentAlive", False, "NODE_DEAD" if entry else "NEVER_SEEN", text)
+        if not message.tunnel_ip:
+            text = "it has no tunnel_ip, and its agent has reported no underlay address; set one"
+            _condition(message, "Reachable", False, "NO_TUNNEL_IP", text)
+        for error in applied.errors if applied else ():
+            _condition(message, "Applied", False, error.reason, f"{error.object}: {error.message}")
+
+
+def _condition(message: Any, kind: str, status: bool, reason: str, text: str) -> None:
+    message.conditions.add(type=kind, status=status, reason=reason, message=text[:1024])
+
+
+def _hide_hosts(message: Any) -> None:
+    """Tenants see what became of their objects, not the names of hosts."""
+    if "binding" in message.DESCRIPTOR.fields_by_name:
+        for binding in message.binding:
+            binding.node = binding.interface = ""
+    for lag in message.realization.lagging:
+        lag.node = lag.message = ""
+    for condition in message.conditions:
+        if condition.reason != "NOT_ATTACHED":
+            condition.message = ""

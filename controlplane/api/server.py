@@ -1,0 +1,209 @@
+"""`kumi-api`: puts the parts together, checks the store, serves until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from aetcd.rpc import rpc_pb2
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from kumihimo.v1 import resource_pb2, store_pb2
+
+from controlplane import config, telemetry
+from controlplane.api.crud import Crud
+from controlplane.api.dispatch import Dispatch, Handler
+from controlplane.api.leases import RequestLease
+from controlplane.api.output import Output
+from controlplane.api.wait import Wait
+from controlplane.controllers import runner
+from controlplane.controllers.binder import Binder
+from controlplane.controllers.registrar import Registrar
+from controlplane.controllers.release import Release
+from controlplane.errors import BadConfig, StoreUnavailable
+from controlplane.identity import Tokens
+from controlplane.progress import Progress
+from controlplane.registry import KINDS
+from controlplane.store import client, keys
+from controlplane.store.cache import Cache
+from controlplane.store.client import Store
+
+LARGEST_REQUEST = 8 << 20  # bytes
+NEEDED_OPERATIONS = 10_000
+STORE_DEADLINE = 30.0
+GRACE = 2.0
+
+_log = structlog.get_logger("kumihimo.api")
+
+
+class Unfit(Exception):
+    """The store cannot be used as it is; the message says what to change."""
+
+
+async def check_store(store: Store) -> None:
+    """Refuse an etcd whose limits are too low or whose layout is not ours; mark an empty one as ours. Raises Unfit."""
+    nothing = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=b"\0", count_only=True))
+    try:
+        await store.transact([], [nothing] * NEEDED_OPERATIONS)
+    except grpc.aio.AioRpcError as error:
+        raise Unfit(
+            f"etcd at {store.endpoints} takes too few operations in a transaction ({error.details()});"
+            f" start it with --max-txn-ops {NEEDED_OPERATIONS} and --max-request-bytes {LARGEST_REQUEST}"
+        ) from None
+    mark = store_pb2.StoreFormat(version=keys.FORMAT_VERSION).SerializeToString()
+    await store.transact([client.created_at(keys.FORMAT, 0)], [client.put(keys.FORMAT, mark)])
+    entry = await store.get(keys.FORMAT)
+    found = store_pb2.StoreFormat.FromString(entry.value).version if entry else 0
+    if found != keys.FORMAT_VERSION:
+        raise Unfit(f"etcd at {store.endpoints} holds format {found}; this release reads format {keys.FORMAT_VERSION}")
+
+
+def handlers(dispatch: Dispatch, store: Store, cache: Cache, progress: Progress) -> list[grpc.GenericRpcHandler]:
+    """A gRPC handler per service, made from the descriptors."""
+    output = Output(cache, progress)
+    lease = RequestLease(store)
+    found = []
+    for kind in KINDS.values():
+        crud = Crud(kind, store, cache, output, lease)
+        verbs: dict[str, Handler] = {
+            "Create": crud.create,
+            "Get": crud.get,
+            "List": crud.list,
+            "Update": crud.update,
+            "Delete": crud.delete,
+        }
+        found.append(_service(kind.service, kind.name, verbs, dispatch))
+    operations = resource_pb2.DESCRIPTOR.services_by_name["Operations"]
+    found.append(_service(operations, "Operations", {"Wait": Wait(cache, progress, output).wait}, dispatch))
+    return found
+
+
+def _service(descriptor: Any, kind: str, verbs: Mapping[str, Handler], dispatch: Dispatch) -> grpc.GenericRpcHandler:
+    methods = {}
+    for method in descriptor.methods:
+        name = f"{descriptor.full_name}/{method.name}"
+        methods[method.name] = grpc.unary_unary_rpc_method_handler(
+            dispatch.method(name, kind, method.name, verbs[method.name]),
+            request_deserializer=GetMessageClass(method.input_type).FromString,
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+    return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
+
+
+async def serve(settings: config.Config) -> None:
+    """Run until SIGTERM or SIGINT. Raises Unfit, StoreUnavailable and BadConfig before it listens."""
+    tokens = Tokens(settings.tokens)
+    credentials = grpc.ssl_server_credentials([(settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())])
+    store = Store(settings.etcd)
+    cache = Cache(store)
+    replica = f"{socket.gethostname()}-{os.getpid()}"
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await _store_answers(store)
+    await check_store(store)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(cache.run())]
+        async with asyncio.timeout(STORE_DEADLINE):
+            await cache.ready.wait()
+        progress = Progress(cache)
+        for controller in (
+            Binder(store, cache, progress),
+            Release(store, cache, progress),
+            Registrar(store, cache, progress),
+        ):
+            tasks.append(group.create_task(runner.run(controller, store, cache, replica)))
+        server = _server(Dispatch(tokens, settings.defaults), store, cache, progress)
+        for address in settings.listen:
+            _listen(server, address, credentials)
+        await server.start()
+        _log.info("serving", listen=", ".join(settings.listen), revision=cache.revision)
+        await stop.wait()
+        await server.stop(GRACE)
+        for task in tasks:
+            task.cancel()
+    await store.close()
+
+
+async def _store_answers(store: Store) -> None:
+    """Wait for etcd: at boot it may come later than we do."""
+    try:
+        async with asyncio.timeout(STORE_DEADLINE):
+            while True:
+                try:
+                    await store.revision()
+                except StoreUnavailable as error:
+                    _log.info("waiting for the store", detail=str(error))
+                    await asyncio.sleep(0.5)
+                else:
+                    return
+    except TimeoutError:
+        raise Unfit(f"etcd at {store.endpoints} has not answered for {STORE_DEADLINE:.0f} s; is it running?") from None
+
+
+def _server(dispatch: Dispatch, store: Store, cache: Cache, progress: Progress) -> grpc.aio.Server:
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", LARGEST_REQUEST),
+            ("grpc.so_reuseport", 1),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+    )
+    server.add_generic_rpc_handlers(handlers(dispatch, store, cache, progress))
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    names = [kind.service.full_name for kind in KINDS.values()]
+    names += ["kumihimo.v1.Operations", health.SERVICE_NAME, reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(names, server)
+    return server
+
+
+def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> None:
+    if address.startswith("unix:"):
+        # A socket file that a killed server left behind would refuse the next one.
+        Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+    try:
+        server.add_secure_port(address, credentials)
+    except RuntimeError:
+        raise BadConfig(f"listen: {address} cannot be listened on; is it taken, or no address of this host?") from None
+
+
+def main() -> None:
+    """Entry point of `kumi-api`. Exit code 0 after an orderly stop, 1 with one line when it cannot run."""
+    parser = argparse.ArgumentParser(
+        prog="kumi-api",
+        description="The Kumihimo API server.",
+        epilog="example: kumi-api --config /etc/kumihimo/api.toml",
+    )
+    parser.add_argument("--config", type=Path, default=Path("/etc/kumihimo/api.toml"), help="configuration file")
+    arguments = parser.parse_args()
+    telemetry.start_logging(service="kumi-api")
+    try:
+        settings = config.load(arguments.config)
+        telemetry.start_tracing("kumi-api", settings.trace_file)
+        asyncio.run(serve(settings))
+    except* (BadConfig, Unfit, StoreUnavailable, OSError, ValueError) as group:
+        sys.exit(f"kumi-api: {_first(group)}")
+    except* TimeoutError:
+        sys.exit("kumi-api: the store did not answer in time")
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+if __name__ == "__main__":
+    main()

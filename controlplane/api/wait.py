@@ -1,0 +1,135 @@
+"""Wait: returns when every live node concerned has applied a revision, and never before.
+
+Concerned is a node that has said so (progress.py); what it has applied it says only after Open vSwitch has confirmed it
+and its caches have been revalidated (agent/drivers/openflow). Dead nodes are named, never waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from kumihimo.v1 import resource_pb2
+
+from controlplane.api.output import LAGGING_SHOWN, Output
+from controlplane.errors import ApiError, Code, StoreUnavailable, fault, unavailable
+from controlplane.identity import Caller
+from controlplane.progress import Lag, Progress
+from controlplane.registry import KINDS
+from controlplane.services.base import Context, stored
+from controlplane.store.cache import Cache
+from controlplane.store.txn import Origin
+
+DEFAULT = 30.0
+LONGEST = 600.0
+LONGEST_LIST = 500
+
+
+class Wait:
+    """The method `Operations.Wait`."""
+
+    def __init__(self, cache: Cache, progress: Progress, output: Output) -> None:
+        self._cache = cache
+        self._progress = progress
+        self._output = output
+
+    async def wait(self, request: Any, context: Context, origin: Origin) -> Any:
+        timeout = request.timeout.ToMilliseconds() / 1000 if request.HasField("timeout") else DEFAULT
+        if not 0 <= timeout <= LONGEST:
+            raise fault("timeout", "VALUE_OUT_OF_RANGE", f"timeout is {timeout} s; 0 to {LONGEST:.0f} s is accepted")
+        if len(request.ids) > LONGEST_LIST:
+            raise fault("ids", "TOO_MANY_VALUES", f"ids has {len(request.ids)} entries; at most {LONGEST_LIST} are accepted")
+        try:
+            revision = await self._cache.sync()
+            if request.revision > revision:
+                raise ApiError(
+                    Code.OUT_OF_RANGE,
+                    "REVISION_IN_FUTURE",
+                    f"revision {request.revision} is in the future; the store is at {revision}",
+                )
+        except StoreUnavailable as error:
+            raise unavailable(str(error)) from error
+        wanted = request.revision or revision
+        # What a name stands for is fixed now: an object deleted meanwhile is still waited for where it was.
+        scopes = self._scopes(request.ids, context.caller)
+        lagging: list[Lag] = []
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    lagging, dead = self._behind(scopes, wanted)
+                    lagging += self._inactive(request.ids, context.caller) if request.active else []
+                    if not lagging:
+                        return self._response(dead, context.caller)
+                    await self._cache.moved()
+        except TimeoutError:
+            raise self._too_slow(lagging, wanted, timeout, context.caller) from None
+
+    def _scopes(self, ids: Iterable[str], caller: Caller) -> set[str] | None:
+        """The networks whose nodes are waited for, "" for the node scope; None: everything."""
+        if not ids:
+            return None
+        scopes = set()
+        for object_id in ids:
+            scope = self._scope_of(object_id, caller)
+            if scope is not None:
+                scopes.add(scope)
+            else:
+                # Deleted, or never there: waiting for everything covers it, and tells nobody which of the two it is.
+                return None
+        return scopes
+
+    def _scope_of(self, object_id: str, caller: Caller) -> str | None:
+        for name, kind in KINDS.items():
+            found = stored(self._cache, name, object_id)
+            if found is None:
+                continue
+            if kind.options.operator_named:
+                return "" if caller.is_operator else None
+            if caller.sees(found.project_id):
+                return str(found.network_id if kind.options.parent else found.id)
+        return None
+
+    def _behind(self, scopes: set[str] | None, revision: int) -> tuple[list[Lag], list[Lag]]:
+        lagging: list[Lag] = []
+        dead: dict[str, Lag] = {}
+        for scope in [*self._progress.networks(), ""] if scopes is None else scopes:
+            if scope:
+                late, gone = self._progress.behind(scope, revision)
+            else:
+                late, gone = self._progress.behind_nodes(revision)
+            lagging.extend(late)
+            dead.update((lag.node, lag) for lag in gone)
+        return lagging, list(dead.values())
+
+    def _inactive(self, ids: Iterable[str], caller: Caller) -> list[Lag]:
+        found = []
+        for object_id in ids:
+            port = stored(self._cache, "Port", object_id)
+            if port is None or not caller.sees(port.project_id):
+                continue
+            self._output.fill(port, caller)
+            if port.state != resource_pb2.STATE_ACTIVE:
+                last = port.conditions[-1] if port.conditions else resource_pb2.Condition(reason="NOT_YET_APPLIED")
+                node = port.binding[0].node if port.binding else ""
+                found.append(Lag(node, 0, last.reason, f"port {port.id}: {last.message}"))
+        return found
+
+    def _response(self, dead: list[Lag], caller: Caller) -> Any:
+        response = resource_pb2.WaitResponse(revision=self._cache.revision)
+        if caller.is_operator:
+            response.dead.extend(lag.message_of() for lag in dead[:LAGGING_SHOWN])
+        return response
+
+    def _too_slow(self, lagging: list[Lag], revision: int, timeout: float, caller: Caller) -> ApiError:
+        if caller.is_operator:
+            shown = "; ".join(dict.fromkeys(lag.message for lag in lagging[:LAGGING_SHOWN]))
+        else:
+            shown = ", ".join(sorted({lag.reason for lag in lagging}))
+        reasons = {lag.reason for lag in lagging}
+        return ApiError(
+            Code.DEADLINE_EXCEEDED,
+            sorted(reasons)[0] if reasons else "NOT_YET_APPLIED",
+            f"revision {revision} is not applied everywhere after {timeout:g} s: {shown}",
+            {lag.node: lag.reason for lag in lagging[:LAGGING_SHOWN] if lag.node and caller.is_operator},
+        )

@@ -1,0 +1,109 @@
+"""The API's configuration file (TOML), read once into a frozen value.
+
+listen = ["127.0.0.1:7443"]          # host:port or unix:/path; TLS on all
+etcd = ["127.0.0.1:2379"]
+tls_certificate = "/etc/kumihimo/api.crt"
+tls_key = "/etc/kumihimo/api.key"
+tokens = "/etc/kumihimo/tokens.toml"
+[defaults]
+underlay_mtu = 1500                  # bytes
+[tracing]
+file = "/var/log/kumihimo/api-spans.jsonl"
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from controlplane.errors import BadConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What the server stores where the user says nothing."""
+
+    network_type: str = "vxlan"
+    underlay_mtu: int = 1500
+    dns_domain: str = "kumihimo.internal"
+    mac_base: str = "fa:16:3e"
+    availability_zone: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """See the module."""
+
+    listen: tuple[str, ...]
+    etcd: tuple[str, ...]
+    tls_certificate: Path
+    tls_key: Path
+    tokens: Path
+    defaults: Defaults = field(default_factory=Defaults)
+    trace_file: Path | None = None
+
+
+def load(path: Path) -> Config:
+    """Read and check a file. Raises BadConfig with file, field and what would be accepted."""
+    raw = read_toml(path)
+    known = {"listen", "etcd", "tls_certificate", "tls_key", "tokens", "defaults", "tracing"}
+    refuse_unknown(path, "", raw, known)
+    return Config(
+        listen=strings(path, raw, "listen"),
+        etcd=strings(path, raw, "etcd"),
+        tls_certificate=_file(path, raw, "tls_certificate"),
+        tls_key=_file(path, raw, "tls_key"),
+        tokens=_file(path, raw, "tokens"),
+        defaults=_defaults(path, raw.get("defaults", {})),
+        trace_file=trace_file(path, raw),
+    )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise BadConfig(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{path}: {error}") from None
+
+
+def refuse_unknown(path: Path, section: str, raw: Mapping[str, Any], known: set[str]) -> None:
+    for name in raw:
+        if name not in known:
+            raise BadConfig(f"{path}: {section}{name} means nothing; accepted are {', '.join(sorted(known))}")
+
+
+def strings(path: Path, raw: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = raw.get(name)
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise BadConfig(f'{path}: {name} must be a list of addresses, for example {name} = ["127.0.0.1:2379"]')
+    return tuple(value)
+
+
+def trace_file(path: Path, raw: Mapping[str, Any]) -> Path | None:
+    section = raw.get("tracing", {})
+    refuse_unknown(path, "tracing.", section, {"file"})
+    return Path(section["file"]) if "file" in section else None
+
+
+def _file(path: Path, raw: Mapping[str, Any], name: str) -> Path:
+    value = raw.get(name)
+    if not isinstance(value, str):
+        raise BadConfig(f"{path}: {name} must name a file")
+    if not Path(value).is_file():
+        raise BadConfig(f"{path}: {name} names {value}, which is not a readable file")
+    return Path(value)
+
+
+def _defaults(path: Path, raw: Mapping[str, Any]) -> Defaults:
+    refuse_unknown(path, "defaults.", raw, {item.name for item in fields(Defaults)})
+    defaults = Defaults(**raw)
+    for item in fields(Defaults):
+        expected = type(item.default)
+        if not isinstance(getattr(defaults, item.name), expected):
+            raise BadConfig(f"{path}: defaults.{item.name} must be of type {expected.__name__}")
+    return defaults

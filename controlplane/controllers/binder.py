@@ -1,0 +1,123 @@
+"""Decides where a port is: turns "seen on a node" into `net/{net}/bind/{port}`.
+
+Rules: a port seen on one node is bound to it. A port seen on several stays where it is bound while it is seen there or
+while that node's agent is dead (its traffic goes on); else the node it is seen on takes it. A port seen nowhere is unbound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from kumihimo.v1 import port_pb2
+
+from controlplane.errors import ApiError
+from controlplane.progress import Progress
+from controlplane.registry import KINDS
+from controlplane.services.base import stored
+from controlplane.store import keys
+from controlplane.store.cache import Cache
+from controlplane.store.client import Entry, Store
+from controlplane.store.txn import Origin, Transaction, commit
+
+BATCH = 200
+ORIGIN = Origin(actor="binder", project_id="", method="controller/binder")
+
+_log = structlog.get_logger("kumihimo.binder")
+
+
+class Binder:
+    """See the module."""
+
+    name = "binder"
+
+    def __init__(self, store: Store, cache: Cache, progress: Progress) -> None:
+        self._store = store
+        self._cache = cache
+        self._progress = progress
+        self._dirty: dict[str, None] = {}
+        self._woken = asyncio.Event()
+
+    async def run(self) -> None:
+        self._cache.observe(self._changed)
+        try:
+            while True:
+                await self._woken.wait()
+                self._woken.clear()
+                while self._dirty:
+                    batch = list(self._dirty)[:BATCH]
+                    for port in batch:
+                        del self._dirty[port]
+                    await self._bind(batch)
+        finally:
+            self._cache.forget(self._changed)
+
+    def _changed(self, key: str, old: Entry | None, new: Entry | None) -> None:
+        match keys.split(key):
+            case ["status", _, "port", port]:
+                self._mark(port)
+            case ["net", _, "port" | "bind", port]:
+                self._mark(port)
+            case ["alive" | "node", node]:
+                for bound in self._cache.folder(keys.bound_to(node)):
+                    self._mark(bound.rsplit("/", 1)[1])
+                for seen in self._cache.folder(keys.port_status(node)):
+                    self._mark(seen.rsplit("/", 1)[1])
+
+    def _mark(self, port: str) -> None:
+        self._dirty[port] = None
+        self._woken.set()
+
+    async def _bind(self, batch: list[str]) -> None:
+        def attempt(transaction: Transaction) -> int:
+            return sum(self._decide(transaction, port) for port in batch)
+
+        try:
+            moved, revision = await commit(self._store, self._cache, attempt, ORIGIN)
+        except ApiError as error:
+            # One port that others keep changing must not hold up the batch: each by itself.
+            if len(batch) == 1:
+                _log.warning("not bound", port=batch[0], detail=error.message)
+                raise
+            for port in batch:
+                await self._bind([port])
+            return
+        if moved:
+            _log.info("bound", ports=moved, revision=revision)
+
+    def _decide(self, transaction: Transaction, port_id: str) -> int:
+        """Write what one port's binding should be; 1 when that is a change."""
+        port = stored(self._cache, "Port", port_id)
+        if port is None:
+            return 0
+        key = keys.bindings(port.network_id) + port_id
+        entry = transaction.read(key)
+        old = port_pb2.Binding.FromString(entry.value) if entry else None
+        new = self._place(old, port_id)
+        if new == old:
+            return 0
+        transaction.require(keys.place(KINDS["Port"], port_id, port.network_id))
+        transaction.resources.append(f"port/{port_id}")
+        if old is not None and (new is None or new.node != old.node):
+            transaction.delete(keys.bound_to(old.node, port_id))
+        if new is None:
+            transaction.delete(key)
+        else:
+            # A node that is deleted in the meantime takes no port.
+            transaction.require(keys.node(new.node))
+            transaction.put(key, new)
+            transaction.put(keys.bound_to(new.node, port_id), new)
+        return 1
+
+    def _place(self, old: port_pb2.Binding | None, port_id: str) -> port_pb2.Binding | None:
+        seen = {
+            node: status
+            for node, status in self._progress.seen(port_id).items()
+            if self._cache.get(keys.node(node)) is not None
+        }
+        if old is not None and old.node in seen:
+            return port_pb2.Binding(node=old.node, interface=seen[old.node].interface)
+        if seen:
+            node = min(seen)
+            return port_pb2.Binding(node=node, interface=seen[node].interface)
+        return None

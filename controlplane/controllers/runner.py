@@ -1,0 +1,87 @@
+"""Runs a controller in the one replica that holds its lease.
+
+The key `controller/{name}` is leased and created only when absent. A holder renews at a third of the lease's time; when a
+renewal has not been confirmed for the whole of it on the local clock, it stops at once: by then another may have begun.
+Whatever a controller writes is a guarded transaction, so a late write of an old holder cannot undo a new one's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Protocol
+
+import structlog
+
+from controlplane.errors import ApiError, StoreUnavailable
+from controlplane.store import client, keys
+from controlplane.store.cache import Cache
+from controlplane.store.client import Store
+
+TTL = 4  # seconds
+
+_log = structlog.get_logger("kumihimo.controller")
+
+
+class Controller(Protocol):
+    """Something to do for as long as we are its holder."""
+
+    name: str
+
+    async def run(self) -> None:
+        """Work until cancelled; begin from the state of the store, as if nothing had run before."""
+
+
+class Lost(Exception):
+    """The lease is gone, or may be."""
+
+
+async def run(controller: Controller, store: Store, cache: Cache, replica: str) -> None:
+    """Campaign for a controller and run it while it is ours; for ever."""
+    key = keys.controller(controller.name)
+    log = _log.bind(controller=controller.name)
+    while True:
+        try:
+            await _absent(cache, key)
+            lease = await store.grant(TTL)
+            confirmed = time.monotonic()
+            try:
+                written = await store.transact([client.created_at(key, 0)], [client.put(key, replica.encode(), lease=lease)])
+                if written.succeeded:
+                    log.info("holding", fence=written.revision)
+                    await _hold(controller, store, lease, confirmed)
+            finally:
+                # Gives the place to another replica at once when we stop in an orderly way.
+                with contextlib.suppress(StoreUnavailable, asyncio.CancelledError):
+                    await store.revoke(lease)
+        except (StoreUnavailable, ApiError, Lost) as error:
+            log.warning("released", detail=str(error))
+            await asyncio.sleep(TTL / 8)
+
+
+async def _absent(cache: Cache, key: str) -> None:
+    while cache.get(key) is not None:
+        await cache.moved()
+
+
+async def _hold(controller: Controller, store: Store, lease: int, confirmed: float) -> None:
+    work = asyncio.create_task(controller.run())
+    try:
+        while True:
+            done, _ = await asyncio.wait([work], timeout=TTL / 3)
+            if done:
+                return work.result()
+            asked = time.monotonic()
+            try:
+                async with asyncio.timeout_at(asyncio.get_running_loop().time() + TTL / 3):
+                    if not await store.keep_alive(lease):
+                        raise Lost("the lease ran out")
+                confirmed = asked
+            except (StoreUnavailable, TimeoutError):
+                if time.monotonic() - confirmed > TTL * 2 / 3:
+                    raise Lost("the lease could not be renewed") from None
+    finally:
+        work.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await work

@@ -1,0 +1,132 @@
+"""How far the nodes have come: an observer of the cache that keeps `status/` and `alive/` by what is asked of them.
+
+A node *concerns itself* with a network from the moment it has written `status/{node}/net/{net}` (with revision 0, before
+it reads the network for the first time) until it has removed everything of it and then that key. So for every network the
+nodes concerned are known at once, and none wires a port before it counts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from kumihimo.v1 import resource_pb2, store_pb2
+
+from controlplane.store import keys
+from controlplane.store.cache import Cache
+from controlplane.store.client import Entry
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """A node that has not applied what was asked for."""
+
+    node: str
+    revision: int
+    reason: str
+    message: str
+
+    def message_of(self) -> resource_pb2.NodeLag:
+        return resource_pb2.NodeLag(node=self.node, realized_revision=self.revision, reason=self.reason, message=self.message)
+
+
+class Progress:
+    """See the module. Reads are plain look-ups in what the cache has told."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._networks: dict[str, dict[str, store_pb2.Applied]] = defaultdict(dict)
+        self._nodes: dict[str, store_pb2.Applied] = {}
+        self._ports: dict[str, dict[str, store_pb2.PortStatus]] = defaultdict(dict)
+        self._alive: set[str] = set()
+        cache.observe(self._changed)
+
+    def _changed(self, key: str, old: Entry | None, new: Entry | None) -> None:
+        match keys.split(key):
+            case ["alive", node]:
+                (self._alive.add if new else self._alive.discard)(node)
+            case ["status", node, "net", network]:
+                _set(self._networks, network, node, store_pb2.Applied.FromString(new.value) if new else None)
+            case ["status", node, "port", port]:
+                _set(self._ports, port, node, store_pb2.PortStatus.FromString(new.value) if new else None)
+            case ["status", node, "nodes"]:
+                if new:
+                    self._nodes[node] = store_pb2.Applied.FromString(new.value)
+                else:
+                    self._nodes.pop(node, None)
+
+    def is_alive(self, node: str) -> bool:
+        return node in self._alive
+
+    def seen(self, port: str) -> dict[str, store_pb2.PortStatus]:
+        """Where a port is plugged, by node: more than one while it moves, or by mistake."""
+        return self._ports.get(port, {})
+
+    def of_network(self, network: str) -> dict[str, store_pb2.Applied]:
+        """The nodes that concern themselves with a network, dead ones included."""
+        return self._networks.get(network, {})
+
+    def of_nodes(self) -> dict[str, store_pb2.Applied]:
+        """How far each node has applied the node scope."""
+        return self._nodes
+
+    def networks(self) -> Iterator[str]:
+        """Every network that some node concerns itself with."""
+        yield from self._networks
+
+    def network_revision(self, network: str) -> int:
+        """Store revision of the last change of a network's scope; 0 when the network is gone."""
+        entry = self._cache.get(keys.change_of_network(network))
+        return entry.mod_revision if entry else 0
+
+    def nodes_revision(self) -> int:
+        entry = self._cache.get(keys.NODES_CHANGE)
+        return entry.mod_revision if entry else 0
+
+    def behind(self, network: str, revision: int) -> tuple[list[Lag], list[Lag]]:
+        """(live nodes that have not applied a revision of a network, dead nodes), by name.
+
+        A network that is gone is applied when the node no longer concerns itself with it.
+        """
+        gone = self._cache.get(keys.network(network)) is None
+        current = self.network_revision(network)
+        wanted = revision if gone else min(revision, current)
+        lagging, dead = [], []
+        for node, applied in sorted(self.of_network(network).items()):
+            if not self.is_alive(node):
+                dead.append(Lag(node, applied.revision, "NODE_DEAD", f"node {node} has not been heard of; not waited for"))
+            elif gone or applied.revision < wanted:
+                lagging.append(Lag(node, applied.revision, *self._why(node, applied, wanted, gone)))
+        return lagging, dead
+
+    def _why(self, node: str, applied: store_pb2.Applied, wanted: int, gone: bool) -> tuple[str, str]:
+        if applied.errors:
+            error = applied.errors[0]
+            return error.reason, f"node {node}: {error.object}: {error.message}"
+        if gone:
+            return "NOT_YET_REMOVED", f"node {node} has not yet removed the network"
+        return "NOT_YET_APPLIED", f"node {node} has applied revision {applied.revision} of {wanted}"
+
+    def behind_nodes(self, revision: int) -> tuple[list[Lag], list[Lag]]:
+        """The same for the node scope, which concerns every node."""
+        wanted = min(revision, self.nodes_revision())
+        lagging, dead = [], []
+        for node, applied in sorted(self._nodes.items()):
+            if not self.is_alive(node):
+                dead.append(Lag(node, applied.revision, "NODE_DEAD", f"node {node} has not been heard of; not waited for"))
+            elif applied.revision < wanted:
+                lagging.append(Lag(node, applied.revision, *self._why(node, applied, wanted, False)))
+        return lagging, dead
+
+
+def _set(table: dict[str, dict[str, T]], outer: str, inner: str, value: T | None) -> None:
+    if value is not None:
+        table[outer][inner] = value
+        return
+    table[outer].pop(inner, None)
+    if not table[outer]:
+        del table[outer]

@@ -1,0 +1,66 @@
+"""The kinds of resources, derived from the proto descriptors. Nothing about a kind is stated twice.
+
+A message with the option `kumihimo.v1.resource` is a kind; the service named by its plural (`Networks`) holds its
+methods. Adding a resource adds a .proto file to `_FILES` and its rules to `controlplane/services`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from kumihimo.v1 import network_pb2, node_pb2, port_pb2, resource_pb2
+
+# google.protobuf has two classes for each descriptor (upb and pure Python) and the type stubs know only one.
+Descriptor = Any
+Field = Any
+Service = Any
+
+_FILES: tuple[Any, ...] = (network_pb2.DESCRIPTOR, port_pb2.DESCRIPTOR, node_pb2.DESCRIPTOR)
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """One kind of resource.
+
+    name: the message's name ("Network"). service: the gRPC service with its methods. options: nouns, columns, parent.
+    """
+
+    name: str
+    descriptor: Descriptor
+    service: Service
+    options: resource_pb2.ResourceOptions
+
+    @property
+    def message(self) -> type[Message]:
+        return GetMessageClass(self.descriptor)
+
+    @property
+    def noun(self) -> str:
+        return self.options.singular
+
+    def new(self, data: bytes = b"") -> Any:
+        """A message of this kind, parsed from stored bytes (unknown fields are kept)."""
+        return self.message.FromString(data)
+
+
+def rules(field: Field) -> resource_pb2.FieldRules:
+    """The rules of a field; empty when it has none."""
+    return field.GetOptions().Extensions[resource_pb2.rules]  # type: ignore[no-any-return]
+
+
+def _kinds() -> dict[str, Kind]:
+    found: dict[str, Kind] = {}
+    for file in _FILES:
+        for name, descriptor in file.message_types_by_name.items():
+            options = descriptor.GetOptions()
+            if options.HasExtension(resource_pb2.resource):
+                resource = options.Extensions[resource_pb2.resource]
+                service = file.services_by_name[resource.plural.capitalize()]
+                found[name] = Kind(name, descriptor, service, resource)
+    return found
+
+
+KINDS: dict[str, Kind] = _kinds()

@@ -1,0 +1,14 @@
+"""What each kind of resource adds to the kernel: its defaults, its checks, the values it claims. One module per family.
+
+`RULES` is the whole list. Rules are pure functions over a transaction (which reads the cache) and messages.
+"""
+
+from __future__ import annotations
+
+from controlplane.services.base import Rules
+from controlplane.services.network import NetworkRules
+from controlplane.services.node import NodeRules
+from controlplane.services.port import PortRules
+from controlplane.services.subnet import SubnetRules
+
+RULES: dict[str, Rules] = {rules.kind: rules for rules in (NetworkRules(), SubnetRules(), PortRules(), NodeRules())}

@@ -1,0 +1,181 @@
+"""Networks: type, segment, MTU, and the numbers a network is known by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kumihimo.v1 import network_pb2 as pb
+
+from controlplane.errors import ApiError, Code, Violation, exhausted, reference_not_found, taken
+from controlplane.registry import KINDS
+from controlplane.services.base import (
+    Context,
+    Hints,
+    Rules,
+    claim,
+    first_free,
+    in_use,
+    label,
+    release,
+    stored,
+    subnets_of,
+)
+from controlplane.store import keys
+from controlplane.store.cache import parse
+from controlplane.store.txn import Transaction
+
+# Bytes that an encapsulation adds to a frame's IP packet over an IPv4 underlay.
+OVERHEAD = {pb.NETWORK_TYPE_VXLAN: 50, pb.NETWORK_TYPE_GENEVE: 50, pb.NETWORK_TYPE_GRE: 42}
+SEGMENTS = {
+    pb.NETWORK_TYPE_VLAN: (1, 4094),
+    pb.NETWORK_TYPE_VXLAN: (1, (1 << 24) - 1),
+    pb.NETWORK_TYPE_GENEVE: (1, (1 << 24) - 1),
+    pb.NETWORK_TYPE_GRE: (1, (1 << 32) - 1),
+}
+ENABLED = {pb.NETWORK_TYPE_VXLAN}
+PHYSICAL = {pb.NETWORK_TYPE_VLAN, pb.NETWORK_TYPE_FLAT}
+LEAST_MTU = 68
+KEY_POOL = "network-key"
+KEYS = (1, (1 << 24) - 1)
+
+
+def type_name(network_type: int) -> str:
+    return pb.NetworkType.Name(network_type).removeprefix("NETWORK_TYPE_")
+
+
+def service_mac(key: int) -> str:
+    """The MAC of a network's DHCP service, the same on every node; follows from the network's key."""
+    octets = key.to_bytes(3, "big")
+    return "fa:16:3f:" + ":".join(f"{octet:02x}" for octet in octets)
+
+
+class NetworkRules(Rules):
+    """See the module."""
+
+    kind = "Network"
+
+    def complete(self, new: Any, context: Context) -> None:
+        if not new.network_type:
+            new.network_type = pb.NetworkType.Value(f"NETWORK_TYPE_{context.defaults.network_type.upper()}")
+        for field in ("admin_state_up", "port_security_enabled"):
+            if not new.HasField(field):
+                setattr(new, field, True)
+        if not new.HasField("mtu"):
+            new.mtu = context.defaults.underlay_mtu - OVERHEAD.get(new.network_type, 0)
+        new.dns_domain = new.dns_domain or context.defaults.dns_domain
+
+    def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
+        kind = type_name(new.network_type)
+        if new.segments and (new.physical_network or new.segmentation_id):
+            yield Violation(
+                "segments",
+                "FIELDS_EXCLUSIVE",
+                "segments excludes physical_network and segmentation_id; give the one or the other",
+            )
+        if new.network_type not in PHYSICAL and new.physical_network:
+            yield Violation(
+                "physical_network",
+                "FIELDS_EXCLUSIVE",
+                f"physical_network is for VLAN and FLAT; a {kind} network has none",
+            )
+        if new.network_type == pb.NETWORK_TYPE_FLAT and not new.physical_network:
+            yield Violation("physical_network", "MISSING_FIELD", "physical_network is missing; a FLAT network needs one")
+        if new.segmentation_id:
+            yield from self._check_segment(new, kind)
+        ceiling = context.defaults.underlay_mtu - OVERHEAD.get(new.network_type, 0)
+        if not LEAST_MTU <= new.mtu <= ceiling:
+            yield Violation(
+                "mtu",
+                "VALUE_OUT_OF_RANGE",
+                f"mtu is {new.mtu}; {LEAST_MTU} to {ceiling} is accepted for {kind} over this underlay",
+            )
+        if new.network_type in pb.NetworkType.values() and new.network_type not in ENABLED:
+            names = ", ".join(type_name(number) for number in sorted(ENABLED))
+            yield Violation(
+                "network_type",
+                "FEATURE_DISABLED",
+                f"network_type {kind} is not enabled on this installation; {names} is accepted",
+                Code.UNIMPLEMENTED,
+            )
+
+    def _check_segment(self, new: Any, kind: str) -> Iterator[Violation]:
+        if new.network_type not in SEGMENTS:
+            yield Violation("segmentation_id", "FIELDS_EXCLUSIVE", f"a {kind} network has no segmentation_id; leave it out")
+            return
+        low, high = SEGMENTS[new.network_type]
+        if not low <= new.segmentation_id <= high:
+            yield Violation(
+                "segmentation_id",
+                "VALUE_OUT_OF_RANGE",
+                f"segmentation_id is {new.segmentation_id}; {low} to {high} is accepted for {kind}",
+            )
+
+    def create(self, transaction: Transaction, new: Any, context: Context) -> None:
+        if new.physical_network:
+            raise reference_not_found("physical_network", "PhysicalNetwork", new.physical_network)
+        pool = type_name(new.network_type).lower()
+        if not new.segmentation_id:
+            low, high = SEGMENTS[new.network_type]
+            new.segmentation_id = self._free(transaction, pool, low, high, context.hints)
+        self._claim(transaction, pool, new.segmentation_id, new, "segmentation_id")
+        new.key = self._free(transaction, KEY_POOL, *KEYS, context.hints)
+        self._claim(transaction, KEY_POOL, new.key, new, "key")
+        mac_pool = keys.mac_pool(new.id)
+        claim(transaction, mac_pool, service_mac(new.key), owner=new.id, project=new.project_id, network=new.id)
+
+    def _free(self, transaction: Transaction, pool: str, low: int, high: int, hints: Hints) -> int:
+        number = first_free(transaction, pool, low, high, hints)
+        if number is None:
+            raise exhausted("NO_FREE_SEGMENT", f"every number of {low} to {high} is in use in the pool {pool}", pool=pool)
+        return number
+
+    def _claim(self, transaction: Transaction, pool: str, number: int, new: Any, field: str) -> None:
+        holder = claim(transaction, pool, number, owner=new.id, project=new.project_id, network=new.id)
+        if holder is None:
+            return
+        if holder.releasing:
+            raise taken(
+                "SEGMENT_TAKEN",
+                f"{field} {number} was in use until now and is free again when the nodes have let go of it; try again",
+                holder.owner,
+            )
+        network = stored(transaction.cache, "Network", holder.owner)
+        name = label(holder.owner, network.name) if network else holder.owner
+        raise taken("SEGMENT_TAKEN", f"{field} {number} is taken by Network {name}; leave it out to have one chosen", name)
+
+    def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
+        new.key = old.key
+
+    def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
+        from controlplane.services import RULES  # a network owns its children's deletion, and they know of networks
+
+        cache = transaction.cache
+        ports = [parse(KINDS["Port"], entry) for entry in cache.folder(keys.ports(old.id)).values()]
+        subnets = subnets_of(cache, old.id)
+        bound = {key.rsplit("/", 1)[1] for key in cache.folder(keys.bindings(old.id))}
+        kept = [port for port in ports if not force or port.id in bound or port.device_owner]
+        referrers = [f"Port {label(port.id, port.name)}" for port in kept]
+        if not force:
+            referrers += [f"Subnet {label(subnet.id, subnet.name)}" for subnet in subnets]
+        if referrers:
+            raise in_use("Network", old.id, old.name, sorted(referrers))
+        for kind, children in (("Port", ports), ("Subnet", subnets)):
+            for child in children:
+                RULES[kind].delete(transaction, child, force, context)
+                transaction.delete(keys.index(kind, child.id))
+        for folder in (keys.ports(old.id), keys.subnets(old.id)):
+            if force:
+                transaction.require_unchanged(folder)
+            else:
+                transaction.require_empty(folder)
+        transaction.delete_prefix(keys.scope(old.id))
+        transaction.delete_prefix(keys.claim(f"net/{old.id}"))
+        release(transaction, type_name(old.network_type).lower(), old.segmentation_id)
+        release(transaction, KEY_POOL, old.key)
+
+
+def forbid_foreign_network(network: Any, context: Context) -> None:
+    """A child belongs to the network's project; another project's network is as good as missing."""
+    if not context.caller.sees(network.project_id):
+        raise ApiError(Code.NOT_FOUND, "REFERENCE_NOT_FOUND", f"Network {network.id} does not exist")

@@ -1,0 +1,100 @@
+"""Nodes: what operators say of the hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kumihimo.v1 import node_pb2 as pb
+
+from controlplane.errors import Code, Violation, exhausted, precondition, taken
+from controlplane.services.base import Context, Rules, claim, first_free, in_use, release
+from controlplane.store import keys
+from controlplane.store.txn import Transaction
+from controlplane.values import address
+
+KEY_POOL = "node-key"
+KEYS = (1, (1 << 16) - 1)
+TUNNEL_POOL = "tunnel-ip"
+
+
+class NodeRules(Rules):
+    """See the module."""
+
+    kind = "Node"
+
+    def complete(self, new: Any, context: Context) -> None:
+        if not new.HasField("admin_state_up"):
+            new.admin_state_up = True
+        if not new.roles:
+            new.roles.append(pb.NODE_ROLE_COMPUTE)
+        new.availability_zone = new.availability_zone or context.defaults.availability_zone
+        if not new.HasField("weight"):
+            new.weight = 100
+
+    def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
+        try:
+            tunnel = address(new.tunnel_ip) if new.tunnel_ip else None
+        except ValueError:
+            return
+        if tunnel is not None and tunnel.version == 6:
+            yield Violation(
+                "tunnel_ip",
+                "FEATURE_NOT_SUPPORTED",
+                f"tunnel_ip {tunnel}: an IPv6 underlay is not acted upon by this release; an IPv4 address is accepted",
+                Code.UNIMPLEMENTED,
+            )
+
+    def create(self, transaction: Transaction, new: Any, context: Context) -> None:
+        key = first_free(transaction, KEY_POOL, *KEYS, context.hints)
+        if key is None:
+            raise exhausted("NO_FREE_SEGMENT", f"all {KEYS[1]} node numbers are in use")
+        claim(transaction, KEY_POOL, key, owner=new.id, project="")
+        new.key = key
+        self._claim_tunnel(transaction, new)
+
+    def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
+        new.key = old.key
+        if new.tunnel_ip != old.tunnel_ip:
+            if old.tunnel_ip:
+                transaction.delete(keys.claim(TUNNEL_POOL, old.tunnel_ip))
+            self._claim_tunnel(transaction, new)
+
+    def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
+        bound = keys.bound_to(old.id)
+        ports = [key.rsplit("/", 1)[1] for key in transaction.cache.folder(bound)]
+        if ports and not force:
+            raise in_use("Node", old.id, "", [f"Port {port}" for port in sorted(ports)])
+        if transaction.cache.get(keys.alive(old.id)) is not None and force:
+            raise precondition(
+                "INCOMPATIBLE_STATE",
+                f"Node {old.id} is alive; force is for a dead node. Detach its ports, then delete it",
+            )
+        for port in ports:
+            transaction.delete(bound + port)
+            for network in _networks_of(transaction, port):
+                transaction.delete(keys.bindings(network) + port)
+        if ports:
+            transaction.require_unchanged(bound)
+        else:
+            transaction.require_empty(bound)
+        transaction.delete_prefix(keys.status(old.id))
+        # Numbers of nodes stand in flow tables of all nodes: not given to another one at once.
+        release(transaction, KEY_POOL, old.key)
+        if old.tunnel_ip:
+            transaction.delete(keys.claim(TUNNEL_POOL, old.tunnel_ip))
+
+    def _claim_tunnel(self, transaction: Transaction, new: Any) -> None:
+        if not new.tunnel_ip:
+            return
+        holder = claim(transaction, TUNNEL_POOL, new.tunnel_ip, owner=new.id, project="")
+        if holder is not None:
+            raise taken("ADDRESS_TAKEN", f"tunnel_ip {new.tunnel_ip} is taken by Node {holder.owner}", holder.owner)
+
+
+def _networks_of(transaction: Transaction, port_id: str) -> Iterator[str]:
+    from kumihimo.v1 import store_pb2
+
+    entry = transaction.cache.get(keys.index("Port", port_id))
+    if entry is not None:
+        yield store_pb2.Index.FromString(entry.value).network_id

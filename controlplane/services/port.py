@@ -1,0 +1,245 @@
+"""Ports: MAC and addresses, chosen or given, claimed in the port's own transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kumihimo.v1 import port_pb2 as pb
+from kumihimo.v1 import store_pb2
+
+from controlplane.errors import ApiError, Code, Violation, exhausted, fault, precondition, taken
+from controlplane.services.base import Context, Rules, claim, label, network_of, release, stored, subnets_of
+from controlplane.services.subnet import ranges, usable
+from controlplane.store import keys
+from controlplane.store.txn import Transaction
+from controlplane.values import address, prefix
+
+MAC_TRIES = 100
+
+
+class PortRules(Rules):
+    """See the module."""
+
+    kind = "Port"
+
+    def complete(self, new: Any, context: Context) -> None:
+        if not new.HasField("admin_state_up"):
+            new.admin_state_up = True
+        new.vnic_type = new.vnic_type or pb.VNIC_TYPE_NORMAL
+
+    def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
+        if new.no_fixed_ips and new.fixed_ips:
+            yield Violation("no_fixed_ips", "FIELDS_EXCLUSIVE", "no_fixed_ips and fixed_ips exclude each other")
+        if new.device_owner.startswith("network:") and not context.caller.is_operator:
+            yield Violation(
+                "device_owner",
+                "FIELD_FORBIDDEN",
+                f"device_owner {new.device_owner!r}: values that begin with network: are for services and operators",
+                Code.PERMISSION_DENIED,
+            )
+        if new.vnic_type in pb.VnicType.values() and new.vnic_type != pb.VNIC_TYPE_NORMAL:
+            yield Violation(
+                "vnic_type",
+                "FEATURE_NOT_SUPPORTED",
+                f"no node supports {pb.VnicType.Name(new.vnic_type)}; NORMAL is accepted",
+                Code.UNIMPLEMENTED,
+            )
+        for number, pair in enumerate(new.allowed_address_pairs):
+            yield from self._check_pair(f"allowed_address_pairs[{number}]", pair, new.mac_address)
+        if new.HasField("port_security_enabled") and not new.port_security_enabled:
+            for field in ("allowed_address_pairs", "security_group_ids"):
+                if getattr(new, field):
+                    yield Violation(
+                        field,
+                        "INCOMPATIBLE_STATE",
+                        f"{field} has no effect with port_security_enabled false; leave it empty",
+                        Code.FAILED_PRECONDITION,
+                    )
+
+    def _check_pair(self, place: str, pair: Any, mac: str) -> Iterator[Violation]:
+        try:
+            network = prefix(pair.ip_address)
+        except ValueError:
+            return  # the descriptor's rules have said so
+        if network.is_multicast:
+            yield Violation(place, "CIDR_INVALID", f"{place}: {network} is multicast; nobody sends from it")
+        if network.prefixlen == 0 and pair.mac_address and pair.mac_address != mac:
+            yield Violation(
+                place,
+                "CIDR_INVALID",
+                f"{place}: {network} with another MAC allows everything; set port_security_enabled false",
+            )
+
+    def create(self, transaction: Transaction, new: Any, context: Context) -> None:
+        network = network_of(transaction, new.network_id)
+        new.project_id = network.project_id
+        if not new.HasField("port_security_enabled"):
+            new.port_security_enabled = network.port_security_enabled
+        if new.mac_address:
+            self._claim_mac(transaction, new)
+        else:
+            new.mac_address = self._make_mac(transaction, new, context)
+        if not new.fixed_ips and not new.no_fixed_ips:
+            self._default_addresses(transaction, new)
+        self._claim_addresses(transaction, new, {}, context)
+
+    def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
+        if not new.mac_address:
+            new.mac_address = old.mac_address
+        if new.mac_address != old.mac_address:
+            bound = transaction.read(keys.bindings(new.network_id) + new.id)
+            if bound is not None:
+                raise precondition(
+                    "PORT_IN_USE",
+                    f"Port {label(old.id, old.name)} is attached; its mac_address changes only while it is not",
+                )
+            self._claim_mac(transaction, new)
+            release(transaction, keys.mac_pool(old.network_id), old.mac_address)
+        held = {fixed.ip_address: fixed.subnet_id for fixed in old.fixed_ips}
+        self._claim_addresses(transaction, new, held, context)
+        kept = {fixed.ip_address for fixed in new.fixed_ips}
+        for ip, subnet_id in held.items():
+            if ip not in kept:
+                release(transaction, keys.ip_pool(old.network_id, subnet_id), ip)
+
+    def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
+        key = keys.bindings(old.network_id) + old.id
+        bound = transaction.read(key)
+        if bound is not None:
+            binding = pb.Binding.FromString(bound.value)
+            if not force:
+                raise precondition(
+                    "PORT_IN_USE", f"Port {label(old.id, old.name)} is attached; detach it first, or delete with force"
+                )
+            transaction.delete(key)
+            transaction.delete(keys.bound_to(binding.node, old.id))
+        release(transaction, keys.mac_pool(old.network_id), old.mac_address)
+        for fixed in old.fixed_ips:
+            release(transaction, keys.ip_pool(old.network_id, fixed.subnet_id), fixed.ip_address)
+
+    # -- MAC ----------------------------------------------------------------------------------------------------------
+
+    def _claim_mac(self, transaction: Transaction, new: Any) -> None:
+        pool = keys.mac_pool(new.network_id)
+        owner, project = new.id, new.project_id
+        holder = claim(transaction, pool, new.mac_address, owner=owner, project=project, network=new.network_id)
+        if holder is not None:
+            name = _holder(transaction, holder)
+            raise taken("MAC_TAKEN", f"mac_address {new.mac_address} is taken by {name}; leave it out to have one made", name)
+
+    def _make_mac(self, transaction: Transaction, new: Any, context: Context) -> str:
+        pool = keys.mac_pool(new.network_id)
+        for _ in range(MAC_TRIES):
+            low = context.hints.random.randbytes(3).hex(":")
+            mac = f"{context.defaults.mac_base}:{low}"
+            if transaction.cache.get(keys.claim(pool, mac)) is None:
+                owner, project = new.id, new.project_id
+                claim(transaction, pool, mac, owner=owner, project=project, network=new.network_id)
+                return mac
+        raise exhausted("NO_FREE_ADDRESS", f"no free MAC address of {context.defaults.mac_base} was found in the network")
+
+    # -- addresses ----------------------------------------------------------------------------------------------------
+
+    def _default_addresses(self, transaction: Transaction, new: Any) -> None:
+        """One address per family that has a subnet; the first subnet of the family with room for it."""
+        transaction.require_unchanged(keys.subnets(new.network_id))
+        subnets = subnets_of(transaction.cache, new.network_id)
+        for family in (4, 6):
+            of_family = [subnet for subnet in subnets if subnet.ip_version == family]
+            if not of_family:
+                continue
+            chosen = next((subnet for subnet in of_family if _has_room(transaction, subnet)), of_family[0])
+            new.fixed_ips.add(subnet_id=chosen.id)
+
+    def _claim_addresses(self, transaction: Transaction, new: Any, held: dict[str, str], context: Context) -> None:
+        """Complete and claim every address; `held` are those the port has already."""
+        subnets = {subnet.id: subnet for subnet in subnets_of(transaction.cache, new.network_id)}
+        for number, fixed in enumerate(new.fixed_ips):
+            place = f"fixed_ips[{number}]"
+            if not fixed.subnet_id and not fixed.ip_address:
+                raise fault(place, "MISSING_FIELD", f"{place} needs subnet_id, ip_address or both")
+            subnet = self._subnet(place, fixed, subnets, new)
+            transaction.require(keys.subnets(new.network_id) + subnet.id)
+            fixed.subnet_id = subnet.id
+            if fixed.ip_address in held:
+                continue
+            if fixed.ip_address:
+                self._claim_address(transaction, place, fixed, subnet, new)
+            else:
+                fixed.ip_address = self._pick_address(transaction, subnet, new, context)
+
+    def _subnet(self, place: str, fixed: Any, subnets: dict[str, Any], new: Any) -> Any:
+        if fixed.subnet_id:
+            subnet = subnets.get(fixed.subnet_id)
+            if subnet is None:
+                raise ApiError(
+                    Code.NOT_FOUND,
+                    "REFERENCE_NOT_FOUND",
+                    f"{place}.subnet_id names Subnet {fixed.subnet_id}, which Network {new.network_id} does not have",
+                    {"field": f"{place}.subnet_id"},
+                )
+            candidates = [subnet]
+        else:
+            candidates = list(subnets.values())
+        if not fixed.ip_address:
+            return candidates[0]
+        wanted = address(fixed.ip_address)
+        for subnet in candidates:
+            network = prefix(subnet.cidr)
+            first, last = usable(network)
+            if wanted in network and first <= int(wanted) <= last:
+                return subnet
+        accepted = ", ".join(subnet.cidr for subnet in candidates) or "none: the network has no subnet"
+        raise fault(
+            f"{place}.ip_address",
+            "IP_NOT_IN_SUBNET",
+            f"{place}.ip_address {wanted} is no host's address of the subnets it may come from ({accepted})",
+        )
+
+    def _claim_address(self, transaction: Transaction, place: str, fixed: Any, subnet: Any, new: Any) -> None:
+        pool = keys.ip_pool(new.network_id, subnet.id)
+        owner, project = new.id, new.project_id
+        holder = claim(transaction, pool, fixed.ip_address, owner=owner, project=project, network=new.network_id)
+        if holder is not None:
+            name = _holder(transaction, holder)
+            raise taken("ADDRESS_TAKEN", f"{place}.ip_address {fixed.ip_address} is taken by {name}", name)
+
+    def _pick_address(self, transaction: Transaction, subnet: Any, new: Any, context: Context) -> str:
+        pool = keys.ip_pool(new.network_id, subnet.id)
+        used = transaction.cache.folder(keys.claim(pool))
+        network = prefix(subnet.cidr)
+        make = type(network.network_address)
+        hint = context.hints.next.get(pool, 0)
+        spans = ranges(subnet)
+        # From the hint to the end, then from the beginning: addresses of the recently deleted come last.
+        ordered = [(max(low, hint), high) for low, high in spans if high >= hint]
+        ordered += [(low, min(high, hint - 1)) for low, high in spans if low < hint]
+        for low, high in ordered:
+            for candidate in range(low, high + 1):
+                ip = str(make(candidate))
+                key = keys.claim(pool, ip)
+                if key not in used and not transaction.planned(key):
+                    context.hints.next[pool] = candidate + 1
+                    owner, project = new.id, new.project_id
+                    claim(transaction, pool, ip, owner=owner, project=project, network=new.network_id)
+                    return ip
+        raise exhausted(
+            "NO_FREE_ADDRESS",
+            f"Subnet {label(subnet.id, subnet.name)} has no free address left in its pools",
+            subnet=subnet.id,
+        )
+
+
+def _has_room(transaction: Transaction, subnet: Any) -> bool:
+    used = len(transaction.cache.folder(keys.claim(keys.ip_pool(subnet.network_id, subnet.id))))
+    return used < sum(high - low + 1 for low, high in ranges(subnet))
+
+
+def _holder(transaction: Transaction, holder: store_pb2.Claim) -> str:
+    port = stored(transaction.cache, "Port", holder.owner)
+    if port is not None:
+        return f"Port {label(port.id, port.name)}"
+    if holder.releasing:
+        return "a port deleted just now; the nodes have not yet let go of it"
+    return "the network's DHCP service"

@@ -1,0 +1,292 @@
+"""Subnets: prefix, gateway, pools, what DHCP tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any
+
+from kumihimo.v1 import network_pb2 as pb
+from kumihimo.v1 import store_pb2
+
+from controlplane.errors import Code, Violation, exhausted, precondition, taken
+from controlplane.services.base import (
+    Context,
+    Rules,
+    claim,
+    in_use,
+    label,
+    network_of,
+    release,
+    stored,
+    subnets_of,
+)
+from controlplane.store import keys
+from controlplane.store.txn import Transaction
+from controlplane.values import Address, Network, address, prefix
+
+LEAST_LEASE = 120  # seconds
+DEFAULT_LEASE = 24 * 3600
+INFINITE_LEASE = -1
+LIMITS = {4: (8, 32), 6: (3, 128)}
+
+
+def usable(network: Network) -> tuple[int, int]:
+    """First and last address that a host may have."""
+    first, last = int(network.network_address), int(network.broadcast_address)
+    if network.version == 4 and network.prefixlen < 31:
+        return first + 1, last - 1
+    if network.version == 6 and network.prefixlen < 127:
+        return first + 1, last
+    return first, last
+
+
+def ranges(subnet: Any) -> list[tuple[int, int]]:
+    """The allocation pools as numbers."""
+    return [(int(address(pool.start)), int(address(pool.end))) for pool in subnet.allocation_pools]
+
+
+class SubnetRules(Rules):
+    """See the module."""
+
+    kind = "Subnet"
+
+    def complete(self, new: Any, context: Context) -> None:
+        if not new.cidr or not _is_prefix(new.cidr):
+            return
+        network = prefix(new.cidr)
+        if not new.ip_version:
+            new.ip_version = network.version
+        first, last = usable(network)
+        if not new.disable_gateway and not new.gateway_ip and first < last:
+            new.gateway_ip = str(ip_address(first))
+        if not new.allocation_pools:
+            for start, end in _without(first, last, new.gateway_ip):
+                new.allocation_pools.add(start=str(_address(network, start)), end=str(_address(network, end)))
+        if not new.HasField("enable_dhcp"):
+            new.enable_dhcp = not (network.version == 4 and network.prefixlen >= 31)
+        if not new.HasField("dhcp_lease_duration"):
+            new.dhcp_lease_duration.seconds = DEFAULT_LEASE
+        if network.version == 6:
+            new.ipv6_ra_mode = new.ipv6_ra_mode or new.ipv6_address_mode or pb.IPV6_MODE_SLAAC
+            new.ipv6_address_mode = new.ipv6_address_mode or new.ipv6_ra_mode
+
+    def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
+        if new.prefix_length and not new.subnet_pool_id:
+            yield Violation("prefix_length", "FIELDS_EXCLUSIVE", "prefix_length goes with subnet_pool_id; give a cidr instead")
+        if new.disable_gateway and new.gateway_ip:
+            yield Violation("gateway_ip", "FIELDS_EXCLUSIVE", "gateway_ip and disable_gateway exclude each other")
+        if not new.cidr:
+            if not new.subnet_pool_id:
+                yield Violation("cidr", "MISSING_FIELD", "cidr is missing; for example 10.0.0.0/24")
+            return
+        if not _is_prefix(new.cidr):
+            return  # the descriptor's rules have said so
+        network = prefix(new.cidr)
+        yield from self._check_prefix(new, network)
+        yield from self._check_addresses(new, network)
+        yield from self._check_told(new, network)
+        if old is not None and old.cidr != new.cidr and not _contains(network, prefix(old.cidr)):
+            yield Violation("cidr", "IMMUTABLE_FIELD", f"cidr is {old.cidr}; only a prefix that contains it is accepted")
+        if network.version == 6:
+            yield Violation(
+                "ip_version",
+                "FEATURE_NOT_SUPPORTED",
+                "IPv6 subnets are not acted upon by this release; an IPv4 cidr is accepted",
+                Code.UNIMPLEMENTED,
+            )
+
+    def _check_prefix(self, new: Any, network: Network) -> Iterator[Violation]:
+        if new.ip_version in pb.IpVersion.values() and new.ip_version != network.version:
+            yield Violation("ip_version", "IP_FAMILY_MISMATCH", f"ip_version is not that of {new.cidr}; leave it out")
+        low, high = LIMITS[network.version]
+        if not low <= network.prefixlen <= high:
+            yield Violation("cidr", "CIDR_INVALID", f"{new.cidr}: a length of /{low} to /{high} is accepted")
+        if network.is_multicast or network.is_link_local or network.is_loopback:
+            yield Violation("cidr", "CIDR_INVALID", f"{new.cidr} is multicast, link-local or loopback; no host may have it")
+        modes = (new.ipv6_ra_mode, new.ipv6_address_mode)
+        if network.version == 4:
+            if any(modes):
+                yield Violation("ipv6_ra_mode", "FIELDS_EXCLUSIVE", "ipv6_ra_mode and ipv6_address_mode are for IPv6 subnets")
+            if network.prefixlen >= 31 and new.enable_dhcp:
+                yield Violation(
+                    "enable_dhcp",
+                    "INCOMPATIBLE_STATE",
+                    f"a /{network.prefixlen} has no address for DHCP; enable_dhcp must be false",
+                    Code.FAILED_PRECONDITION,
+                )
+        else:
+            if modes[0] != modes[1]:
+                yield Violation("ipv6_address_mode", "FIELDS_EXCLUSIVE", "ipv6_ra_mode and ipv6_address_mode must be equal")
+            stateless = {pb.IPV6_MODE_SLAAC, pb.IPV6_MODE_DHCPV6_STATELESS}
+            if network.prefixlen != 64 and stateless & set(modes):
+                yield Violation(
+                    "ipv6_address_mode",
+                    "VALUE_OUT_OF_RANGE",
+                    f"SLAAC and DHCPV6_STATELESS need a /64; {new.cidr} is none",
+                )
+
+    def _check_addresses(self, new: Any, network: Network) -> Iterator[Violation]:
+        first, last = usable(network)
+        gateway = _parsed(new.gateway_ip)
+        if gateway is not None:
+            inside = gateway in network and first <= int(gateway) <= last
+            if not inside and not (network.version == 6 and gateway.is_link_local):
+                yield Violation(
+                    "gateway_ip",
+                    "IP_NOT_IN_SUBNET",
+                    f"gateway_ip {gateway} is no host's address of {network}; {_address(network, first)} to"
+                    f" {_address(network, last)} is accepted",
+                )
+        seen: list[tuple[int, int]] = []
+        for number, pool in enumerate(new.allocation_pools):
+            place = f"allocation_pools[{number}]"
+            start, end = _parsed(pool.start), _parsed(pool.end)
+            if start is None or end is None:
+                continue
+            if start.version != end.version or int(start) > int(end):
+                yield Violation(place, "IP_INVALID", f"{place}: start must not be after end, and of the same family")
+            elif start not in network or end not in network or int(start) < first or int(end) > last:
+                yield Violation(
+                    place,
+                    "IP_NOT_IN_SUBNET",
+                    f"{place} is not inside {_address(network, first)} to {_address(network, last)}",
+                )
+            elif gateway is not None and int(start) <= int(gateway) <= int(end) and gateway in network:
+                yield Violation(place, "IP_NOT_IN_SUBNET", f"{place} holds the gateway {gateway}; leave it out of the pool")
+            elif any(int(start) <= high and low <= int(end) for low, high in seen):
+                yield Violation(place, "DUPLICATE_VALUE", f"{place} overlaps another pool; pools must be disjoint")
+            else:
+                seen.append((int(start), int(end)))
+
+    def _check_told(self, new: Any, network: Network) -> Iterator[Violation]:
+        for number, server in enumerate(new.dns_nameservers):
+            parsed = _parsed(server)
+            if parsed is not None and parsed.version != network.version:
+                place = f"dns_nameservers[{number}]"
+                yield Violation(place, "IP_FAMILY_MISMATCH", f"{place} is not an IPv{network.version} address")
+        for number, route in enumerate(new.host_routes):
+            hop = _parsed(route.nexthop)
+            if hop is None or not _is_prefix(route.destination):
+                continue
+            if hop.version != network.version or prefix(route.destination).version != network.version:
+                place = f"host_routes[{number}]"
+                yield Violation(place, "IP_FAMILY_MISMATCH", f"{place} is not an IPv{network.version} route")
+        lease = new.dhcp_lease_duration
+        if lease.nanos or (lease.seconds < LEAST_LEASE and lease.seconds != INFINITE_LEASE):
+            yield Violation(
+                "dhcp_lease_duration",
+                "VALUE_OUT_OF_RANGE",
+                f"dhcp_lease_duration must be whole seconds of {LEAST_LEASE} or more, or -1 s for ever",
+            )
+
+    def create(self, transaction: Transaction, new: Any, context: Context) -> None:
+        network = network_of(transaction, new.network_id)
+        new.project_id = network.project_id
+        self._refuse_overlap(transaction, new)
+        if new.enable_dhcp:
+            new.dhcp_server_ip = self._claim_server(transaction, new)
+
+    def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
+        if new.cidr != old.cidr:
+            self._refuse_overlap(transaction, new)
+        if new.gateway_ip != old.gateway_ip and new.gateway_ip:
+            self._refuse_taken_gateway(transaction, new)
+        new.dhcp_server_ip = old.dhcp_server_ip
+        if new.enable_dhcp and not new.dhcp_server_ip:
+            new.dhcp_server_ip = self._claim_server(transaction, new)
+        elif not new.enable_dhcp and new.dhcp_server_ip:
+            release(transaction, keys.ip_pool(new.network_id, new.id), new.dhcp_server_ip)
+            new.dhcp_server_ip = ""
+
+    def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
+        pool = keys.claim(keys.ip_pool(old.network_id, old.id))
+        holders: set[str] = set()
+        for key, entry in transaction.cache.folder(pool).items():
+            held = store_pb2.Claim.FromString(entry.value)
+            # What this same transaction releases (a network deleted with its ports) holds nothing.
+            if not held.releasing and held.owner != old.id and not transaction.planned(key):
+                holders.add(held.owner)
+        if holders:
+            ports = [stored(transaction.cache, "Port", holder) for holder in sorted(holders)]
+            raise in_use(
+                "Subnet", old.id, old.name, [f"Port {label(port.id, port.name)}" for port in ports if port is not None]
+            )
+        transaction.require_unchanged(pool)
+        transaction.delete_prefix(pool)
+
+    def _refuse_overlap(self, transaction: Transaction, new: Any) -> None:
+        transaction.require_unchanged(keys.subnets(new.network_id))
+        mine = prefix(new.cidr)
+        for other in subnets_of(transaction.cache, new.network_id):
+            if other.id != new.id and _overlap(mine, prefix(other.cidr)):
+                name = label(other.id, other.name)
+                raise taken("CIDR_OVERLAP", f"cidr {new.cidr} overlaps {other.cidr} of Subnet {name}", name)
+
+    def _refuse_taken_gateway(self, transaction: Transaction, new: Any) -> None:
+        entry = transaction.read(keys.claim(keys.ip_pool(new.network_id, new.id), new.gateway_ip))
+        if entry is not None:
+            owner = store_pb2.Claim.FromString(entry.value).owner
+            port = stored(transaction.cache, "Port", owner)
+            name = f"Port {label(port.id, port.name)}" if port is not None else "the subnet's DHCP service"
+            raise taken("ADDRESS_TAKEN", f"gateway_ip {new.gateway_ip} is taken by {name}", owner)
+
+    def _claim_server(self, transaction: Transaction, new: Any) -> str:
+        """The highest free address of the pools: ports are given the lowest first, so the two seldom meet."""
+        pool = keys.ip_pool(new.network_id, new.id)
+        used = transaction.cache.folder(keys.claim(pool))
+        for low, high in reversed(ranges(new)):
+            for number in range(high, low - 1, -1):
+                candidate = str(_address(prefix(new.cidr), number))
+                if keys.claim(pool, candidate) not in used:
+                    owner, project = new.id, new.project_id
+                    claim(transaction, pool, candidate, owner=owner, project=project, network=new.network_id)
+                    return candidate
+        if not new.allocation_pools:
+            raise precondition(
+                "INCOMPATIBLE_STATE",
+                f"{new.cidr} has no pool to take an address for DHCP from; set enable_dhcp to false",
+            )
+        raise exhausted("NO_FREE_ADDRESS", f"the pools of {new.cidr} have no address left for DHCP")
+
+
+def _is_prefix(text: str) -> bool:
+    try:
+        prefix(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _parsed(text: str) -> Address | None:
+    try:
+        return address(text) if text else None
+    except ValueError:
+        return None
+
+
+def _address(network: Network, number: int) -> Address:
+    return type(network.network_address)(number)
+
+
+def _overlap(one: Network, other: Network) -> bool:
+    if one.version != other.version:
+        return False
+    first = max(int(one.network_address), int(other.network_address))
+    return first <= min(int(one.broadcast_address), int(other.broadcast_address))
+
+
+def _contains(outer: Network, inner: Network) -> bool:
+    return _overlap(outer, inner) and outer.prefixlen <= inner.prefixlen
+
+
+def _without(first: int, last: int, gateway: str) -> Iterator[tuple[int, int]]:
+    """[first, last] less one address."""
+    parsed = _parsed(gateway)
+    if parsed is None or not first <= int(parsed) <= last:
+        yield first, last
+        return
+    if first < int(parsed):
+        yield first, int(parsed) - 1
+    if int(parsed) < last:
+        yield int(parsed) + 1, last

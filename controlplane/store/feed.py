@@ -1,0 +1,197 @@
+"""Watches over one stream: a list and then every change after it, prefix by prefix.
+
+Invariants:
+- Lists are truth, events are hints. Each watched prefix gets a `Listed` (all keys at one revision) and then `Changed`
+  batches in order of revision, each change once. After any loss of the stream every prefix is listed again; whoever
+  consumes it compares with what it has and finds the deletions.
+- The watch is opened first and listed after, and events up to the list's revision are dropped: a watch that starts in the
+  past would wait for etcd's catch-up loop (100 ms), one that starts now does not.
+- All changes of one revision come in one batch (etcd sends a revision's events of one watcher in one reply).
+- A stream that says nothing for `SILENCE` seconds is dead: the first watcher asks for progress notifications, which the
+  server sends every few seconds (--experimental-watch-progress-notify-interval).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from aetcd.rpc import rpc_pb2 as pb
+from aetcd.rpc.kv_pb2 import Event
+
+from controlplane.errors import StoreUnavailable
+from controlplane.store import keys
+from controlplane.store.client import Entry, Store, entry
+
+SILENCE = 15.0
+RETRY = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Everything with this prefix, at one revision."""
+
+    prefix: str
+    revision: int
+    entries: dict[str, Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Changes of one batch, in order; None: the key is gone. revision: that of the last one."""
+
+    prefix: str
+    revision: int
+    changes: Sequence[tuple[str, Entry | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The stream broke; every prefix will be listed again."""
+
+    detail: str
+
+
+Notice = Listed | Changed | Lost
+
+
+class Feed:
+    """Watches a set of prefixes that grows and shrinks. Notices come out of `notices`, one queue for all."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._wanted: dict[str, int] = {}
+        self._numbers = iter(range(1, 1 << 62))
+        self._requests: asyncio.Queue[Any] = asyncio.Queue()
+        self._lists: set[asyncio.Task[None]] = set()
+        self._listed_at: dict[int, int] = {}
+        self._early: dict[int, list[Any]] = {}
+        self.notices: asyncio.Queue[Notice] = asyncio.Queue()
+
+    def watch(self, prefix: str) -> None:
+        """Begin to watch a prefix ("" is the whole store); nothing happens if it is watched."""
+        if prefix not in self._wanted:
+            self._wanted[prefix] = number = next(self._numbers)
+            self._requests.put_nowait(self._create(prefix, number))
+
+    def forget(self, prefix: str) -> None:
+        """Stop watching. Notices already queued may still come."""
+        number = self._wanted.pop(prefix, None)
+        if number is not None:
+            self._listed_at.pop(number, None)
+            self._early.pop(number, None)
+            self._requests.put_nowait(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=number)))
+
+    async def run(self) -> None:
+        """Serve until cancelled. Says `Lost` once for each broken stream, then begins anew."""
+        try:
+            while True:
+                try:
+                    await self._stream()
+                except (StoreUnavailable, grpc.aio.AioRpcError, TimeoutError) as error:
+                    self.notices.put_nowait(Lost(_reason(error)))
+                finally:
+                    await self._stop_lists()
+                await asyncio.sleep(RETRY)
+        finally:
+            await self._stop_lists()
+
+    async def _stream(self) -> None:
+        self._requests = asyncio.Queue()
+        self._listed_at.clear()
+        self._early.clear()
+        for prefix in self._wanted:
+            self._wanted[prefix] = number = next(self._numbers)
+            self._requests.put_nowait(self._create(prefix, number))
+        call = self._store.watches.Watch(self._sent())
+        replies = aiter(call)
+        try:
+            while True:
+                async with asyncio.timeout(SILENCE):
+                    reply = await anext(replies, None)
+                if reply is None:
+                    raise StoreUnavailable("the watch stream ended")
+                self._received(reply)
+        finally:
+            call.cancel()
+
+    async def _sent(self) -> AsyncIterator[Any]:
+        while True:
+            yield await self._requests.get()
+
+    def _create(self, prefix: str, number: int) -> Any:
+        return pb.WatchRequest(
+            create_request=pb.WatchCreateRequest(
+                key=prefix.encode() or b"\0",
+                range_end=keys.end_of(prefix),
+                watch_id=number,
+                progress_notify=len(self._wanted) == 1 or number == min(self._wanted.values()),
+            )
+        )
+
+    def _received(self, reply: Any) -> None:
+        prefix = next((prefix for prefix, number in self._wanted.items() if number == reply.watch_id), None)
+        if prefix is None:
+            return
+        if reply.canceled:
+            # Compacted, or refused: begin this stream again; a list follows.
+            raise StoreUnavailable(f"watch of {prefix!r} was cancelled: {reply.cancel_reason or 'compacted'}")
+        if reply.created:
+            task = asyncio.create_task(self._list(prefix, reply.watch_id))
+            self._lists.add(task)
+            task.add_done_callback(self._lists.discard)
+        if not reply.events:
+            return
+        listed_at = self._listed_at.get(reply.watch_id)
+        if listed_at is None:
+            self._early.setdefault(reply.watch_id, []).extend(reply.events)
+        else:
+            self._deliver(prefix, listed_at, reply.events)
+
+    async def _list(self, prefix: str, number: int) -> None:
+        entries: dict[str, Entry] = {}
+        revision = 0
+        try:
+            async for at, kvs in self._store.pages(prefix):
+                revision = at
+                entries.update((kv.key.decode(), entry(kv)) for kv in kvs)
+        except (StoreUnavailable, grpc.aio.AioRpcError) as error:
+            # The stream's own loss follows; without it, ask for a new watch so that the prefix is listed after all.
+            self.notices.put_nowait(Lost(_reason(error)))
+            await asyncio.sleep(RETRY)
+            if self._wanted.get(prefix) == number:
+                self.forget(prefix)
+                self.watch(prefix)
+            return
+        if self._wanted.get(prefix) != number:
+            return
+        self._listed_at[number] = revision
+        self.notices.put_nowait(Listed(prefix, revision, entries))
+        self._deliver(prefix, revision, self._early.pop(number, ()))
+
+    def _deliver(self, prefix: str, listed_at: int, events: Sequence[Any]) -> None:
+        changes = [
+            (event.kv.key.decode(), entry(event.kv) if event.type == Event.PUT else None)
+            for event in events
+            if event.kv.mod_revision > listed_at
+        ]
+        if changes:
+            self.notices.put_nowait(Changed(prefix, events[-1].kv.mod_revision, changes))
+
+    async def _stop_lists(self) -> None:
+        tasks = list(self._lists)
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return (error.details() or error.code().name).splitlines()[0]
+    return str(error) or "nothing was heard for too long"

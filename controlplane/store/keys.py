@@ -1,0 +1,145 @@
+"""The key layout. Everything stands below /kumihimo/; nobody else writes or takes apart a key.
+
+    net/{net}/network            the network              net/{net}/subnet/{id}   net/{net}/port/{id}
+    net/{net}/bind/{port}        where a port is (binder)
+    net/{net}/change             who changed the network last; rewritten by every transaction that changes the scope, so
+                                 its mod revision is the revision of the scope, deletions included
+    node/{id}                    a node                   node/.change            the same for all nodes
+    status/{node}/agent          what an agent says of itself
+    status/{node}/port/{port}    a port seen on br-int there
+    status/{node}/net/{net}      revision of the network up to which that node's data plane is complete
+    status/{node}/nodes          the same for the node scope
+    alive/{node}                 leased
+    index/{kind}/{id}            the network that holds an object
+    index/bind/{node}/{port}     ports bound to a node
+    claim/{pool}/{value}         a unique value in use; pools: vxlan, network-key, node-key, tunnel-ip,
+                                 net/{net}/mac, net/{net}/ip/{subnet}
+    request/{actor}/{id}         first result of a named request, leased for 24 h
+    change/{id}                  change record; id is a version 7 uuid, in order of time
+    controller/{name}            leased: the API replica that runs a controller
+    meta/format                  version of this layout
+
+A key's last element never holds "/"; a *folder* is a key less its last element, and ends with "/".
+"""
+
+from __future__ import annotations
+
+from controlplane.registry import Kind
+
+ROOT = "/kumihimo/"
+NETWORKS = ROOT + "net/"
+NODES = ROOT + "node/"
+NODES_CHANGE = NODES + ".change"
+STATUS = ROOT + "status/"
+ALIVE = ROOT + "alive/"
+CLAIMS = ROOT + "claim/"
+FORMAT = ROOT + "meta/format"
+FORMAT_VERSION = 1
+
+
+def scope(network_id: str) -> str:
+    """Prefix of all that one network's nodes must know."""
+    return f"{NETWORKS}{network_id}/"
+
+
+def network(network_id: str) -> str:
+    return f"{NETWORKS}{network_id}/network"
+
+
+def place(kind: Kind, object_id: str, network_id: str = "") -> str:
+    """Where an object stands. network_id: its parent, for kinds that have one."""
+    if kind.options.parent:
+        return f"{NETWORKS}{network_id}/{kind.noun}/{object_id}"
+    return node(object_id) if kind.options.operator_named else network(object_id)
+
+
+def subnets(network_id: str) -> str:
+    return f"{NETWORKS}{network_id}/subnet/"
+
+
+def ports(network_id: str) -> str:
+    return f"{NETWORKS}{network_id}/port/"
+
+
+def bindings(network_id: str) -> str:
+    return f"{NETWORKS}{network_id}/bind/"
+
+
+def change_of_network(network_id: str) -> str:
+    return f"{NETWORKS}{network_id}/change"
+
+
+def node(node_id: str) -> str:
+    return NODES + node_id
+
+
+def status(node_id: str) -> str:
+    """Prefix of all that one node says."""
+    return f"{STATUS}{node_id}/"
+
+
+def agent_status(node_id: str) -> str:
+    return f"{STATUS}{node_id}/agent"
+
+
+def port_status(node_id: str, port_id: str = "") -> str:
+    return f"{STATUS}{node_id}/port/{port_id}"
+
+
+def network_status(node_id: str, network_id: str = "") -> str:
+    return f"{STATUS}{node_id}/net/{network_id}"
+
+
+def nodes_status(node_id: str) -> str:
+    return f"{STATUS}{node_id}/nodes"
+
+
+def alive(node_id: str) -> str:
+    return ALIVE + node_id
+
+
+def index(kind: str, object_id: str = "") -> str:
+    return f"{ROOT}index/{kind.lower()}/{object_id}"
+
+
+def bound_to(node_id: str, port_id: str = "") -> str:
+    return f"{ROOT}index/bind/{node_id}/{port_id}"
+
+
+def claim(pool: str, value: object = "") -> str:
+    return f"{CLAIMS}{pool}/{value}"
+
+
+def mac_pool(network_id: str) -> str:
+    return f"net/{network_id}/mac"
+
+
+def ip_pool(network_id: str, subnet_id: str) -> str:
+    return f"net/{network_id}/ip/{subnet_id}"
+
+
+def request(actor: str, request_id: str) -> str:
+    return f"{ROOT}request/{actor.replace('/', '_')}/{request_id.replace('/', '_')}"
+
+
+def change(change_id: str) -> str:
+    return f"{ROOT}change/{change_id}"
+
+
+def controller(name: str) -> str:
+    return f"{ROOT}controller/{name}"
+
+
+def split(key: str) -> list[str]:
+    """The elements of a key below the root: ["net", NET, "port", PORT]."""
+    return key.removeprefix(ROOT).split("/")
+
+
+def folder(key: str) -> str:
+    return key[: key.rindex("/") + 1]
+
+
+def end_of(prefix: str) -> bytes:
+    """The first key after every key with this prefix (etcd's range_end)."""
+    raw = prefix.encode().rstrip(b"\xff")
+    return raw[:-1] + bytes([raw[-1] + 1]) if raw else b"\0"

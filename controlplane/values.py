@@ -1,0 +1,127 @@
+"""Value types: how a string is checked and brought to canonical form (RESOURCES, value types).
+
+Each function takes the text as it came and returns the canonical text, or raises `Invalid` with the reason and what
+would be accepted. Comparison is always on canonical form.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import uuid
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from kumihimo.v1 import resource_pb2 as pb
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+_SLUG = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+_MAC = re.compile(r"[0-9a-f]{2}([:-][0-9a-f]{2}){5}")
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+class Invalid(ValueError):
+    """The text is not of the form asked for."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+def text(value: str) -> str:
+    if any(unicodedata.category(character) == "Cc" for character in value):
+        raise Invalid("STRING_INVALID", "holds a control character; printable text would be accepted")
+    return value
+
+
+def identifier(value: str) -> str:
+    try:
+        parsed = uuid.UUID(value)
+    except ValueError:
+        parsed = None
+    if parsed is None or str(parsed) != value.lower():
+        raise Invalid("ID_INVALID", f"{value!r} is not a UUID such as 0192f0c1-7c1e-7b3a-9d4e-5f60718293a4")
+    return str(parsed)
+
+
+def slug(value: str) -> str:
+    if not _SLUG.fullmatch(value):
+        raise Invalid("ID_INVALID", f"{value!r} is not 1-63 characters of a-z, 0-9, '.', '-' that begin and end with one")
+    return value
+
+
+def address(value: str) -> Address:
+    """An IP address without zone id that is unicast: not unspecified, loopback or multicast."""
+    try:
+        parsed = ip_address(value)
+    except ValueError:
+        raise Invalid("IP_INVALID", f"{value!r} is not an IP address such as 10.0.0.5 or fd00::5") from None
+    if isinstance(parsed, IPv6Address) and parsed.scope_id:
+        raise Invalid("IP_INVALID", f"{value!r} has a zone; the address without %{parsed.scope_id} would be accepted")
+    if parsed.is_unspecified or parsed.is_loopback or parsed.is_multicast or parsed == ip_address("255.255.255.255"):
+        raise Invalid("IP_INVALID", f"{value!r} is not a unicast address of a host")
+    return parsed
+
+
+def prefix(value: str) -> Network:
+    """A prefix `address/length` whose host bits are zero."""
+    head, slash, length = value.partition("/")
+    try:
+        if not slash or not length.isdecimal():
+            raise ValueError
+        parsed = ip_network(value, strict=False)
+    except ValueError:
+        raise Invalid("CIDR_INVALID", f"{value!r} is not a prefix such as 10.0.0.0/24 or fd00::/64") from None
+    if ip_address(head) != parsed.network_address:
+        raise Invalid("CIDR_HOST_BITS_SET", f"{value!r} has host bits set; {parsed} would be accepted")
+    return parsed
+
+
+def mac(value: str) -> str:
+    canonical = value.lower()
+    if not _MAC.fullmatch(canonical) or len(set(canonical[2::3])) != 1:
+        raise Invalid("MAC_INVALID", f"{value!r} is not a MAC address such as fa:16:3e:12:34:56")
+    canonical = canonical.replace("-", ":")
+    if int(canonical[:2], 16) & 1:
+        raise Invalid("MAC_INVALID", f"{value!r} is a multicast address; one with an even first octet would be accepted")
+    if canonical == "00:00:00:00:00:00":
+        raise Invalid("MAC_INVALID", "a MAC of all zeroes is not one; leave it out to have one made")
+    return canonical
+
+
+def dns_label(value: str) -> str:
+    canonical = value.lower()
+    if not _LABEL.fullmatch(canonical):
+        raise Invalid("STRING_INVALID", f"{value!r} is not a DNS label (RFC 1123): a-z, 0-9 and '-', at most 63")
+    return canonical
+
+
+def dns_name(value: str) -> str:
+    canonical = value.lower()
+    if canonical.endswith("."):
+        raise Invalid("STRING_INVALID", f"{value!r} ends with a dot; {value.rstrip('.')!r} would be accepted")
+    if len(canonical) > 255 or not all(_LABEL.fullmatch(label) for label in canonical.split(".")):
+        raise Invalid("STRING_INVALID", f"{value!r} is not a DNS name (RFC 1123) of at most 255 characters")
+    return canonical
+
+
+def tag(value: str) -> str:
+    if not value or "," in value:
+        raise Invalid("STRING_INVALID", f"tag {value!r} must have 1-255 characters and no comma")
+    return text(value)
+
+
+CANONICAL: dict[int, Callable[[str], str]] = {
+    pb.FORMAT_UNSPECIFIED: text,
+    pb.FORMAT_UUID: identifier,
+    pb.FORMAT_SLUG: slug,
+    pb.FORMAT_IP: lambda value: str(address(value)),
+    pb.FORMAT_CIDR: lambda value: str(prefix(value)),
+    pb.FORMAT_MAC: mac,
+    pb.FORMAT_DNS_LABEL: dns_label,
+    pb.FORMAT_DNS_NAME: dns_name,
+    pb.FORMAT_TAG: tag,
+}
