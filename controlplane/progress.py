@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from kumihimo.v1 import resource_pb2, store_pb2
-
 from controlplane.store import keys
 from controlplane.store.cache import Cache
 from controlplane.store.client import Entry
+from kumihimo.v1 import resource_pb2, store_pb2
 
 T = TypeVar("T")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2, resource_pb2
 
 # google.protobuf has two classes for each descriptor (upb and pure Python) and the type stubs know only one.

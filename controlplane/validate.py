@@ -13,11 +13,11 @@ from typing import Any
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from kumihimo.v1 import resource_pb2
 
 from controlplane import values
 from controlplane.errors import Code, Violation
 from controlplane.registry import Field, rules
+from kumihimo.v1 import resource_pb2
 
 OUTPUT_ONLY = field_behavior_pb2.OUTPUT_ONLY
 IMMUTABLE = field_behavior_pb2.IMMUTABLE

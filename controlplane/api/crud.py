@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.message_factory import GetMessageClass
-from kumihimo.v1 import resource_pb2, store_pb2
 
 from controlplane.api import listing
 from controlplane.api.leases import RequestLease
@@ -38,6 +37,7 @@ from controlplane.store.cache import Cache, parse
 from controlplane.store.client import Store
 from controlplane.store.txn import Origin, Transaction, commit, time_ordered_id
 from controlplane.validate import check, clear_output
+from kumihimo.v1 import resource_pb2, store_pb2
 
 LONGEST_REQUEST_ID = 64
 LARGEST_RESOURCE = 256 * 1024  # bytes stored

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from kumihimo.v1 import port_pb2, resource_pb2, store_pb2
-
 from controlplane.identity import Caller
 from controlplane.progress import Lag, Progress
 from controlplane.store import keys
 from controlplane.store.cache import Cache
+from kumihimo.v1 import port_pb2, resource_pb2, store_pb2
 
 # Made at read; cleared before an object is stored.
 MADE_AT_READ = (

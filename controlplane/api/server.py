@@ -18,7 +18,6 @@ from aetcd.rpc import rpc_pb2
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from kumihimo.v1 import resource_pb2, store_pb2
 
 from controlplane import config, telemetry
 from controlplane.api.crud import Crud
@@ -37,6 +36,7 @@ from controlplane.registry import KINDS
 from controlplane.store import client, keys
 from controlplane.store.cache import Cache
 from controlplane.store.client import Store
+from kumihimo.v1 import resource_pb2, store_pb2
 
 LARGEST_REQUEST = 8 << 20  # bytes
 NEEDED_OPERATIONS = 10_000

@@ -10,8 +10,6 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from kumihimo.v1 import resource_pb2
-
 from controlplane.api.output import LAGGING_SHOWN, Output
 from controlplane.errors import ApiError, Code, StoreUnavailable, fault, unavailable
 from controlplane.identity import Caller
@@ -20,6 +18,7 @@ from controlplane.registry import KINDS
 from controlplane.services.base import Context, stored
 from controlplane.store.cache import Cache
 from controlplane.store.txn import Origin
+from kumihimo.v1 import resource_pb2
 
 DEFAULT = 30.0
 LONGEST = 600.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 
 import structlog
-from kumihimo.v1 import port_pb2
 
 from controlplane.errors import ApiError
 from controlplane.progress import Progress
@@ -19,6 +18,7 @@ from controlplane.store import keys
 from controlplane.store.cache import Cache
 from controlplane.store.client import Entry, Store
 from controlplane.store.txn import Origin, Transaction, commit
+from kumihimo.v1 import port_pb2
 
 BATCH = 200
 ORIGIN = Origin(actor="binder", project_id="", method="controller/binder")

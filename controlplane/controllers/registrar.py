@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import structlog
-from kumihimo.v1 import store_pb2
 
 from controlplane.errors import ApiError
 from controlplane.progress import Progress
@@ -17,6 +16,7 @@ from controlplane.store.cache import Cache
 from controlplane.store.client import Entry, Store
 from controlplane.store.txn import Origin, Transaction, commit
 from controlplane.values import Invalid, address
+from kumihimo.v1 import store_pb2
 
 ORIGIN = Origin(actor="registrar", project_id="", method="controller/registrar")
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 
-from kumihimo.v1 import store_pb2
-
 from controlplane.progress import Progress
 from controlplane.store import client, keys
 from controlplane.store.cache import Cache
 from controlplane.store.client import Entry, Store
+from kumihimo.v1 import store_pb2
 
 PAUSE = 0.05  # seconds between two sweeps: releasing has no hurry, and acknowledgements come in crowds
 BATCH = 500

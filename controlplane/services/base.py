@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kumihimo.v1 import store_pb2
-
 from controlplane.config import Defaults
 from controlplane.errors import ApiError, Code, Violation
 from controlplane.identity import Caller
@@ -16,6 +14,7 @@ from controlplane.registry import KINDS
 from controlplane.store import keys
 from controlplane.store.cache import Cache, parse
 from controlplane.store.txn import Transaction
+from kumihimo.v1 import store_pb2
 
 REFERRERS_SHOWN = 20
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kumihimo.v1 import network_pb2 as pb
-
 from controlplane.errors import ApiError, Code, Violation, exhausted, reference_not_found, taken
 from controlplane.registry import KINDS
 from controlplane.services.base import (
@@ -24,6 +22,7 @@ from controlplane.services.base import (
 from controlplane.store import keys
 from controlplane.store.cache import parse
 from controlplane.store.txn import Transaction
+from kumihimo.v1 import network_pb2 as pb
 
 # Bytes that an encapsulation adds to a frame's IP packet over an IPv4 underlay.
 OVERHEAD = {pb.NETWORK_TYPE_VXLAN: 50, pb.NETWORK_TYPE_GENEVE: 50, pb.NETWORK_TYPE_GRE: 42}

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kumihimo.v1 import node_pb2 as pb
-
 from controlplane.errors import Code, Violation, exhausted, precondition, taken
 from controlplane.services.base import Context, Rules, claim, first_free, in_use, release
 from controlplane.store import keys
 from controlplane.store.txn import Transaction
 from controlplane.values import address
+from kumihimo.v1 import node_pb2 as pb
 
 KEY_POOL = "node-key"
 KEYS = (1, (1 << 16) - 1)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kumihimo.v1 import port_pb2 as pb
-from kumihimo.v1 import store_pb2
-
 from controlplane.errors import ApiError, Code, Violation, exhausted, fault, precondition, taken
 from controlplane.services.base import Context, Rules, claim, label, network_of, release, stored, subnets_of
 from controlplane.services.subnet import ranges, usable
 from controlplane.store import keys
 from controlplane.store.txn import Transaction
 from controlplane.values import address, prefix
+from kumihimo.v1 import port_pb2 as pb
+from kumihimo.v1 import store_pb2
 
 MAC_TRIES = 100
 

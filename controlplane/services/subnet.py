@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 
-from kumihimo.v1 import network_pb2 as pb
-from kumihimo.v1 import store_pb2
-
 from controlplane.errors import Code, Violation, exhausted, precondition, taken
 from controlplane.services.base import (
     Context,
@@ -24,6 +21,8 @@ from controlplane.services.base import (
 from controlplane.store import keys
 from controlplane.store.txn import Transaction
 from controlplane.values import Address, Network, address, prefix
+from kumihimo.v1 import network_pb2 as pb
+from kumihimo.v1 import store_pb2
 
 LEAST_LEASE = 120  # seconds
 DEFAULT_LEASE = 24 * 3600

@@ -14,13 +14,12 @@ import bisect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from kumihimo.v1 import store_pb2
-
 from controlplane.errors import StoreUnavailable
 from controlplane.registry import KINDS, Kind
 from controlplane.store import keys
 from controlplane.store.client import Entry, Store
 from controlplane.store.feed import Changed, Feed, Listed, Lost, Notice
+from kumihimo.v1 import store_pb2
 
 # An observer is told (key, old entry, new entry) for each change, in order, and must not raise.
 Observer = Callable[[str, Entry | None, Entry | None], None]

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
-from kumihimo.v1 import store_pb2
 
 from controlplane.errors import ApiError, StoreUnavailable, conflict, unavailable
 from controlplane.store import client, keys
 from controlplane.store.cache import Cache
 from controlplane.store.client import Entry, Store
+from kumihimo.v1 import store_pb2
 
 T = TypeVar("T")
 

@@ -1,0 +1,58 @@
+"""Pure functions from the mirror and the facts to items. No I/O, no clock, no random.
+
+`FEATURES` is the whole list: a feature is a function of a `View`, and the units that call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agent.compile.base import NODE_SCOPE
+from agent.compile.engine import Features, Unit
+from agent.compile.network import compile_dhcp, compile_network
+from agent.compile.node import compile_base, compile_node
+from agent.compile.port import compile_arp, compile_port
+from agent.mirror.state import State, Token
+
+
+def _units(token: Token) -> Iterable[Unit]:
+    """The units that a token may call into being; all other readers are known to the engine."""
+    match token:
+        case ("node", node_id):
+            yield "node", node_id
+        case ("network", network):
+            yield "network", network
+            yield "dhcp", network
+        case ("port", network, port):
+            yield "port", network, port
+
+
+def _scope(unit: Unit) -> str:
+    return str(unit[1]) if unit[0] in ("network", "dhcp", "port") else NODE_SCOPE
+
+
+def _exists(state: State, unit: Unit) -> bool:
+    match unit:
+        case ("node", str(node_id)):
+            return node_id in state.nodes
+        case ("network" | "dhcp", str(network)):
+            return network in state.networks
+        case ("port", str(network), str(port)):
+            return network in state.networks and (port in state.networks[network].ports or port in state.interface_of)
+    return True
+
+
+FEATURES = Features(
+    functions={
+        "base": compile_base,
+        "arp": compile_arp,
+        "node": compile_node,
+        "network": compile_network,
+        "dhcp": compile_dhcp,
+        "port": compile_port,
+    },
+    units=_units,
+    scope=_scope,
+    exists=_exists,
+    always=(("base",), ("arp",)),
+)

@@ -1,0 +1,79 @@
+"""What compile may see of the mirror; every look is recorded by its token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agent.facts.model import Interface
+from agent.mirror.state import NetworkState, State, Token
+from kumihimo.v1 import network_pb2, node_pb2, port_pb2
+
+
+class View:
+    """A reader of one state that notes in `reads` what one unit has looked at."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.reads: set[Token] = set()
+
+    @property
+    def node_id(self) -> str:
+        """This node."""
+        return self._state.node_id
+
+    def datapath_type(self) -> str:
+        """What br-int is to be: the kernel's datapath where Open vSwitch has it, else the userspace one."""
+        self.reads.add(("host",))
+        return "system" if "system" in self._state.facts.datapath_types else "netdev"
+
+    def node(self, node_id: str) -> node_pb2.Node | None:
+        self.reads.add(("node", node_id))
+        return self._state.nodes.get(node_id)
+
+    def network(self, network: str) -> network_pb2.Network | None:
+        """The network; None while it is not known as a whole."""
+        self.reads.add(("network", network))
+        state = self._listed(network)
+        return state.network if state else None
+
+    def subnets(self, network: str) -> Sequence[network_pb2.Subnet]:
+        """By id."""
+        self.reads.add(("subnets", network))
+        state = self._listed(network)
+        return [state.subnets[key] for key in sorted(state.subnets)] if state else []
+
+    def port(self, network: str, port: str) -> port_pb2.Port | None:
+        self.reads.add(("port", network, port))
+        state = self._listed(network)
+        return state.ports.get(port) if state else None
+
+    def bound_to(self, network: str, port: str) -> str:
+        """The node a port is bound to; "" when it is not."""
+        self.reads.add(("port", network, port))
+        state = self._listed(network)
+        return state.bindings.get(port, "") if state else ""
+
+    def plugged(self, network: str, port: str) -> Interface | None:
+        """The interface of this host that names the port."""
+        self.reads.add(("port", network, port))
+        return self._state.interface_of.get(port)
+
+    def local_ports(self, network: str) -> Sequence[str]:
+        """Ports of the network that are plugged here, by id."""
+        self.reads.add(("local", network))
+        return sorted(self._state.local_ports(network))
+
+    def members(self, network: str) -> Sequence[str]:
+        """Other nodes with ports of the network, by name."""
+        self.reads.add(("members", network))
+        state = self._listed(network)
+        return sorted(node for node in state.members if node != self.node_id) if state else []
+
+    def interface(self, name: str) -> Interface | None:
+        """An interface of Open vSwitch by name."""
+        self.reads.add(("interface", name))
+        return self._state.facts.interfaces.get(name)
+
+    def _listed(self, network: str) -> NetworkState | None:
+        state = self._state.networks.get(network)
+        return state if state is not None and state.listed else None

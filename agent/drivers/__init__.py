@@ -1,0 +1,1 @@
+"""Make reality equal to items; decide nothing."""

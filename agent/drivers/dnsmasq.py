@@ -1,0 +1,212 @@
+"""One dnsmasq per network and node, for DHCP and router advertisements.
+
+A server's folder {state_dir}/{network_id} holds dnsmasq.conf, hosts/ (one file per port, which dnsmasq watches) and
+leases, which survive a power-off; its pid file lies in run_dir. The daemon detaches itself and outlives the
+agent; a later agent adopts it when /proc says that the process was started with this folder's file.
+
+The file is our own lines, the mark, then DhcpServer.config as it is. Ours: pid-file, dhcp-leasefile, dhcp-hostsdir
+and the quiet-* lines. All the rest is the item's: `port=0`, `no-hosts`, `no-resolv`, `bind-dynamic`, `interface`,
+`dhcp-authoritative`, `dhcp-range`, `dhcp-option` and so on. A host is the value of a dhcp-host line, for example
+`fa:16:3e:00:00:01,set:TAG,10.0.0.5` or `fa:16:3e:00:00:01,[fd00::5]`. dnsmasq logs to syslog, which limits the rate:
+a guest could fill the disk through a file of its own. It gives root up, so the folders must be readable by all.
+
+A new host is renamed into the folder and served at once, without a signal. When a host is changed or removed, dnsmasq
+is stopped, the addresses that the host had are dropped from the lease file, and dnsmasq is started again (8 to 35 ms,
+in which clients retry). SIGHUP would not do: after it the address stays leased to the old MAC until the lease ends,
+and the next port with that address gets none. Stopping first also means that a process that runs was always started
+with what the folder holds, whenever the agent died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+
+from agent.drivers.exec import ExecError, run
+from agent.model.host import DhcpServer
+from agent.model.item import Failure, Item, Key
+
+MARK = "# configuration\n"
+NAMESPACE = "# namespace "
+STOP_SECONDS = 5.0
+NETNS = Path("/run/netns")
+
+
+class DnsmasqDriver:
+    """Makes DhcpServer items real. Servers are independent: one that hangs does not delay the others."""
+
+    kinds = frozenset({"dhcp"})
+
+    def __init__(self, state_dir: str = "/var/lib/kumihimo/dhcp", run_dir: str = "/run/kumihimo/dhcp") -> None:
+        self._state = Path(state_dir)
+        self._run = Path(run_dir)
+
+    async def read_owned(self) -> Mapping[Key, Item]:
+        """All servers that have a folder; one that does not run reads back with an empty configuration."""
+        items = await asyncio.to_thread(lambda: [self._read(folder) for folder in sorted(self._state.glob("*"))])
+        return {item.key: item for item in items}
+
+    def _read(self, folder: Path) -> DhcpServer:
+        namespace, config = _configuration(folder)
+        if _running(folder, self._pid(folder), namespace):
+            return DhcpServer(folder.name, namespace, config, tuple(sorted(_hosts(folder).items())))
+        return DhcpServer(folder.name, namespace, "", ())
+
+    async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
+        """Every server at the same time; what is to be removed first."""
+        failures: dict[Key, Failure] = {}
+        for work, items in ((self._delete, delete), (self._put, put)):
+            servers = [item for item in items if isinstance(item, DhcpServer)]
+            results = await asyncio.gather(*map(work, servers), return_exceptions=True)
+            for item, result in zip(servers, results, strict=True):
+                if isinstance(result, ExecError | OSError):
+                    failures[item.key] = Failure("DNSMASQ", str(result))
+                elif result is not None:
+                    raise result
+        return failures
+
+    async def _put(self, item: DhcpServer) -> None:
+        folder = self._state / item.network_id
+        (folder / "hosts").mkdir(parents=True, exist_ok=True)
+        self._run.mkdir(parents=True, exist_ok=True)
+        wanted, present = dict(item.hosts), _hosts(folder)
+        gone = {port: line for port, line in present.items() if wanted.get(port) != line}
+        running = _running(folder, self._pid(folder), item.namespace)
+        if gone or not running or _configuration(folder) != (item.namespace, item.config):
+            await self._stop(folder)
+            _free(folder, [address for line in gone.values() for address in _addresses(line)])
+            for port in gone:
+                (folder / "hosts" / port).unlink()
+            _write(folder, "dnsmasq.conf", self._lines(folder, item) + item.config)
+            running = False
+        for port, line in wanted.items():
+            if present.get(port) != line:
+                _write(folder, f"hosts/{port}", line + "\n")
+        if not running:
+            # dnsmasq detaches only when it has its sockets and has written its pid file, else it says why not.
+            await run(["ip", "netns", "exec", item.namespace, "dnsmasq", f"--conf-file={folder / 'dnsmasq.conf'}"])
+
+    async def _delete(self, item: DhcpServer) -> None:
+        folder = self._state / item.network_id
+        await self._stop(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        self._pid_file(folder).unlink(missing_ok=True)
+
+    def _lines(self, folder: Path, item: DhcpServer) -> str:
+        lines = (
+            f"{NAMESPACE}{item.namespace}",
+            f"pid-file={self._pid_file(folder)}",
+            f"dhcp-leasefile={folder / 'leases'}",
+            f"dhcp-hostsdir={folder / 'hosts'}",
+            "quiet-dhcp",
+            "quiet-dhcp6",
+            "quiet-ra",
+        )
+        return "\n".join(lines) + "\n" + MARK
+
+    def _pid_file(self, folder: Path) -> Path:
+        return self._run / f"{folder.name}.pid"
+
+    def _pid(self, folder: Path) -> int | None:
+        try:
+            return int(self._pid_file(folder).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    async def _stop(self, folder: Path) -> None:
+        """End the folder's process, if there is one, and return when it is gone."""
+        pid = self._pid(folder)
+        if pid is None:
+            return
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            # Only now, with a handle that the number's next owner cannot take over, is it safe to look and to signal.
+            if not _is_ours(folder, pid):
+                return
+            signal.pidfd_send_signal(handle, signal.SIGTERM)
+            if not await _ended(handle, STOP_SECONDS):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                await _ended(handle, STOP_SECONDS)
+        except ProcessLookupError:
+            return
+        finally:
+            os.close(handle)
+
+
+async def _ended(handle: int, seconds: float) -> bool:
+    """Wait until the process of a pidfd has ended."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(handle, ended.set)
+    try:
+        await asyncio.wait_for(ended.wait(), seconds)
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(handle)
+    return True
+
+
+def _is_ours(folder: Path, pid: int) -> bool:
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return f"--conf-file={folder / 'dnsmasq.conf'}".encode() in arguments
+
+
+def _running(folder: Path, pid: int | None, namespace: str) -> bool:
+    """Whether it is our process, and in the namespace that has that name now (it may have been made anew)."""
+    if pid is None or not _is_ours(folder, pid):
+        return False
+    try:
+        return os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat(NETNS / namespace))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _configuration(folder: Path) -> tuple[str, str]:
+    """(namespace, the item's configuration) of the file; empty when there is none."""
+    try:
+        head, _, config = (folder / "dnsmasq.conf").read_text().partition(MARK)
+    except FileNotFoundError:
+        return "", ""
+    return head.partition("\n")[0].removeprefix(NAMESPACE), config
+
+
+def _hosts(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text().removesuffix("\n") for file in (folder / "hosts").glob("*")}
+
+
+def _addresses(line: str) -> Iterable[str]:
+    """The addresses in a dhcp-host line."""
+    for word in line.split(","):
+        try:
+            yield str(ip_address(word.strip("[]")))
+        except ValueError:
+            continue
+
+
+def _free(folder: Path, addresses: Sequence[str]) -> None:
+    """Drop the leases of these addresses. A lease is a line: end, MAC or IAID, address, name, client id."""
+    leases = folder / "leases"
+    if not addresses or not leases.exists():
+        return
+    lines = leases.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if len(line.split()) < 3 or line.split()[2] not in addresses]
+    if kept != lines:
+        _write(folder, "leases", "".join(kept))
+
+
+def _write(folder: Path, name: str, text: str) -> None:
+    """Write by rename, from outside the folder of hosts: dnsmasq reads whatever appears in that."""
+    part = folder / ".part"
+    part.write_text(text)
+    part.replace(folder / name)

@@ -1,0 +1,263 @@
+"""Network namespaces for services, each with one veth to the host.
+
+Ours is every namespace whose name begins with `kumi-`, and every link of the host whose alias is `kumihimo:NAMESPACE`.
+The pair itself is recognised by its ends pointing at each other, so a veth that was made just before the agent died
+needs no mark. The host's end goes up last: a namespace that is not finished reads back as one that nobody can want,
+and putting it again takes every step that is missing.
+
+Netlink, sysctl and ioctl act on the namespace of the calling thread, so the work inside a namespace is a plain
+function in a short-lived thread that has entered it: about 3 ms, and no fork of a process that has threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import socket
+import struct
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute, netns
+from pyroute2.netlink.exceptions import NetlinkError
+
+from agent.drivers.exec import ExecError, run
+from agent.model.host import ServiceNamespace
+from agent.model.item import Failure, Item, Key
+
+PREFIX = "kumi-"
+ALIAS = "kumihimo:"
+DIRECTORY = Path("/run/netns")
+
+# linux/sockios.h, linux/ethtool.h
+SIOCETHTOOL = 0x8946
+ETHTOOL_STXCSUM = 0x17
+
+IFF_UP = 1
+# linux/if_addr.h: the kernel made this link-local address by itself.
+IFAPROT_KERNEL_LL = 3
+
+# No address from router advertisements, and none tentative: the control plane gave it to this port alone.
+SYSCTLS = {"accept_ra": "0", "autoconf": "0", "accept_dad": "0"}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """One end of a veth. peer is the index of the other end, in the namespace where that is."""
+
+    name: str
+    index: int
+    peer: int
+    kind: str
+    mac: str
+    mtu: int
+    up: bool
+    alias: str
+
+
+class NetlinkDriver:
+    """Makes ServiceNamespace items real.
+
+    Addresses are exact, except that the link-local address which the kernel makes from the MAC is left alone and not
+    read back. A link of the wanted name that is not ours is never touched: Failure FOREIGN_OBJECT.
+    """
+
+    kinds = frozenset({"namespace"})
+
+    async def read_owned(self) -> Mapping[Key, Item]:
+        """Our namespaces; one that is not whole reads back with empty values."""
+        host = await in_namespace(None, _links)
+        names = sorted(entry.name for entry in DIRECTORY.glob(f"{PREFIX}*"))
+        return {("namespace", name): await self._read(name, host) for name in names}
+
+    async def _read(self, name: str, host: Mapping[str, _Link]) -> ServiceNamespace:
+        nothing = ServiceNamespace(name, "", "", "", (), 0)
+        if not _is_namespace(name):
+            return nothing
+        links, addresses = await in_namespace(name, lambda: (_links(), _addresses()))
+        for inner in links.values():
+            outer = next((link for link in host.values() if _paired(link, inner)), None)
+            if outer and outer.up and inner.up and outer.mtu == inner.mtu:
+                own = tuple(sorted(addresses.get(inner.index, ())))
+                return ServiceNamespace(name, outer.name, inner.name, inner.mac, own, inner.mtu)
+        return nothing
+
+    async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
+        """Namespaces one after the other, those to be removed first."""
+        failures: dict[Key, Failure] = {}
+        for work, items in ((self._delete, delete), (self._put, put)):
+            for item in items:
+                if isinstance(item, ServiceNamespace):
+                    failure = await _attempt(work, item)
+                    if failure:
+                        failures[item.key] = failure
+        return failures
+
+    async def _put(self, item: ServiceNamespace) -> Failure | None:
+        if not _is_namespace(item.name):
+            # A process that dies between making the file and mounting the namespace on it leaves an empty file.
+            (DIRECTORY / item.name).unlink(missing_ok=True)
+            await run(["ip", "netns", "add", item.name])
+        outer = (await in_namespace(None, _links)).get(item.outer)
+        inner = (await in_namespace(item.name, _links)).get(item.inner)
+        if not (outer and inner and _paired(outer, inner)):
+            if outer and outer.alias != ALIAS + item.name:
+                return Failure("FOREIGN_OBJECT", f"link {item.outer} is not ours")
+            await in_namespace(item.name, _remove_veths)
+            await in_namespace(None, lambda: _add_pair(item))
+        await in_namespace(item.name, lambda: _set_inner(item))
+        await in_namespace(None, lambda: _set_outer(item))
+        return None
+
+    async def _delete(self, item: ServiceNamespace) -> Failure | None:
+        if not item.name.startswith(PREFIX):
+            return Failure("FOREIGN_OBJECT", f"namespace {item.name} is not ours")
+        # A program that still runs inside keeps the namespace alive when its name is gone: so the veth goes first.
+        if _is_namespace(item.name):
+            await in_namespace(item.name, _remove_veths)
+            await run(["ip", "netns", "del", item.name])
+        (DIRECTORY / item.name).unlink(missing_ok=True)
+        await in_namespace(None, lambda: _remove_aliased(ALIAS + item.name))
+        return None
+
+
+async def _attempt(
+    work: Callable[[ServiceNamespace], Any],
+    item: ServiceNamespace,
+) -> Failure | None:
+    try:
+        failure: Failure | None = await work(item)
+    except NetlinkError as error:
+        return Failure("NETLINK", f"{item.name}: {os.strerror(error.code)}")
+    except (ExecError, OSError) as error:
+        return Failure("NAMESPACE", f"{item.name}: {error}")
+    return failure
+
+
+async def in_namespace(name: str | None, work: Callable[[], T]) -> T:
+    """Run work in a new thread inside the namespace (None: the agent's own) and return its result."""
+
+    def enter() -> T:
+        if name is not None:
+            netns.setns(str(DIRECTORY / name), flags=0)
+        return work()
+
+    with ThreadPoolExecutor(1) as thread:
+        return await asyncio.get_running_loop().run_in_executor(thread, enter)
+
+
+def _is_namespace(name: str) -> bool:
+    try:
+        return (DIRECTORY / name).stat().st_dev == os.stat("/proc/self/ns/net").st_dev
+    except FileNotFoundError:
+        return False
+
+
+def _paired(outer: _Link, inner: _Link) -> bool:
+    return inner.kind == outer.kind == "veth" and inner.peer == outer.index and outer.peer == inner.index
+
+
+def _links() -> dict[str, _Link]:
+    with IPRoute() as ip:
+        return {link.name: link for link in map(_link, ip.get_links())}
+
+
+def _link(message: Any) -> _Link:
+    kind = message.get(("linkinfo", "kind")) or ""
+    up = bool(message["flags"] & IFF_UP)
+    address, mtu = message.get("address") or "", message.get("mtu")
+    return _Link(
+        message.get("ifname"),
+        message["index"],
+        message.get("link") or 0,
+        kind,
+        address,
+        mtu,
+        up,
+        message.get("ifalias") or "",
+    )
+
+
+def _addresses() -> dict[int, set[str]]:
+    """`ip/length` by index of the link, without what the kernel made itself."""
+    found: dict[int, set[str]] = {}
+    with IPRoute() as ip:
+        for message in ip.get_addr():
+            if message.get("proto") != IFAPROT_KERNEL_LL:
+                text = f"{message.get('local') or message.get('address')}/{message['prefixlen']}"
+                found.setdefault(message["index"], set()).add(str(ip_interface(text)))
+    return found
+
+
+def _add_pair(item: ServiceNamespace) -> None:
+    with IPRoute() as ip:
+        for index in ip.link_lookup(ifname=item.outer):
+            ip.link("del", index=index)
+        peer = {"ifname": item.inner, "address": item.mac, "mtu": item.mtu, "net_ns_fd": str(DIRECTORY / item.name)}
+        ip.link("add", ifname=item.outer, kind="veth", mtu=item.mtu, peer=peer)
+
+
+def _set_outer(item: ServiceNamespace) -> None:
+    offload_off(item.outer)
+    with IPRoute() as ip:
+        index = ip.link_lookup(ifname=item.outer)[0]
+        ip.link("set", index=index, ifalias=ALIAS + item.name, mtu=item.mtu)
+        ip.link("set", index=index, state="up")
+
+
+def _set_inner(item: ServiceNamespace) -> None:
+    for name, value in SYSCTLS.items():
+        Path(f"/proc/sys/net/ipv6/conf/{item.inner}/{name}").write_text(value)
+    offload_off(item.inner)
+    wanted = {str(ip_interface(address)) for address in item.addresses}
+    with IPRoute() as ip:
+        index = ip.link_lookup(ifname=item.inner)[0]
+        ip.link("set", index=ip.link_lookup(ifname="lo")[0], state="up")
+        ip.link("set", index=index, address=item.mac, mtu=item.mtu)
+        for address in _addresses().get(index, set()) - wanted:
+            ip.addr("del", index=index, address=address)
+        for address in sorted(wanted):
+            ip.addr("replace", index=index, address=address)
+        ip.link("set", index=index, state="up")
+
+
+def _remove_veths() -> None:
+    with IPRoute() as ip:
+        for link in _links().values():
+            if link.kind == "veth":
+                _remove(ip, link.index)
+
+
+def _remove_aliased(alias: str) -> None:
+    with IPRoute() as ip:
+        for link in _links().values():
+            if link.alias == alias:
+                _remove(ip, link.index)
+
+
+def _remove(ip: IPRoute, index: int) -> None:
+    try:
+        ip.link("del", index=index)
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:  # it went with its other end
+            raise
+
+
+def offload_off(name: str) -> None:
+    """Have the kernel finish checksums before the link sends: nothing behind it would. Segmentation goes with them.
+
+    Acts on a link of the calling thread's namespace. Raises OSError.
+    """
+    value = array("I", [ETHTOOL_STXCSUM, 0])
+    request = struct.pack("16sP", name.encode(), value.buffer_info()[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, SIOCETHTOOL, request.ljust(40, b"\0"))

@@ -1,0 +1,257 @@
+"""The flows and groups of one bridge.
+
+A flow is ours when its cookie says so; on a bridge of ours every group is. A fresh process needs nothing else to tell
+what it made before, so there is no memory here beyond the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from agent.drivers import unixctl
+from agent.drivers.openflow import codec
+from agent.drivers.openflow.connection import NO_SUCH_GROUP, Connection, ErrorReply, OpenFlowError
+from agent.model.flow import Flow, Group, ToGroup
+from agent.model.item import Failure, Item, Key
+
+_ROUNDS = 32  # bundles tried in one apply; a commit names only the first message that it refuses
+_NUDGE_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One message of a bundle: what it is about, its type and body."""
+
+    item: Flow | Group
+    kind: int
+    body: bytes
+
+
+class OpenFlowDriver:
+    """Driver (agent.model.item) of the kinds "flow" and "group".
+
+    bridge is on the host's Open vSwitch, and has OpenFlow 1.5 among its protocols. is_ours tells by cookie. The marker
+    is a flow that `synchronize` adds and deletes: a table that no packet enters and a cookie that nothing else has;
+    it counts neither as ours nor as foreign. timeout in seconds, for every answer of the switch.
+
+    The connection is opened when it is first needed, and again after a loss. Methods raise ConnectionError when the
+    switch cannot be talked to; what was under way is then unknown, and has to be read again.
+    """
+
+    kinds = frozenset({"flow", "group"})
+
+    def __init__(
+        self,
+        bridge: str,
+        is_ours: Callable[[int], bool],
+        *,
+        marker_table: int,
+        marker_cookie: int,
+        rundir: Path = Path("/var/run/openvswitch"),
+        timeout: float = 10.0,
+    ) -> None:
+        self._bridge = bridge
+        self._is_ours = is_ours
+        self._marker = Flow(marker_table, 0, (), (), marker_cookie)
+        self._rundir = rundir
+        self._timeout = timeout
+        self._connection: Connection | None = None
+        self._connecting = asyncio.Lock()
+        self._synchronizing = asyncio.Lock()
+        self._bundles = count(1)
+
+    async def close(self) -> None:
+        """Close the connection, if there is one. Flows stay."""
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+    async def read_owned(self) -> Mapping[Key, Item]:
+        """Our flows, and all groups."""
+        items: dict[Key, Item] = {flow.key: flow for flow in await self._flows() if self._is_ours(flow.cookie)}
+        for body in await self._multipart(codec.groups_request()):
+            items.update((group.key, group) for group in codec.decode_groups(body))
+        return items
+
+    async def read_foreign(self) -> list[Flow]:
+        """The flows that are not ours."""
+        return [flow for flow in await self._flows() if not self._is_ours(flow.cookie)]
+
+    async def flow_counters(self, table: int) -> list[tuple[Flow, int, int]]:
+        """The flows of one table, ours or not, with the packets and bytes they have seen."""
+        bodies = await self._multipart(codec.flows_request(table))
+        return [(entry.flow, entry.packets, entry.bytes) for body in bodies for entry in codec.decode_flows(body)]
+
+    async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
+        """Put and delete in one atomic bundle: lookups see all of it or nothing.
+
+        Groups go in before the flows that name them, and out after. A flow is deleted only while it still has the
+        cookie that the item has. What the switch refuses is left out and reported with the OpenFlow error in words,
+        and the rest is tried again, at most 32 times: while a bundle is filled every bad message is named, but a
+        refusal at commit names one message only. Of those the common one is a group that is not there, so the other
+        flows that name the group are left out with it.
+        """
+        failures: dict[Key, Failure] = {}
+        changes = _changes(put, delete, failures)
+        for _ in range(_ROUNDS):
+            refused = await self._bundle(changes) if changes else {}
+            if not refused:
+                return failures
+            failures.update((key, Failure("refused", f"the switch refused: {why}")) for key, why in refused.items())
+            for change in [change for change in changes if refused.get(change.item.key) == NO_SUCH_GROUP]:
+                missing = _groups(change.item)
+                told = Failure("refused", f"the switch refused: {NO_SUCH_GROUP}, one of {sorted(missing)}")
+                failures.update((other.item.key, told) for other in changes if missing & _groups(other.item))
+            changes = [change for change in changes if change.item.key not in failures]
+        told = Failure("not-tried", "too many other changes were refused")
+        return failures | {change.item.key: told for change in changes}
+
+    async def synchronize(self) -> None:
+        """Return when the datapath's flow cache reflects everything that was committed before the call.
+
+        A commit changes the tables that are looked up; cached (megaflow) decisions follow later, when revalidator
+        threads next go through the cache. `revalidator/wait` is answered when a pass ends, even one that began too
+        early, and an idle switch begins a pass only every max-revalidator (500 ms). In ovs-vswitchd one thread runs,
+        over and over: announce pending table changes to the revalidators and answer finished waits; serve OpenFlow;
+        serve control commands. A pass that begins after the announcement checks every cached flow. So:
+
+        1. A control command and then a barrier are answered one after the other: the barrier is served in a later
+           turn than the commit was, which means that the commit has been announced by now.
+        2. A wait is issued, then the marker is added. The request lies in its socket before the flow-mod does, and in
+           each turn control commands come after OpenFlow: the wait is registered before the change is announced, and
+           the announcement begins a pass. The answer comes at once and not after 500 ms. The pass that it tells the
+           end of may have begun before step 1.
+        3. The same again, now deleting the marker. This second pass began after the end of the first, so after
+           step 1. When it ends no decision of before the commit is cached.
+
+        The answer of a wait can be late for want of a wake-up: when a pass ends between the main thread's two looks at
+        the pass counter (udpif_run, then run of ofproto-dpif) it goes to sleep with the answer due. A barrier wakes it.
+
+        Two passes begin at least 5 ms apart, so an idle switch needs about 10 ms. A handler thread (kernel datapath or
+        PMD) that began to translate a packet before the commit may cache its result later; that the second pass comes
+        5 ms later covers it in practice, and with the main thread as the only handler it cannot happen.
+
+        ConnectionError also when the daemon has datapaths of two types: it refuses to wait then.
+        """
+        async with (
+            self._synchronizing,
+            unixctl.connect(self._rundir, timeout=self._timeout) as control,
+            self._connected() as connection,
+        ):
+            await control.call("version")
+            with connection.exchange() as exchange:
+                await exchange.barrier(self._timeout)
+            for change in (codec.flow_put(self._marker), codec.flow_delete(self._marker)):
+                control.send("revalidator/wait")
+                with connection.exchange() as exchange:
+                    exchange.send(codec.FLOW_MOD, change)
+                    await exchange.barrier(self._timeout)
+                    _raise_any(exchange.errors, "the marker flow was refused")
+                await self._answer(control, connection)
+
+    async def _answer(self, control: unixctl.Control, connection: Connection) -> None:
+        """Receive the answer of a control command, waking the switch's main thread until it is there."""
+        answer = asyncio.create_task(control.receive())
+        try:
+            while not (await asyncio.wait([answer], timeout=_NUDGE_SECONDS))[0]:
+                with connection.exchange() as exchange:
+                    await exchange.barrier(self._timeout)
+            answer.result()
+        finally:
+            answer.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Connection]:
+        """The connection; it is dropped when something goes wrong on it."""
+        async with self._connecting:
+            if self._connection is None or not self._connection.usable:
+                await self.close()
+                self._connection = await Connection.open(self._rundir / f"{self._bridge}.mgmt", self._timeout)
+            connection = self._connection
+        try:
+            yield connection
+        except OpenFlowError:
+            await connection.close()
+            raise
+
+    async def _flows(self) -> list[Flow]:
+        marker = (self._marker.table, self._marker.cookie)
+        return [
+            entry.flow
+            for body in await self._multipart(codec.flows_request())
+            for entry in codec.decode_flows(body)
+            if (entry.flow.table, entry.flow.cookie) != marker
+        ]
+
+    async def _multipart(self, request: bytes) -> list[bytes]:
+        """The bodies of all replies to a multipart request."""
+        async with self._connected() as connection:
+            with connection.exchange() as exchange:
+                xid = exchange.send(codec.MULTIPART_REQUEST, request)
+                await exchange.barrier(self._timeout)
+                _raise_any(exchange.errors, "the switch refused to describe its tables")
+                replies = exchange.replies.get(xid)
+                if not replies or codec.more_follow(replies[-1]):
+                    raise OpenFlowError(f"{self._bridge}: an incomplete description of the tables")
+                return replies
+
+    async def _bundle(self, changes: Sequence[_Change]) -> Mapping[Key, ErrorReply]:
+        """Commit the changes in one bundle and return nothing, or change nothing and return what was refused.
+
+        Messages are checked as they are added, and a refused one would merely be missing from the bundle; so the
+        errors are waited for before the commit.
+        """
+        bundle = next(self._bundles) & 0xFFFF_FFFF
+        async with self._connected() as connection:
+            with connection.exchange() as exchange:
+                exchange.send(codec.BUNDLE_CONTROL, codec.bundle_control(bundle, codec.OPEN))
+                keys: dict[int, Key] = {}
+                for change in changes:
+                    xid = exchange.xid()
+                    keys[xid] = change.item.key
+                    exchange.write(codec.bundle_add(bundle, xid, change.kind, change.body))
+                await exchange.barrier(self._timeout)
+                end = codec.DISCARD if exchange.errors else codec.COMMIT
+                ended = exchange.send(codec.BUNDLE_CONTROL, codec.bundle_control(bundle, end))
+                await exchange.barrier(self._timeout)
+                refused = {keys[xid]: why for xid, why in exchange.errors.items() if xid in keys}
+                if not refused:
+                    _raise_any(exchange.errors, "bundle refused")
+                    if ended not in exchange.replies:
+                        raise OpenFlowError(f"{self._bridge}: no reply to the commit of a bundle")
+                return refused
+
+
+def _changes(put: Sequence[Item], delete: Sequence[Item], failures: dict[Key, Failure]) -> list[_Change]:
+    """The messages in order. An item that cannot be encoded goes to failures."""
+    phases: tuple[list[_Change], ...] = ([], [], [], [])
+    for items, deleting in ((put, False), (delete, True)):
+        for item in items:
+            try:
+                match item:
+                    case Group():
+                        body = codec.group_delete(item) if deleting else codec.group_put(item)
+                        phases[3 if deleting else 0].append(_Change(item, codec.GROUP_MOD, body))
+                    case Flow():
+                        body = codec.flow_delete(item) if deleting else codec.flow_put(item)
+                        phases[2 if deleting else 1].append(_Change(item, codec.FLOW_MOD, body))
+                    case _:
+                        raise ValueError(f"not a flow or group: {item.key}")
+            except ValueError as wrong:
+                failures[item.key] = Failure("invalid", str(wrong))
+    return [change for phase in phases for change in phase]
+
+
+def _groups(item: Flow | Group) -> set[int]:
+    """The groups that a flow names."""
+    return {action.group_id for action in item.actions if isinstance(action, ToGroup)} if isinstance(item, Flow) else set()
+
+
+def _raise_any(errors: Mapping[int, ErrorReply], what: str) -> None:
+    for why in errors.values():
+        raise OpenFlowError(f"{what}: {why}")

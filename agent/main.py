@@ -1,0 +1,172 @@
+"""`kumi-agent`: reads its small local file, puts the parts together, runs until told to stop.
+
+    node = "h1"                          # the node's id, as in `kumi node create h1`
+    etcd = ["192.0.2.10:2379"]
+    [tracing]
+    file = "/var/log/kumihimo/agent-spans.jsonl"
+
+Stopping, crashing or upgrading the agent changes nothing in the data plane: flows, namespaces and daemons stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import structlog
+
+from agent.compile import FEATURES
+from agent.compile.engine import Engine
+from agent.compile.node import INTEGRATION_BRIDGE
+from agent.drivers.dnsmasq import DnsmasqDriver
+from agent.drivers.netlink import NetlinkDriver
+from agent.drivers.openflow.driver import OpenFlowDriver
+from agent.drivers.ovsdb import OvsdbDriver
+from agent.facts.ovsdb import Ovsdb, OvsdbError
+from agent.mirror.state import State
+from agent.model.pipeline import CookieKind, Table, cookie, is_ours
+from agent.reconcile import alive
+from agent.reconcile.lane import Lane
+from agent.reconcile.loop import Loop
+from agent.reconcile.status import Status
+from controlplane import config, telemetry
+from controlplane.errors import BadConfig, StoreUnavailable
+from controlplane.store import keys
+from controlplane.store.client import Store
+from controlplane.store.feed import Feed
+from controlplane.values import Invalid, slug
+from kumihimo.v1 import store_pb2
+
+RUNDIR = Path("/var/run/openvswitch")
+RETRY = 1.0
+
+_log = structlog.get_logger("kumihimo.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The local file. Everything else is a setting of the Node."""
+
+    node: str
+    etcd: tuple[str, ...]
+    trace_file: Path | None
+
+
+def load(path: Path) -> Settings:
+    """Read and check the local file. Raises BadConfig with file, field and what would be accepted."""
+    raw = config.read_toml(path)
+    config.refuse_unknown(path, "", raw, {"node", "etcd", "tracing"})
+    node = raw.get("node")
+    try:
+        if not isinstance(node, str):
+            raise Invalid("ID_INVALID", 'it must be the node\'s id, for example node = "h1"')
+        slug(node)
+    except Invalid as error:
+        raise BadConfig(f"{path}: node: {error.message}") from None
+    return Settings(node, config.strings(path, raw, "etcd"), config.trace_file(path, raw))
+
+
+async def run(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    work = asyncio.create_task(_work(settings))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if work.done():
+        stopped.cancel()
+        work.result()
+        return
+    work.cancel()
+    await asyncio.wait([work])
+    _log.info("stopped; the data plane goes on")
+
+
+async def _work(settings: Settings) -> None:
+    ovsdb = Ovsdb()
+    await _until_ovsdb_answers(ovsdb)
+    store = Store(settings.etcd)
+    status = Status(store, settings.node)
+    await _until_status_is_read(status)
+    await _describe(status, settings.node, ovsdb)
+    state = State(settings.node)
+    feed = Feed(store)
+    loop = Loop(state, Engine(state, FEATURES), feed, ovsdb, status)
+    switch = OpenFlowDriver(
+        INTEGRATION_BRIDGE, is_ours, marker_table=Table.MARKER, marker_cookie=cookie(CookieKind.MARKER), rundir=RUNDIR
+    )
+    flows = Lane("flows", [switch], loop.wake, switch.synchronize)
+    host = Lane("host", [NetlinkDriver(), OvsdbDriver(ovsdb), DnsmasqDriver()], loop.wake)
+    loop.use(flows, host)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for part in (
+                feed.run(),
+                status.run(),
+                flows.run(),
+                host.run(),
+                loop.run(),
+                alive.run(store, settings.node, RUNDIR),
+            ):
+                group.create_task(part)
+    finally:
+        await switch.close()
+        await ovsdb.stop()
+        await store.close()
+
+
+async def _until_ovsdb_answers(ovsdb: Ovsdb) -> None:
+    """Wait for ovsdb-server: at boot it may come later than we do."""
+    while True:
+        try:
+            return await ovsdb.start()
+        except OvsdbError as error:
+            _log.warning("waiting for ovsdb-server", detail=str(error))
+            await asyncio.sleep(RETRY)
+
+
+async def _until_status_is_read(status: Status) -> None:
+    while True:
+        try:
+            return await status.read()
+        except StoreUnavailable as error:
+            _log.warning("waiting for the store; traffic goes on", detail=str(error))
+            await asyncio.sleep(RETRY)
+
+
+async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
+    """What the agent says of itself, once at its start."""
+    facts = await ovsdb.host_facts()
+    about = store_pb2.AgentStatus(version=version("kumihimo"), underlay_ips=facts.underlay_ips)
+    about.start_time.GetCurrentTime()
+    about.features["ovs"] = facts.ovs_version
+    about.features["datapath_types"] = ",".join(facts.datapath_types)
+    status.set(keys.agent_status(node), about)
+
+
+def main() -> None:
+    """Entry point of `kumi-agent`. Exit code 0 after an orderly stop, 1 with one line when it cannot run."""
+    parser = argparse.ArgumentParser(
+        prog="kumi-agent",
+        description="The Kumihimo node agent.",
+        epilog="example: kumi-agent --config /etc/kumihimo/agent.toml",
+    )
+    parser.add_argument("--config", type=Path, default=Path("/etc/kumihimo/agent.toml"), help="configuration file")
+    arguments = parser.parse_args()
+    try:
+        settings = load(arguments.config)
+        telemetry.start_logging(service="kumi-agent", node=settings.node)
+        telemetry.start_tracing("kumi-agent", settings.trace_file)
+        asyncio.run(run(settings))
+    except (BadConfig, OSError) as error:
+        sys.exit(f"kumi-agent: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""The mirror: what this node knows, as plain values, and what of it changed.
+
+Pure: no I/O, no clock. `take_*` methods take in notices of the feed and facts of the host and return *tokens*, the names of
+what changed; compile records the tokens it reads, so that exactly the units concerned are compiled again.
+
+Interest closure: ports plugged here → their networks (through index/port/…) → everything below net/{net}/; and all nodes.
+
+Tokens: ("node", id) · ("network", net) · ("subnets", net) · ("port", net, id): port, binding, or its interface ·
+("local", net): the set of ports plugged here · ("members", net): the set of other nodes with ports · ("interface", name) ·
+("host",): bridges, addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from agent.facts.model import HostFacts, Interface
+from controlplane.store import keys
+from controlplane.store.client import Entry
+from controlplane.store.feed import Changed, Listed
+from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
+
+Token = tuple[Hashable, ...]
+
+NO_FACTS = HostFacts(interfaces={}, datapath_types=(), ovs_version="", underlay_ips=())
+
+
+@dataclass(slots=True)
+class NetworkState:
+    """One network as it stands below net/{net}/. listed: known as a whole."""
+
+    listed: bool = False
+    revision: int = 0
+    network: network_pb2.Network | None = None
+    subnets: dict[str, network_pb2.Subnet] = field(default_factory=dict)
+    ports: dict[str, port_pb2.Port] = field(default_factory=dict)
+    bindings: dict[str, str] = field(default_factory=dict)
+    members: dict[str, int] = field(default_factory=dict)  # node → number of ports bound to it
+    trace_context: str = ""
+    keys: set[str] = field(default_factory=set)
+
+
+class State:
+    """See the module."""
+
+    def __init__(self, node_id: str) -> None:
+        self.node_id = node_id
+        self.facts: HostFacts = NO_FACTS
+        self.nodes: dict[str, node_pb2.Node] = {}
+        self.nodes_listed = False
+        self.nodes_revision = 0
+        self.networks: dict[str, NetworkState] = {}
+        # Ports plugged here: network id, "" when there is no such port, None while that is not known.
+        self.located: dict[str, str | None] = {}
+        self.interface_of: dict[str, Interface] = {}
+        self._local: dict[str, set[str]] = {}
+
+    # -- interest -----------------------------------------------------------------------------------------------------
+
+    def interest(self) -> set[str]:
+        """The prefixes this node must watch."""
+        wanted = {keys.NODES}
+        wanted.update(keys.index("Port", port) for port in self.interface_of)
+        wanted.update(keys.scope(network) for network in self.wanted_networks())
+        return wanted
+
+    def wanted_networks(self) -> set[str]:
+        """Networks with a port plugged here."""
+        return {network for network in self.located.values() if network}
+
+    @property
+    def is_complete(self) -> bool:
+        """Everything of interest has been listed."""
+        return (
+            self.nodes_listed
+            and all(network is not None for network in self.located.values())
+            and all(network in self.networks and self.networks[network].listed for network in self.wanted_networks())
+        )
+
+    def local_ports(self, network: str) -> frozenset[str]:
+        """Ports of a network that are plugged here."""
+        return frozenset(self._local.get(network, ()))
+
+    # -- facts --------------------------------------------------------------------------------------------------------
+
+    def take_facts(self, facts: HostFacts) -> set[Token]:
+        """Interfaces, bridges and addresses of the host as they are now."""
+        tokens: set[Token] = set()
+        old, self.facts = self.facts, facts
+        if (old.datapath_types, old.underlay_ips) != (facts.datapath_types, facts.underlay_ips):
+            tokens.add(("host",))
+        for name in old.interfaces.keys() | facts.interfaces.keys():
+            if old.interfaces.get(name) != facts.interfaces.get(name):
+                tokens.add(("interface", name))
+        plugged: dict[str, Interface] = {}
+        for name in sorted(facts.interfaces):
+            interface = facts.interfaces[name]
+            if interface.bridge == "br-int" and interface.iface_id:
+                # Two interfaces that name one port: the first by name has it.
+                plugged.setdefault(interface.iface_id, interface)
+        for port in self.interface_of.keys() | plugged.keys():
+            if self.interface_of.get(port) == plugged.get(port):
+                continue
+            if port not in plugged:
+                tokens |= self._unplug(port)
+            elif port not in self.interface_of:
+                self.located[port] = None
+            network = self.located.get(port)
+            if network:
+                tokens.update({("port", network, port), ("local", network)})
+        self.interface_of = plugged
+        return tokens | self._drop_networks()
+
+    def _unplug(self, port: str) -> set[Token]:
+        network = self.located.pop(port, None)
+        if not network:
+            return set()
+        self._local.get(network, set()).discard(port)
+        return {("port", network, port), ("local", network)}
+
+    def _drop_networks(self) -> set[Token]:
+        """Forget the networks that nothing here belongs to any more."""
+        tokens: set[Token] = set()
+        wanted = self.wanted_networks()
+        for network in [network for network in self.networks if network not in wanted]:
+            gone = self.networks.pop(network)
+            self._local.pop(network, None)
+            tokens |= {("network", network), ("subnets", network), ("local", network), ("members", network)}
+            tokens |= {("port", network, port) for port in gone.ports}
+        return tokens
+
+    # -- notices ------------------------------------------------------------------------------------------------------
+
+    def take(self, notice: Listed | Changed) -> set[Token]:
+        """Take in one notice of the feed. A notice of a prefix that is no longer of interest changes nothing."""
+        match notice:
+            case Listed(prefix, revision, entries):
+                gone = [key for key in self._known(prefix) if key not in entries]
+                changes: list[tuple[str, Entry | None]] = [(key, None) for key in gone]
+                changes += list(entries.items())
+            case Changed(prefix, revision, changed):
+                changes = list(changed)
+        tokens: set[Token] = set()
+        listed = isinstance(notice, Listed)
+        if prefix == keys.NODES:
+            for key, entry in changes:
+                tokens |= self._take_node(key, entry)
+            self.nodes_listed = self.nodes_listed or listed
+            self.nodes_revision = revision
+        elif prefix.startswith(keys.index("Port")):
+            tokens |= self._take_index(prefix, entries=dict(changes))
+        elif prefix.startswith(keys.NETWORKS):
+            network = prefix.removeprefix(keys.NETWORKS).rstrip("/")
+            if network not in self.wanted_networks():
+                return tokens
+            state = self.networks.setdefault(network, NetworkState())
+            for key, entry in changes:
+                tokens |= self._take_network(network, state, key, entry)
+            if listed and not state.listed:
+                state.listed = True
+                tokens |= {("network", network), ("subnets", network), ("local", network), ("members", network)}
+            state.revision = revision
+        return tokens
+
+    def _known(self, prefix: str) -> Iterable[str]:
+        if prefix == keys.NODES:
+            return [keys.node(node) for node in self.nodes]
+        if prefix.startswith(keys.index("Port")):
+            return [prefix] if self.located.get(prefix.rsplit("/", 1)[1]) else []
+        state = self.networks.get(prefix.removeprefix(keys.NETWORKS).rstrip("/"))
+        return list(state.keys) if state else []
+
+    def _take_node(self, key: str, entry: Entry | None) -> set[Token]:
+        if key == keys.NODES_CHANGE:
+            return set()
+        node_id = key.removeprefix(keys.NODES)
+        if entry is None:
+            self.nodes.pop(node_id, None)
+        else:
+            self.nodes[node_id] = node_pb2.Node.FromString(entry.value)
+        return {("node", node_id)}
+
+    def _take_index(self, prefix: str, entries: Mapping[str, Entry | None]) -> set[Token]:
+        port = prefix.rsplit("/", 1)[1]
+        if port not in self.interface_of:
+            return set()
+        entry = entries.get(prefix)
+        network = store_pb2.Index.FromString(entry.value).network_id if entry else ""
+        old = self.located.get(port)
+        if old == network:
+            return set()
+        tokens: set[Token] = set()
+        if old:
+            self._local.get(old, set()).discard(port)
+            tokens |= {("port", old, port), ("local", old)}
+        self.located[port] = network
+        if network:
+            self._local.setdefault(network, set()).add(port)
+            tokens |= {("port", network, port), ("local", network)}
+        return tokens | self._drop_networks()
+
+    def _take_network(self, network: str, state: NetworkState, key: str, entry: Entry | None) -> set[Token]:
+        (state.keys.add if entry else state.keys.discard)(key)
+        match keys.split(key):
+            case ["net", _, "network"]:
+                state.network = network_pb2.Network.FromString(entry.value) if entry else None
+                return {("network", network)}
+            case ["net", _, "subnet", subnet]:
+                if entry is None:
+                    state.subnets.pop(subnet, None)
+                else:
+                    state.subnets[subnet] = network_pb2.Subnet.FromString(entry.value)
+                return {("subnets", network)}
+            case ["net", _, "port", port]:
+                if entry is None:
+                    state.ports.pop(port, None)
+                else:
+                    state.ports[port] = port_pb2.Port.FromString(entry.value)
+                return {("port", network, port)}
+            case ["net", _, "bind", port]:
+                return self._take_binding(network, state, port, entry)
+            case ["net", _, "change"] if entry is not None:
+                state.trace_context = store_pb2.ChangeRecord.FromString(entry.value).trace_context
+        return set()
+
+    def _take_binding(self, network: str, state: NetworkState, port: str, entry: Entry | None) -> set[Token]:
+        old = state.bindings.get(port, "")
+        new = port_pb2.Binding.FromString(entry.value).node if entry else ""
+        if new:
+            state.bindings[port] = new
+        else:
+            state.bindings.pop(port, None)
+        if old == new:
+            return set()
+        before = set(state.members)
+        if old:
+            state.members[old] -= 1
+            if not state.members[old]:
+                del state.members[old]
+        if new:
+            state.members[new] = state.members.get(new, 0) + 1
+        tokens: set[Token] = {("port", network, port)}
+        if set(state.members) != before:
+            tokens.add(("members", network))
+        return tokens

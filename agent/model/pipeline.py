@@ -1,0 +1,134 @@
+"""The pipeline as data: every table, register, flag, drop reason and cookie that flows may use. Shared names live here.
+
+Stages, in the order a packet meets them:
+
+    0 CLASSIFY      in_port → network and port; tunnel and tun_id → network
+    10 PORT_SECURITY  MAC, IPv4, ARP and DHCP-server guard of a local port; one default drop per kind
+    30 SERVICES     ARP request → 44, 31; DHCP → the service namespace
+    31 ARP_REPLY    turns the request into its answer
+    44 NEIGHBOURS   subroutine: (network, IPv4) → MAC
+    60 L2           (network, MAC) → local port, node, or group of all members
+    70 INGRESS      before a local port: never back to the sender
+    80 LOCAL        output
+    81 NODE         network → segment on the wire
+    83 VXLAN        node → tunnel
+    99 DROP         every drop, counted by port and reason
+    254 MARKER      one flow that the agent rewrites to see its changes through (OpenFlowDriver.synchronize)
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from uuid import UUID
+
+
+class Table(IntEnum):
+    """See the module. Numbers have gaps for stages to come; they are those of the design's pipeline."""
+
+    CLASSIFY = 0
+    PORT_SECURITY = 10
+    SERVICES = 30
+    ARP_REPLY = 31
+    NEIGHBOURS = 44
+    L2 = 60
+    INGRESS = 70
+    LOCAL = 80
+    NODE = 81
+    VXLAN = 83
+    DROP = 99
+    MARKER = 254
+
+
+# From which table to which a packet may go; a flow that says otherwise is refused when it is made (compile/base.py).
+NEXT: dict[Table, frozenset[Table]] = {
+    Table.CLASSIFY: frozenset({Table.PORT_SECURITY, Table.SERVICES, Table.L2, Table.DROP}),
+    Table.PORT_SECURITY: frozenset({Table.SERVICES, Table.DROP}),
+    Table.SERVICES: frozenset({Table.NEIGHBOURS, Table.ARP_REPLY, Table.L2, Table.DROP}),
+    Table.ARP_REPLY: frozenset({Table.L2, Table.DROP}),
+    Table.NEIGHBOURS: frozenset(),
+    Table.L2: frozenset({Table.INGRESS, Table.NODE, Table.DROP}),
+    Table.INGRESS: frozenset({Table.LOCAL, Table.DROP}),
+    Table.LOCAL: frozenset({Table.DROP}),
+    Table.NODE: frozenset({Table.VXLAN, Table.DROP}),
+    Table.VXLAN: frozenset({Table.DROP}),
+    Table.DROP: frozenset(),
+    Table.MARKER: frozenset(),
+}
+
+# Registers. metadata bits 0-23: network key.
+FLAGS = "reg0"
+NODE_KEY = "reg10"  # remote node
+REASON = "reg11"  # why a packet is dropped
+SOURCE = "reg14"  # ofport of the local port it came from; 0: not a local one
+TARGET = "reg15"  # ofport of the local port it goes to; 0: not yet known, or not local
+ASKED = "reg3"  # address whose MAC is looked up
+FOUND = "xxreg2"  # bits 64-111: the MAC that was found
+FOUND_OFFSET = 64
+
+# Bits of FLAGS.
+FROM_TUNNEL = 1 << 0  # also set for what must not leave the host
+NEIGHBOUR_FOUND = 1 << 5
+FROM_SERVICE = 1 << 6
+NEIGHBOUR_FLOATS = 1 << 7  # an address that moves between ports: its owner answers, not we
+
+
+class Reason(IntEnum):
+    """Why a packet was dropped; the numbers stand in REASON and in the flows of table DROP."""
+
+    UNKNOWN_SOURCE = 1
+    SPOOFED_MAC = 2
+    SPOOFED_IP = 3
+    SPOOFED_ARP = 4
+    DHCP_SERVER = 5
+    PROTOCOL = 6
+    IPV6 = 7
+    ADMIN_DOWN = 8
+    ARP_UNKNOWN = 9
+    ARP_OWN = 10
+    UNKNOWN_UNICAST = 11
+    BACK_TO_SENDER = 12
+    SPLIT_HORIZON = 13
+    NO_TUNNEL = 14
+    NO_PORT = 15
+
+
+# What can befall a packet that a given local port sends; each has a counter for each port.
+REASONS_OF_SENDER = (
+    Reason.SPOOFED_MAC,
+    Reason.SPOOFED_IP,
+    Reason.SPOOFED_ARP,
+    Reason.DHCP_SERVER,
+    Reason.PROTOCOL,
+    Reason.IPV6,
+    Reason.ADMIN_DOWN,
+    Reason.ARP_UNKNOWN,
+    Reason.ARP_OWN,
+    Reason.UNKNOWN_UNICAST,
+    Reason.NO_TUNNEL,
+)
+
+
+class CookieKind(IntEnum):
+    """First byte of a cookie: the kind of resource behind the flow."""
+
+    BASE = 0x4B
+    NODE = 0x4C
+    NETWORK = 0x4D
+    PORT = 0x4E
+    MARKER = 0x4F
+
+
+def cookie(kind: CookieKind, object_id: str = "") -> int:
+    """64 bits: the kind, then the last 14 hex digits of the resource's id (nodes: of its name), for whoever reads flows."""
+    if not object_id:
+        return kind << 56
+    try:
+        low = UUID(object_id).int
+    except ValueError:
+        low = int.from_bytes(object_id.encode()[-7:], "big")
+    return kind << 56 | low & ((1 << 56) - 1)
+
+
+def is_ours(value: int) -> bool:
+    """Whether a flow with this cookie is the agent's to change or remove. The marker is the driver's own."""
+    return CookieKind.BASE <= value >> 56 <= CookieKind.PORT

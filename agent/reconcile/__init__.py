@@ -1,0 +1,1 @@
+"""Desired against applied: deltas, order of application, outcomes, status."""

@@ -1,0 +1,189 @@
+"""A lane: a sequence of drivers that makes one part of the host equal to what is desired, at its own pace.
+
+Invariants:
+- Nothing is applied before `start`, which is called once the mirror is complete; what is there until then stays.
+- At start, and after anything that makes the actual state unknown (a lost connection), the lane reads back what is ours
+  and works off the difference. It never clears and adds.
+- One failed key backs off alone, and never stops another.
+- `finished` is the number of the last submission whose consequences are all in the data plane, failures apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from agent.model.item import Driver, Failure, Item, Key
+
+FIRST_RETRY = 0.5
+LAST_RETRY = 30.0
+RECONNECT = 0.2
+
+_log = structlog.get_logger("kumihimo.agent")
+
+
+@dataclass(slots=True)
+class _Failed:
+    failure: Failure
+    delay: float
+    again_at: float
+
+
+class Lane:
+    """See the module. drivers in the order in which their kinds are put; they are removed in the reverse one."""
+
+    def __init__(
+        self,
+        name: str,
+        drivers: Sequence[Driver],
+        progressed: Callable[[], None],
+        settle: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.name = name
+        self._drivers = drivers
+        self._kinds = {kind: driver for driver in drivers for kind in driver.kinds}
+        self._progressed = progressed
+        self._settle = settle
+        self._desired: dict[Key, Item] = {}
+        self._applied: dict[Key, Item] | None = None
+        self._scopes: dict[Key, set[str]] = {}
+        self._dirty: set[Key] = set()
+        self._failed: dict[Key, _Failed] = {}
+        self._submitted = 0
+        self._started = asyncio.Event()
+        self._woken = asyncio.Event()
+        self.finished = 0
+
+    def submit(self, number: int, put: Mapping[Key, Item], delete: set[Key], scopes: Mapping[Key, set[str]]) -> None:
+        """State what has changed in what is desired. Keys of other lanes' kinds are passed over."""
+        for key, item in put.items():
+            if key[0] in self._kinds:
+                self._desired[key] = item
+                self._mark(key, scopes)
+        for key in delete:
+            if key[0] in self._kinds:
+                self._desired.pop(key, None)
+                self._mark(key, scopes)
+        self._submitted = number
+        self._woken.set()
+
+    def _mark(self, key: Key, scopes: Mapping[Key, set[str]]) -> None:
+        self._dirty.add(key)
+        self._scopes.setdefault(key, set()).update(scopes.get(key, ()))
+        failed = self._failed.get(key)
+        if failed is not None:
+            failed.again_at = 0.0
+
+    def start(self) -> None:
+        """From now on apply, and remove what is ours and not desired."""
+        self._started.set()
+
+    def failures(self) -> dict[str, dict[Key, Failure]]:
+        """What fails, by scope."""
+        found: dict[str, dict[Key, Failure]] = {}
+        for key, failed in self._failed.items():
+            for scope in self._scopes.get(key) or {""}:
+                found.setdefault(scope, {})[key] = failed.failure
+        return found
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        await self._started.wait()
+        while True:
+            await self._wait()
+            try:
+                await self._pass()
+            except (ConnectionError, TimeoutError, OSError) as error:
+                # What was under way is unknown now: read it back before anything else.
+                self._applied = None
+                _log.warning("data plane not reachable", lane=self.name, detail=str(error) or type(error).__name__)
+                await asyncio.sleep(RECONNECT)
+                self._woken.set()
+
+    def unsettle(self) -> None:
+        """The actual state may have changed behind our back: read it back at the next pass."""
+        self._applied = None
+        self._woken.set()
+
+    async def _wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        again = min((failed.again_at for failed in self._failed.values()), default=None)
+        try:
+            async with asyncio.timeout_at(None if again is None else max(again, loop.time())):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+        self._woken.clear()
+
+    async def _pass(self) -> None:
+        number = self._submitted
+        if self._applied is None:
+            actual: dict[Key, Item] = {}
+            for driver in self._drivers:
+                actual.update(await driver.read_owned())
+            self._applied = actual
+            self._dirty = {key for key in actual.keys() | self._desired.keys() if actual.get(key) != self._desired.get(key)} | (
+                self._dirty & self._failed.keys()
+            )
+        now = asyncio.get_running_loop().time()
+        waiting = {key for key, failed in self._failed.items() if failed.again_at > now}
+        keys = (self._dirty | self._failed.keys()) - waiting
+        self._dirty.clear()
+        put = [self._desired[key] for key in keys if key in self._desired and self._applied.get(key) != self._desired[key]]
+        delete = [self._applied[key] for key in keys if key not in self._desired and key in self._applied]
+        try:
+            if put or delete:
+                await self._apply(put, delete)
+        except BaseException:
+            self._dirty |= keys
+            raise
+        for key in keys - {item.key for item in [*put, *delete]}:
+            self._failed.pop(key, None)
+            self._forget(key)
+        if (put or delete) and self._settle is not None:
+            await self._settle()
+        self.finished = number
+        self._progressed()
+
+    async def _apply(self, put: Sequence[Item], delete: Sequence[Item]) -> None:
+        for driver in self._drivers:
+            mine = [item for item in put if item.key[0] in driver.kinds]
+            # Flows and groups of one batch go together: lookups must see all of it or nothing.
+            gone = [item for item in delete if item.key[0] in driver.kinds] if len(self._drivers) == 1 else []
+            if mine or gone:
+                self._note(mine, gone, await driver.apply(mine, gone))
+        if len(self._drivers) > 1:
+            for driver in reversed(self._drivers):
+                gone = [item for item in delete if item.key[0] in driver.kinds]
+                if gone:
+                    self._note([], gone, await driver.apply([], gone))
+
+    def _note(self, put: Sequence[Item], delete: Sequence[Item], failures: Mapping[Key, Failure]) -> None:
+        assert self._applied is not None
+        now = asyncio.get_running_loop().time()
+        for item in [*put, *delete]:
+            failure = failures.get(item.key)
+            if failure is None:
+                self._failed.pop(item.key, None)
+                continue
+            before = self._failed.get(item.key)
+            delay = min(before.delay * 2, LAST_RETRY) if before else FIRST_RETRY
+            self._failed[item.key] = _Failed(failure, delay, now + delay)
+            _log.warning("not applied", item=str(item.key), reason=failure.reason, detail=failure.message)
+        for item in put:
+            if item.key not in failures:
+                self._applied[item.key] = item
+            else:
+                # It may be there in part; not equal to anything, so that it is put again.
+                self._applied.pop(item.key, None)
+        for item in delete:
+            if item.key not in failures:
+                self._applied.pop(item.key, None)
+                self._forget(item.key)
+
+    def _forget(self, key: Key) -> None:
+        if key not in self._desired and key not in self._failed and key not in self._dirty:
+            self._scopes.pop(key, None)

@@ -1,0 +1,305 @@
+"""The agent's loop: notices and facts in, compile, lanes, status out.
+
+One task decides; lanes and the status writer work beside it and tell it when they have progressed. Each run of the engine
+has a number; a scope is applied at the revision it was compiled from once every lane has finished that number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from agent.compile.base import NODE_SCOPE
+from agent.compile.engine import Changes, Engine
+from agent.compile.port import Verdict, verdict
+from agent.compile.view import View
+from agent.facts.model import HostFacts
+from agent.facts.ovsdb import Ovsdb, OvsdbError
+from agent.mirror.state import State, Token
+from agent.model.item import Failure, Key
+from agent.reconcile.lane import Lane
+from agent.reconcile.status import Status
+from controlplane.store import keys
+from controlplane.store.feed import Feed, Lost
+from kumihimo.v1 import store_pb2
+
+_log = structlog.get_logger("kumihimo.agent")
+_context = TraceContextTextMapPropagator()
+
+
+@dataclass(slots=True)
+class _Goal:
+    """What a scope will be at when all lanes have finished a run's number."""
+
+    number: int
+    revision: int
+    ports: dict[str, store_pb2.PortStatus] = field(default_factory=dict)
+    gone: bool = False
+    span: trace.Span | None = None
+
+
+class Loop:
+    """See the module."""
+
+    def __init__(self, state: State, engine: Engine, feed: Feed, ovsdb: Ovsdb, status: Status) -> None:
+        self._state = state
+        self._engine = engine
+        self._feed = feed
+        self._ovsdb = ovsdb
+        self._status = status
+        self._lanes: list[Lane] = []
+        self._woken = asyncio.Event()
+        self._facts_changed = True
+        self._watched: set[str] = set()
+        self._announcing: dict[str, asyncio.Task[None]] = {}
+        self._number = 0
+        self._started = False
+        self._goals: dict[str, deque[_Goal]] = {}
+        self._applied: dict[str, int] = {}
+        self._traces: dict[str, str] = {}
+        self._tracer = trace.get_tracer("kumihimo.agent")
+
+    def use(self, *lanes: Lane) -> None:
+        """The lanes that apply what is compiled."""
+        self._lanes = list(lanes)
+
+    def wake(self) -> None:
+        """Something happened elsewhere: look again."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        self._ovsdb.on_change(self._host_changed)
+        notice = asyncio.create_task(self._feed.notices.get())
+        tokens: set[Token] = set()
+        try:
+            while True:
+                woken = asyncio.create_task(self._woken.wait())
+                if not self._woken.is_set():
+                    await asyncio.wait([notice, woken], return_when=asyncio.FIRST_COMPLETED)
+                woken.cancel()
+                self._woken.clear()
+                if notice.done():
+                    tokens |= self._take(notice.result())
+                    while not self._feed.notices.empty():
+                        tokens |= self._take(self._feed.notices.get_nowait())
+                    notice = asyncio.create_task(self._feed.notices.get())
+                tokens |= await self._take_facts()
+                self._follow_interest()
+                if self._started or self._state.is_complete:
+                    self._compile(tokens)
+                    tokens = set()
+                self._publish()
+        finally:
+            notice.cancel()
+            for task in self._announcing.values():
+                task.cancel()
+
+    # -- in -----------------------------------------------------------------------------------------------------------
+
+    def _take(self, notice: object) -> set[Token]:
+        if isinstance(notice, Lost):
+            _log.warning("store lost; traffic goes on", detail=notice.detail)
+            return set()
+        return self._state.take(notice)  # type: ignore[arg-type]
+
+    def _host_changed(self) -> None:
+        self._facts_changed = True
+        self.wake()
+
+    async def _take_facts(self) -> set[Token]:
+        if not self._facts_changed:
+            return set()
+        self._facts_changed = False
+        try:
+            facts: HostFacts = await self._ovsdb.host_facts()
+        except OvsdbError as error:
+            _log.warning("ovsdb-server does not answer", detail=str(error))
+            return set()
+        before = self._state.facts
+        tokens = self._state.take_facts(facts)
+        if before.ovs_version != facts.ovs_version:
+            for lane in self._lanes:
+                lane.unsettle()
+        return tokens
+
+    def _follow_interest(self) -> None:
+        """Watch what is wanted and forget what is not. A network is announced in status before it is read."""
+        wanted = self._state.interest()
+        for prefix in self._watched - wanted:
+            self._feed.forget(prefix)
+            task = self._announcing.pop(prefix, None)
+            if task is not None:
+                task.cancel()
+        for prefix in wanted - self._watched:
+            if prefix.startswith(keys.NETWORKS):
+                task = asyncio.create_task(self._announce(prefix))
+                self._announcing[prefix] = task
+            else:
+                self._feed.watch(prefix)
+        self._watched = wanted
+
+    async def _announce(self, prefix: str) -> None:
+        network = prefix.removeprefix(keys.NETWORKS).rstrip("/")
+        key = keys.network_status(self._state.node_id, network)
+        if self._status.get(key) is None:
+            self._status.set(key, store_pb2.Applied())
+        await self._status.flushed()
+        self._feed.watch(prefix)
+        self._announcing.pop(prefix, None)
+
+    # -- compile ------------------------------------------------------------------------------------------------------
+
+    def _compile(self, tokens: set[Token]) -> None:
+        if self._started and not tokens:
+            return
+        self._engine.touch(tokens)
+        changes = self._engine.run()
+        self._number += 1
+        for scope in self._touched(tokens, changes):
+            self._goals.setdefault(scope, deque()).append(self._goal(scope))
+        for lane in self._lanes:
+            lane.submit(self._number, changes.put, changes.delete, changes.scopes)
+        if not self._started:
+            self._started = True
+            for lane in self._lanes:
+                lane.start()
+            self._forget_former()
+        for unit, detail in changes.failed.items():
+            _log.error("not compiled", unit=str(unit), detail=detail)
+        _log.info(
+            "compiled",
+            units=changes.compiled,
+            put=len(changes.put),
+            delete=len(changes.delete),
+            revision=max((state.revision for state in self._state.networks.values()), default=self._state.nodes_revision),
+        )
+
+    def _touched(self, tokens: set[Token], changes: Changes) -> set[str]:
+        """Every scope that may have come to a new revision, or has changed."""
+        scopes = {scope for found in changes.scopes.values() for scope in found}
+        for network, state in self._state.networks.items():
+            if state.listed and self._applied.get(network) != state.revision:
+                scopes.add(network)
+        if self._applied.get(NODE_SCOPE) != self._state.nodes_revision:
+            scopes.add(NODE_SCOPE)
+        for token in tokens:
+            if token[0] in ("network", "port", "local"):
+                scopes.add(str(token[1]))
+        return scopes
+
+    def _goal(self, scope: str) -> _Goal:
+        if scope == NODE_SCOPE:
+            return _Goal(self._number, self._state.nodes_revision)
+        state = self._state.networks.get(scope)
+        if state is None:
+            wanted = scope in self._state.wanted_networks()
+            return _Goal(self._number, 0, gone=not wanted)
+        view = View(self._state)
+        goal = _Goal(self._number, state.revision)
+        for port in self._state.local_ports(scope):
+            goal.ports[port] = self._port_status(port, verdict(view, scope, port))
+        if state.trace_context and self._traces.get(scope) != state.trace_context:
+            self._traces[scope] = state.trace_context
+            parent = _context.extract({"traceparent": state.trace_context})
+            goal.span = self._tracer.start_span("agent.apply", context=parent)
+            goal.span.set_attributes({"node": self._state.node_id, "network": scope, "revision": state.revision})
+        return goal
+
+    def _port_status(self, port: str, found: Verdict) -> store_pb2.PortStatus:
+        interface = self._state.interface_of[port]
+        return store_pb2.PortStatus(
+            interface=interface.name,
+            ofport=interface.ofport or 0,
+            wired=found.wired,
+            reason=found.reason,
+            message=found.message,
+        )
+
+    def _forget_former(self) -> None:
+        """Status that a former process wrote of what is no longer here."""
+        node = self._state.node_id
+        networks = {keys.network_status(node, network) for network in self._state.wanted_networks()}
+        ports = {keys.port_status(node, port) for port in self._state.interface_of}
+        for key in self._status.known():
+            if key.startswith(keys.network_status(node)) and key not in networks:
+                # Its flows, if any are left, go with the first pass of the lanes.
+                network = key.rsplit("/", 1)[1]
+                self._goals.setdefault(network, deque()).append(_Goal(self._number, 0, gone=True))
+            elif key.startswith(keys.port_status(node)) and key not in ports:
+                self._status.remove(key)
+
+    # -- out ----------------------------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        """Say in status what the lanes have finished."""
+        self._publish_plugged()
+        if not self._lanes:
+            return
+        finished = min(lane.finished for lane in self._lanes)
+        failures: dict[str, dict[Key, Failure]] = {}
+        for lane in self._lanes:
+            for scope, found in lane.failures().items():
+                failures.setdefault(scope, {}).update(found)
+        for scope in list(self._goals):
+            self._publish_scope(scope, finished, failures.get(scope, {}))
+
+    def _publish_plugged(self) -> None:
+        """Ports seen on br-int, at once; whether they are wired follows."""
+        node = self._state.node_id
+        for port, interface in self._state.interface_of.items():
+            key = keys.port_status(node, port)
+            located = self._state.located.get(port)
+            if located == "":
+                missing = f"interface {interface.name} names port {port}, which does not exist"
+                seen = store_pb2.PortStatus(interface=interface.name, reason="PORT_UNKNOWN", message=missing)
+                self._status.set(key, seen)
+            elif self._status.get(key) is None:
+                self._status.set(key, store_pb2.PortStatus(interface=interface.name, reason="NOT_YET_APPLIED"))
+        for key in [key for key in self._status.known() if key.startswith(keys.port_status(node))]:
+            if self._started and key.rsplit("/", 1)[1] not in self._state.interface_of:
+                self._status.remove(key)
+
+    def _publish_scope(self, scope: str, finished: int, failures: dict[Key, Failure]) -> None:
+        goals = self._goals[scope]
+        reached: _Goal | None = None
+        while goals and goals[0].number <= finished:
+            if reached is not None and reached.span is not None:
+                reached.span.end()
+            reached = goals.popleft()
+        if reached is None:
+            return
+        if failures:
+            # Not reached: what fails is said, and the goal stays to be reached when the retry succeeds.
+            goals.appendleft(reached)
+            self._say_applied(scope, self._applied.get(scope, 0), failures)
+            return
+        if not goals:
+            del self._goals[scope]
+        if reached.span is not None:
+            reached.span.end()
+        if reached.gone:
+            self._applied.pop(scope, None)
+            self._traces.pop(scope, None)
+            self._status.remove(keys.network_status(self._state.node_id, scope))
+            return
+        if scope and scope not in self._state.wanted_networks():
+            return
+        self._applied[scope] = reached.revision
+        self._say_applied(scope, reached.revision, {})
+        for port, status in reached.ports.items():
+            if port in self._state.interface_of:
+                self._status.set(keys.port_status(self._state.node_id, port), status)
+
+    def _say_applied(self, scope: str, revision: int, failures: dict[Key, Failure]) -> None:
+        node = self._state.node_id
+        key = keys.network_status(node, scope) if scope else keys.nodes_status(node)
+        applied = store_pb2.Applied(revision=revision)
+        for item, failure in sorted(failures.items(), key=lambda pair: str(pair[0]))[:20]:
+            applied.errors.add(object=" ".join(str(part) for part in item[:3]), reason=failure.reason, message=failure.message)
+        self._status.set(key, applied)

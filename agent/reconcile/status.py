@@ -1,0 +1,103 @@
+"""What this node says of itself in etcd: only below `status/{node}/`, only what changed, at most once in 20 ms."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from google.protobuf.message import Message
+
+from controlplane.errors import StoreUnavailable
+from controlplane.store import client, keys
+from controlplane.store.client import Store
+
+PAUSE = 0.02  # seconds between two writes
+RETRY = 0.5
+BATCH = 1000  # operations of one transaction
+
+_log = structlog.get_logger("kumihimo.agent")
+
+
+class Status:
+    """The node's status as it should be (`set`, `remove`), and the writer that makes etcd equal to it."""
+
+    def __init__(self, store: Store, node_id: str) -> None:
+        self._store = store
+        self._prefix = keys.status(node_id)
+        self._wanted: dict[str, bytes] = {}
+        # What etcd holds, as far as we know; None: unknown, to be written or removed in any case.
+        self._written: dict[str, bytes | None] = {}
+        self._changed = asyncio.Event()
+        self._flushed = asyncio.Event()
+        self._may_remove = False
+
+    async def read(self) -> None:
+        """Take over what a former process has written. Raises StoreUnavailable."""
+        async for _, kvs in self._store.pages(self._prefix):
+            for kv in kvs:
+                self._written[kv.key.decode()] = kv.value
+                self._wanted.setdefault(kv.key.decode(), kv.value)
+
+    def keep_only_what_is_set(self, stale: set[str]) -> None:
+        """Drop what a former process said and nobody says now."""
+        for key in stale:
+            self.remove(key)
+
+    def known(self) -> set[str]:
+        return set(self._wanted)
+
+    def get(self, key: str) -> bytes | None:
+        return self._wanted.get(key)
+
+    def set(self, key: str, message: Message) -> None:
+        value = message.SerializeToString(deterministic=True)
+        if self._wanted.get(key) != value:
+            self._wanted[key] = value
+            self._changed.set()
+
+    def remove(self, key: str) -> None:
+        if self._wanted.pop(key, None) is not None or key in self._written:
+            self._changed.set()
+
+    async def flushed(self) -> None:
+        """Wait until everything set so far is in etcd."""
+        while self._pending():
+            self._flushed.clear()
+            self._changed.set()
+            await self._flushed.wait()
+
+    def _pending(self) -> dict[str, bytes | None]:
+        pending: dict[str, bytes | None] = {
+            key: value for key, value in self._wanted.items() if self._written.get(key) != value
+        }
+        pending.update((key, None) for key in self._written if key not in self._wanted)
+        return pending
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self._write()
+            except StoreUnavailable as error:
+                _log.warning("status not written", detail=str(error))
+                await asyncio.sleep(RETRY)
+                self._changed.set()
+            else:
+                await asyncio.sleep(PAUSE)
+
+    async def _write(self) -> None:
+        pending = list(self._pending().items())[:BATCH]
+        if pending:
+            operations = [client.delete(key) if value is None else client.put(key, value) for key, value in pending]
+            self._written.update((key, None) for key, _ in pending)
+            await self._store.transact([], operations)
+            for key, value in pending:
+                if value is None:
+                    self._written.pop(key, None)
+                else:
+                    self._written[key] = value
+        if self._pending():
+            self._changed.set()
+        self._flushed.set()

@@ -1,0 +1,1 @@
+"""`kumi`, a thin command line: nouns and options come from the API's descriptors."""
