@@ -27,6 +27,7 @@ from agent.drivers.dnsmasq import DnsmasqDriver
 from agent.drivers.netlink import NetlinkDriver
 from agent.drivers.openflow.driver import OpenFlowDriver
 from agent.drivers.ovsdb import OvsdbDriver
+from agent.drivers.peers import PeerDriver
 from agent.facts.ovsdb import Ovsdb, OvsdbError
 from agent.mirror.state import State
 from agent.model.pipeline import CookieKind, Table, cookie, is_ours
@@ -103,7 +104,8 @@ async def _work(settings: Settings) -> None:
     )
     flows = Lane("flows", [switch], loop.wake, switch.synchronize)
     host = Lane("host", [NetlinkDriver(), OvsdbDriver(ovsdb), DnsmasqDriver()], loop.wake)
-    loop.use(flows, host)
+    peers = Lane("peers", [PeerDriver()], loop.wake)
+    loop.use(flows, host, peers)
     try:
         async with asyncio.TaskGroup() as group:
             for part in (
@@ -111,6 +113,7 @@ async def _work(settings: Settings) -> None:
                 status.run(),
                 flows.run(),
                 host.run(),
+                peers.run(),
                 loop.run(),
                 alive.run(store, settings.node, RUNDIR),
             ):

@@ -20,7 +20,7 @@ from agent.compile.node import INTEGRATION_BRIDGE, VXLAN_PORT
 from agent.compile.port import neighbour, verdict
 from agent.compile.view import View
 from agent.model.flow import Action, Flow, Group, Output, Resubmit, SetField, ToGroup, match
-from agent.model.host import DhcpServer, OvsPort, ServiceNamespace
+from agent.model.host import DhcpServer, OvsPort, Peer, ServiceNamespace
 from agent.model.item import Item
 from agent.model.pipeline import FLAGS, FROM_SERVICE, FROM_TUNNEL, NODE_KEY, TARGET, CookieKind, Table, cookie
 from controlplane.services.network import service_mac
@@ -66,6 +66,10 @@ def compile_network(view: View, network_id: str) -> Iterable[Item]:
     )
     yield flow(Table.L2, 90, match(metadata=network.key, eth_dst=MULTICAST), ToGroup(network.key), cookie=mark)
     yield Group(network.key, tuple(_buckets(view, network_id)))
+    for node_id in view.members(network_id):
+        node = view.node(node_id)
+        if node is not None and node.tunnel_ip:
+            yield Peer(node.tunnel_ip)
 
 
 def _buckets(view: View, network_id: str) -> Iterator[tuple[Action, ...]]:

@@ -24,6 +24,7 @@ from ovsdbapp.exceptions import TimeoutException
 from ovsdbapp.schema.open_vswitch.impl_idl import OvsdbIdl
 from pyroute2 import AsyncIPRoute
 
+from agent.facts.capability import usable_datapaths
 from agent.facts.model import HostFacts, Interface
 
 SOCKET = "/var/run/openvswitch/db.sock"
@@ -72,6 +73,9 @@ class Ovsdb:
         self._told = View()
         self._listeners: list[Callable[[], None]] = []
         self._waiters: list[asyncio.Future[None]] = []
+        self._probed_for: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._datapaths: tuple[str, ...] = ()
+        self._underlay: tuple[str, ...] = ()
 
     async def start(self) -> None:
         """Connect and wait for the first full copy. Raises OvsdbError, also when there is no server."""
@@ -108,8 +112,12 @@ class Ovsdb:
     async def host_facts(self) -> HostFacts:
         """All facts of the host in one value."""
         view = self._view
-        ips = await underlay_ips(view.bridges)
-        return HostFacts(view.interfaces, view.datapath_types, view.ovs_version, ips)
+        if self._probed_for != (view.bridges, view.datapath_types):
+            # Asked anew only when bridges come or go: this is on the way of every port that is plugged.
+            self._datapaths = await asyncio.to_thread(usable_datapaths, view.datapath_types)
+            self._underlay = await underlay_ips(view.bridges)
+            self._probed_for = (view.bridges, view.datapath_types)
+        return HostFacts(view.interfaces, self._datapaths, view.ovs_version, self._underlay)
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Have callback called in the loop after the facts or `connected` changed; quick changes come as one call."""

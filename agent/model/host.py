@@ -77,3 +77,14 @@ class DhcpServer:
     @property
     def key(self) -> Key:
         return ("dhcp", self.network_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another node's tunnel address, kept resolved. Ours by the protocol number of its neighbour entry."""
+
+    address: str
+
+    @property
+    def key(self) -> Key:
+        return ("peer", self.address)

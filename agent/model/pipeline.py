@@ -13,7 +13,7 @@ Stages, in the order a packet meets them:
     81 NODE         network → segment on the wire
     83 VXLAN        node → tunnel
     99 DROP         every drop, counted by port and reason
-    254 MARKER      one flow that the agent rewrites to see its changes through (OpenFlowDriver.synchronize)
+    253 MARKER      one flow that the agent rewrites to see its changes through (OpenFlowDriver.synchronize)
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Table(IntEnum):
     NODE = 81
     VXLAN = 83
     DROP = 99
-    MARKER = 254
+    MARKER = 253
 
 
 # From which table to which a packet may go; a flow that says otherwise is refused when it is made (compile/base.py).

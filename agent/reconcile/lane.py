@@ -55,6 +55,7 @@ class Lane:
         self._submitted = 0
         self._started = asyncio.Event()
         self._woken = asyncio.Event()
+        self._told = ""
         self.finished = 0
 
     def submit(self, number: int, put: Mapping[Key, Item], delete: set[Key], scopes: Mapping[Key, set[str]]) -> None:
@@ -99,7 +100,10 @@ class Lane:
             except (ConnectionError, TimeoutError, OSError) as error:
                 # What was under way is unknown now: read it back before anything else.
                 self._applied = None
-                _log.warning("data plane not reachable", lane=self.name, detail=str(error) or type(error).__name__)
+                detail = str(error) or type(error).__name__
+                if detail != self._told:
+                    _log.warning("data plane not reachable", lane=self.name, detail=detail)
+                self._told = detail
                 await asyncio.sleep(RECONNECT)
                 self._woken.set()
 
@@ -146,6 +150,7 @@ class Lane:
         if (put or delete) and self._settle is not None:
             await self._settle()
         self.finished = number
+        self._told = ""
         self._progressed()
 
     async def _apply(self, put: Sequence[Item], delete: Sequence[Item]) -> None:

@@ -75,6 +75,7 @@ class Loop:
     async def run(self) -> None:
         """Work until cancelled."""
         self._ovsdb.on_change(self._host_changed)
+        self.wake()  # the first look is owed to nobody
         notice = asyncio.create_task(self._feed.notices.get())
         tokens: set[Token] = set()
         try:

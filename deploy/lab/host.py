@@ -47,6 +47,8 @@ ovs-vsctl --no-wait -- init -- set Open_vSwitch . external_ids:system-id={name} 
     -- --may-exist add-br br-phy -- set bridge br-phy datapath_type=netdev fail_mode=standalone \
        other_config:hwaddr=02:50:00:00:00:{number:02x} -- --may-exist add-port br-phy phy0
 ovs-vswitchd --pidfile --detach --log-file -vconsole:off
+# The kernel sees phy0's frames too, and must not answer ARP for br-phy's address there with another MAC.
+echo 8 > /proc/sys/net/ipv4/conf/phy0/arp_ignore
 ip address replace {underlay}{number}/24 dev br-phy
 ip address replace {underlay6}{number}/64 dev br-phy nodad
 ip link set br-phy mtu {mtu} up

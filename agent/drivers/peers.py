@@ -1,0 +1,80 @@
+"""Keeps the way to other nodes' tunnel addresses resolved, so that the first packet between two hosts is not lost.
+
+Open vSwitch resolves a tunnel's next hop when the first packet needs it, and that packet is gone. A *managed* neighbour
+entry (NTF_EXT_MANAGED, Linux 5.16; ip-neighbour(8)) has the kernel resolve it beforehand and keep it resolved, agent or no
+agent; in the userspace datapath the switch learns from the same answers, which pass through its bridge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from agent.drivers.exec import ExecError, run
+from agent.model.host import Peer
+from agent.model.item import Failure, Item, Key
+
+PROTOCOL = "75"  # marks our entries, as route protocols mark routes (NDA_PROTOCOL)
+PATIENCE = 1.0  # seconds for the first answer; a peer that is down must not hold up others for longer
+POLL = 0.01
+
+_log = structlog.get_logger("kumihimo.agent")
+
+
+class PeerDriver:
+    """Driver (agent.model.item) of the kind "peer"."""
+
+    kinds = frozenset({"peer"})
+
+    async def read_owned(self) -> Mapping[Key, Item]:
+        """Peers whose next hop has an entry of ours. Behind a gateway several share one: those are put anew, harmlessly."""
+        try:
+            entries = await _neighbours()
+        except ExecError as error:
+            raise OSError(str(error)) from error
+        return {peer.key: peer for peer in (Peer(str(entry["dst"])) for entry in entries)}
+
+    async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
+        """Resolve and keep; or let go. A peer that does not answer is no failure: it may be down, and comes when it comes."""
+        await asyncio.gather(*(self._delete(item) for item in delete if isinstance(item, Peer)))
+        peers = [item for item in put if isinstance(item, Peer)]
+        found = await asyncio.gather(*(self._put(peer) for peer in peers))
+        return {peer.key: failure for peer, failure in zip(peers, found, strict=True) if failure is not None}
+
+    async def _put(self, peer: Peer) -> Failure | None:
+        try:
+            hop, device = await _next_hop(peer.address)
+            await run(["ip", "neigh", "replace", hop, "dev", device, "managed", "protocol", PROTOCOL])
+            async with asyncio.timeout(PATIENCE):
+                while not await _resolved(hop, device):
+                    await asyncio.sleep(POLL)
+        except TimeoutError:
+            _log.warning("peer does not answer", address=peer.address)
+        except ExecError as error:
+            return Failure("NO_ROUTE", f"tunnel address {peer.address}: {error.line}")
+        return None
+
+    async def _delete(self, peer: Peer) -> None:
+        for entry in await _neighbours():
+            if entry["dst"] == peer.address:
+                await run(["ip", "neigh", "del", peer.address, "dev", str(entry["dev"])])
+
+
+async def _next_hop(address: str) -> tuple[str, str]:
+    """(address, device) of the next hop towards an address."""
+    route = json.loads(await run(["ip", "-json", "route", "get", address]))[0]
+    return str(route.get("gateway", address)), str(route["dev"])
+
+
+async def _neighbours() -> list[dict[str, Any]]:
+    entries = json.loads(await run(["ip", "-json", "neigh", "show", "proto", PROTOCOL]) or "[]")
+    return [entry for entry in entries if entry.get("protocol", PROTOCOL) == PROTOCOL and "managed" in entry]
+
+
+async def _resolved(hop: str, device: str) -> bool:
+    found = json.loads(await run(["ip", "-json", "neigh", "show", "to", hop, "dev", device]) or "[]")
+    return any("lladdr" in entry for entry in found)
