@@ -102,7 +102,7 @@ async def _work(settings: Settings) -> None:
     switch = OpenFlowDriver(
         INTEGRATION_BRIDGE, is_ours, marker_table=Table.MARKER, marker_cookie=cookie(CookieKind.MARKER), rundir=RUNDIR
     )
-    flows = Lane("flows", [switch], loop.wake, switch.synchronize)
+    flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost)
     host = Lane("host", [NetlinkDriver(), OvsdbDriver(ovsdb), DnsmasqDriver()], loop.wake)
     peers = Lane("peers", [PeerDriver()], loop.wake)
     loop.use(flows, host, peers)

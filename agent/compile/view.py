@@ -56,7 +56,7 @@ class View:
     def plugged(self, network: str, port: str) -> Interface | None:
         """The interface of this host that names the port."""
         self.reads.add(("port", network, port))
-        return self._state.interface_of.get(port)
+        return self._state.interface_of.get(port) if port in self._state.local_ports(network) else None
 
     def local_ports(self, network: str) -> Sequence[str]:
         """Ports of the network that are plugged here, by id."""

@@ -12,7 +12,7 @@ Tokens: ("node", id) · ("network", net) · ("subnets", net) · ("port", net, id
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from agent.facts.model import HostFacts, Interface
@@ -23,6 +23,7 @@ from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
 
 Token = tuple[Hashable, ...]
 
+_NONE: frozenset[str] = frozenset()
 NO_FACTS = HostFacts(interfaces={}, datapath_types=(), ovs_version="", underlay_ips=())
 
 
@@ -78,9 +79,9 @@ class State:
             and all(network in self.networks and self.networks[network].listed for network in self.wanted_networks())
         )
 
-    def local_ports(self, network: str) -> frozenset[str]:
-        """Ports of a network that are plugged here."""
-        return frozenset(self._local.get(network, ()))
+    def local_ports(self, network: str) -> Set[str]:
+        """Ports of a network that are plugged here. Not to be changed."""
+        return self._local.get(network, _NONE)
 
     # -- facts --------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,14 +42,19 @@ class Lane:
         drivers: Sequence[Driver],
         progressed: Callable[[], None],
         settle: Callable[[], Awaitable[None]] | None = None,
+        lost: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """progressed: called after each pass. settle: waits until what was applied is in force. lost: returns when the
+        actual state has become unknown, so that it is read back although nothing new is desired."""
         self.name = name
         self._drivers = drivers
         self._kinds = {kind: driver for driver in drivers for kind in driver.kinds}
         self._progressed = progressed
         self._settle = settle
+        self._lost = lost
         self._desired: dict[Key, Item] = {}
-        self._applied: dict[Key, Item] | None = None
+        self._applied: dict[Key, Item] = {}
+        self._stale = True  # what is applied is not known, and must be read back
         self._scopes: dict[Key, set[str]] = {}
         self._dirty: set[Key] = set()
         self._failed: dict[Key, _Failed] = {}
@@ -93,13 +99,26 @@ class Lane:
     async def run(self) -> None:
         """Work until cancelled."""
         await self._started.wait()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._work())
+            if self._lost is not None:
+                group.create_task(self._watch(self._lost))
+
+    async def _watch(self, lost: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            with contextlib.suppress(ConnectionError):
+                await lost()
+            self.unsettle()
+            await asyncio.sleep(RECONNECT)
+
+    async def _work(self) -> None:
         while True:
             await self._wait()
             try:
                 await self._pass()
             except (ConnectionError, TimeoutError, OSError) as error:
                 # What was under way is unknown now: read it back before anything else.
-                self._applied = None
+                self._stale = True
                 detail = str(error) or type(error).__name__
                 if detail != self._told:
                     _log.warning("data plane not reachable", lane=self.name, detail=detail)
@@ -109,7 +128,7 @@ class Lane:
 
     def unsettle(self) -> None:
         """The actual state may have changed behind our back: read it back at the next pass."""
-        self._applied = None
+        self._stale = True
         self._woken.set()
 
     async def _wait(self) -> None:
@@ -124,7 +143,8 @@ class Lane:
 
     async def _pass(self) -> None:
         number = self._submitted
-        if self._applied is None:
+        if self._stale:
+            self._stale = False
             actual: dict[Key, Item] = {}
             for driver in self._drivers:
                 actual.update(await driver.read_owned())
@@ -167,7 +187,6 @@ class Lane:
                     self._note([], gone, await driver.apply([], gone))
 
     def _note(self, put: Sequence[Item], delete: Sequence[Item], failures: Mapping[Key, Failure]) -> None:
-        assert self._applied is not None
         now = asyncio.get_running_loop().time()
         for item in [*put, *delete]:
             failure = failures.get(item.key)

@@ -124,6 +124,11 @@ class Connection:
         """False once the connection is lost or closed."""
         return self._broken is None
 
+    async def ended(self) -> None:
+        """Return when the connection is lost or closed."""
+        if self._receiver is not None:
+            await asyncio.wait([self._receiver])
+
     async def close(self) -> None:
         """Close; exchanges under way raise OpenFlowError. Idempotent."""
         self._break(OpenFlowError(f"{self._name}: connection closed"))

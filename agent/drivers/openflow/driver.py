@@ -71,6 +71,15 @@ class OpenFlowDriver:
             await self._connection.close()
             self._connection = None
 
+    async def lost(self) -> None:
+        """Return when the connection, opened if there is none, is lost: the switch may have restarted, without flows.
+
+        ConnectionError when there is no switch to connect to.
+        """
+        async with self._connected() as connection:
+            pass
+        await connection.ended()
+
     async def read_owned(self) -> Mapping[Key, Item]:
         """Our flows, and all groups."""
         items: dict[Key, Item] = {flow.key: flow for flow in await self._flows() if self._is_ours(flow.cookie)}
