@@ -55,6 +55,7 @@ class Lane:
         self._desired: dict[Key, Item] = {}
         self._applied: dict[Key, Item] = {}
         self._stale = True  # what is applied is not known, and must be read back
+        self._unsettled = True  # what is applied may not be in force yet
         self._scopes: dict[Key, set[str]] = {}
         self._dirty: set[Key] = set()
         self._failed: dict[Key, _Failed] = {}
@@ -160,6 +161,7 @@ class Lane:
         delete = [self._applied[key] for key in keys if key not in self._desired and key in self._applied]
         try:
             if put or delete:
+                self._unsettled = True
                 await self._apply(put, delete)
         except BaseException:
             self._dirty |= keys
@@ -167,8 +169,9 @@ class Lane:
         for key in keys - {item.key for item in [*put, *delete]}:
             self._failed.pop(key, None)
             self._forget(key)
-        if (put or delete) and self._settle is not None:
+        if self._unsettled and self._settle is not None:
             await self._settle()
+        self._unsettled = False
         self.finished = number
         self._told = ""
         self._progressed()
