@@ -72,8 +72,10 @@ class DnsmasqDriver:
 
     async def _put(self, item: DhcpServer) -> None:
         folder = self._state / item.network_id
-        (folder / "hosts").mkdir(parents=True, exist_ok=True)
-        self._run.mkdir(parents=True, exist_ok=True)
+        for readable in (self._state, folder, folder / "hosts", self._run):
+            # dnsmasq drops its privileges and reads its hosts as nobody, whatever our umask is.
+            readable.mkdir(parents=True, exist_ok=True)
+            readable.chmod(0o755)
         wanted, present = dict(item.hosts), _hosts(folder)
         gone = {port: line for port, line in present.items() if wanted.get(port) != line}
         running = _running(folder, self._pid(folder), item.namespace)
@@ -209,4 +211,5 @@ def _write(folder: Path, name: str, text: str) -> None:
     """Write by rename, from outside the folder of hosts: dnsmasq reads whatever appears in that."""
     part = folder / ".part"
     part.write_text(text)
+    part.chmod(0o644)
     part.replace(folder / name)

@@ -28,11 +28,12 @@ SETTLED = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What the lab does of a unit file: the command line, folders made before it, and the working directory."""
+    """What the lab does of a unit file: the command line, folders made before it, the working directory and the umask."""
 
     argv: tuple[str, ...]
     folders: tuple[str, ...] = ()
     directory: str = "/"
+    umask: str = "0022"
 
     @classmethod
     def read(cls, name: str) -> Unit:
@@ -51,7 +52,7 @@ class Unit:
         argv = tuple(word.replace(INSTALLED, f"{programs}/", 1) for word in shlex.split(line))
         run = [f"/run/{word}" for word in service.get("RuntimeDirectory", "").split()]
         state = [f"/var/lib/{word}" for word in service.get("StateDirectory", "").split()]
-        return cls(argv, tuple(run + state))
+        return cls(argv, tuple(run + state), umask=service.get("UMask", "0022"))
 
 
 class Service:
@@ -88,7 +89,8 @@ class Service:
         written = self.log.stat().st_size if self.log.exists() else 0
         if self.unit.folders:
             self.host.run(["mkdir", "-p", *self.unit.folders])
-        into = ["setsid", "--fork", "env", f"--chdir={self.unit.directory}"]
+        masked = ["sh", "-c", f'umask {self.unit.umask}; exec "$@"', "sh"]
+        into = [*masked, "setsid", "--fork", "env", f"--chdir={self.unit.directory}"]
         detach([*self.host.enter(), *into, *self.unit.argv], self.log, self.env)
         started = time.monotonic()
 
