@@ -86,7 +86,8 @@ def give_back() -> None:
             with contextlib.suppress(OSError):
                 os.rmdir(place)
         _BORROWED.unlink(missing_ok=True)
-        BASE.rmdir()
+        with contextlib.suppress(OSError):
+            BASE.rmdir()
 
 
 @contextlib.contextmanager
