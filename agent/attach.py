@@ -1,7 +1,7 @@
 """`kumi attach` and `kumi detach`: wire a namespace of this host to a port, as a hypervisor would wire a guest.
 
 An interface on the integration bridge whose external_ids:iface-id is a port's id is all that the control plane needs;
-libvirt and os-vif make the same one. The host's end of the veth is called `tap` and the first 11 characters of the id.
+libvirt and os-vif make the same one. The host's end of the veth is called `tap` and the last 11 digits of the id.
 
 The only module of the agent that may import from `cli`, and only when a command runs: loading a command for its help
 must not load gRPC.
@@ -47,8 +47,8 @@ class Wiring:
 
 
 def tap_name(port_id: str) -> str:
-    """The name of the host's end, as OpenStack's tools build it."""
-    return "tap" + port_id.replace("-", "")[:11]
+    """The name of the host's end: the last 11 digits of the id, for its first ones are the time of its making."""
+    return "tap" + port_id.replace("-", "")[-11:]
 
 
 @click.command()

@@ -6,74 +6,45 @@ while that node's agent is dead (its traffic goes on); else the node it is seen 
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 
+from controlplane.controllers.runner import Controller
 from controlplane.errors import ApiError
-from controlplane.progress import Progress
 from controlplane.registry import KINDS
 from controlplane.services.base import stored
 from controlplane.store import keys
-from controlplane.store.cache import Cache
-from controlplane.store.client import Entry, Store
+from controlplane.store.client import Entry
 from controlplane.store.txn import Origin, Transaction, commit
 from kumihimo.v1 import port_pb2
 
-BATCH = 200
 ORIGIN = Origin(actor="binder", project_id="", method="controller/binder")
 
 _log = structlog.get_logger("kumihimo.binder")
 
 
-class Binder:
-    """See the module."""
+class Binder(Controller):
+    """See the module. Marks are ids of ports."""
 
     name = "binder"
 
-    def __init__(self, store: Store, cache: Cache, progress: Progress) -> None:
-        self._store = store
-        self._cache = cache
-        self._progress = progress
-        self._dirty: dict[str, None] = {}
-        self._woken = asyncio.Event()
-
-    async def run(self) -> None:
-        self._cache.observe(self._changed)
-        try:
-            while True:
-                await self._woken.wait()
-                self._woken.clear()
-                while self._dirty:
-                    batch = list(self._dirty)[:BATCH]
-                    for port in batch:
-                        del self._dirty[port]
-                    await self._bind(batch)
-        finally:
-            self._cache.forget(self._changed)
-
-    def _changed(self, key: str, old: Entry | None, new: Entry | None) -> None:
+    def changed(self, key: str, new: Entry | None) -> None:
         match keys.split(key):
-            case ["status", _, "port", port]:
-                self._mark(port)
-            case ["net", _, "port" | "bind", port]:
-                self._mark(port)
+            case ["status", _, "port", port] | ["net", _, "port" | "bind", port]:
+                self.mark(port)
             case ["alive" | "node", node]:
-                for bound in self._cache.folder(keys.bound_to(node)):
-                    self._mark(bound.rsplit("/", 1)[1])
-                for seen in self._cache.folder(keys.port_status(node)):
-                    self._mark(seen.rsplit("/", 1)[1])
+                for folder in (keys.bound_to(node), keys.port_status(node)):
+                    for seen in self.cache.folder(folder):
+                        self.mark(seen.rsplit("/", 1)[1])
 
-    def _mark(self, port: str) -> None:
-        self._dirty[port] = None
-        self._woken.set()
+    async def work(self, marks: list[str]) -> None:
+        await self._bind(marks)
 
     async def _bind(self, batch: list[str]) -> None:
         def attempt(transaction: Transaction) -> int:
             return sum(self._decide(transaction, port) for port in batch)
 
         try:
-            moved, revision = await commit(self._store, self._cache, attempt, ORIGIN)
+            moved, revision = await commit(self.store, self.cache, attempt, ORIGIN)
         except ApiError as error:
             # One port that others keep changing must not hold up the batch: each by itself.
             if len(batch) == 1:
@@ -87,7 +58,7 @@ class Binder:
 
     def _decide(self, transaction: Transaction, port_id: str) -> int:
         """Write what one port's binding should be; 1 when that is a change."""
-        port = stored(self._cache, "Port", port_id)
+        port = stored(self.cache, "Port", port_id)
         if port is None:
             return 0
         key = keys.bindings(port.network_id) + port_id
@@ -111,9 +82,7 @@ class Binder:
 
     def _place(self, old: port_pb2.Binding | None, port_id: str) -> port_pb2.Binding | None:
         seen = {
-            node: status
-            for node, status in self._progress.seen(port_id).items()
-            if self._cache.get(keys.node(node)) is not None
+            node: status for node, status in self.progress.seen(port_id).items() if self.cache.get(keys.node(node)) is not None
         }
         if old is not None and old.node in seen:
             return port_pb2.Binding(node=old.node, interface=seen[old.node].interface)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 
+from controlplane.controllers.runner import Controller
 from controlplane.errors import ApiError
-from controlplane.progress import Progress
 from controlplane.registry import KINDS
 from controlplane.services.base import claim, stored
 from controlplane.services.node import TUNNEL_POOL
 from controlplane.store import keys
-from controlplane.store.cache import Cache
-from controlplane.store.client import Entry, Store
+from controlplane.store.client import Entry
 from controlplane.store.txn import Origin, Transaction, commit
 from controlplane.values import Invalid, address
 from kumihimo.v1 import store_pb2
@@ -23,41 +20,25 @@ ORIGIN = Origin(actor="registrar", project_id="", method="controller/registrar")
 _log = structlog.get_logger("kumihimo.registrar")
 
 
-class Registrar:
-    """See the module."""
+class Registrar(Controller):
+    """See the module. Marks are ids of nodes."""
 
     name = "registrar"
 
-    def __init__(self, store: Store, cache: Cache, progress: Progress) -> None:
-        self._store = store
-        self._cache = cache
-        self._dirty: dict[str, None] = {}
-        self._woken = asyncio.Event()
-        del progress  # every controller is made alike
-
-    async def run(self) -> None:
-        self._cache.observe(self._changed)
-        try:
-            while True:
-                await self._woken.wait()
-                self._woken.clear()
-                for node in list(self._dirty):
-                    del self._dirty[node]
-                    await self._complete(node)
-        finally:
-            self._cache.forget(self._changed)
-
-    def _changed(self, key: str, old: Entry | None, new: Entry | None) -> None:
+    def changed(self, key: str, new: Entry | None) -> None:
         match keys.split(key):
             case ["status", node, "agent"] | ["node", node] if node != ".change":
-                self._dirty[node] = None
-                self._woken.set()
+                self.mark(node)
+
+    async def work(self, marks: list[str]) -> None:
+        for node in marks:
+            await self._complete(node)
 
     async def _complete(self, node_id: str) -> None:
         def attempt(transaction: Transaction) -> str:
             entry = transaction.read(keys.node(node_id))
-            node = stored(self._cache, "Node", node_id)
-            reported = self._cache.get(keys.agent_status(node_id))
+            node = stored(self.cache, "Node", node_id)
+            reported = self.cache.get(keys.agent_status(node_id))
             if entry is None or node is None or node.tunnel_ip or reported is None:
                 return ""
             for candidate in store_pb2.AgentStatus.FromString(reported.value).underlay_ips:
@@ -70,7 +51,7 @@ class Registrar:
             return ""
 
         try:
-            chosen, _ = await commit(self._store, self._cache, attempt, ORIGIN)
+            chosen, _ = await commit(self.store, self.cache, attempt, ORIGIN)
         except ApiError as error:
             _log.warning("not completed", node=node_id, detail=error.message)
             return

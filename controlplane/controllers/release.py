@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
+from controlplane.controllers.runner import Controller
 from controlplane.progress import Progress
 from controlplane.store import client, keys
 from controlplane.store.cache import Cache
@@ -16,33 +17,19 @@ from kumihimo.v1 import store_pb2
 
 PAUSE = 0.05  # seconds between two sweeps: releasing has no hurry, and acknowledgements come in crowds
 BATCH = 500
+SWEEP = "sweep"
 
 
-class Release:
-    """See the module."""
+class Release(Controller):
+    """See the module. The one mark says that a sweep may find something free."""
 
     name = "release"
 
     def __init__(self, store: Store, cache: Cache, progress: Progress) -> None:
-        self._store = store
-        self._cache = cache
-        self._progress = progress
+        super().__init__(store, cache, progress)
         self._pending: dict[str, store_pb2.Claim] = {}
-        self._woken = asyncio.Event()
 
-    async def run(self) -> None:
-        self._cache.observe(self._changed)
-        try:
-            while True:
-                await self._woken.wait()
-                self._woken.clear()
-                await self._sweep()
-                await asyncio.sleep(PAUSE)
-        finally:
-            self._cache.forget(self._changed)
-            self._pending.clear()
-
-    def _changed(self, key: str, old: Entry | None, new: Entry | None) -> None:
+    def changed(self, key: str, new: Entry | None) -> None:
         if key.startswith(keys.CLAIMS):
             claim = store_pb2.Claim.FromString(new.value) if new else None
             if claim is not None and claim.releasing:
@@ -52,22 +39,26 @@ class Release:
         elif not key.startswith((keys.STATUS, keys.ALIVE, keys.NETWORKS)):
             return
         if self._pending:
-            self._woken.set()
+            self.mark(SWEEP)
+
+    async def work(self, marks: list[str]) -> None:
+        await self._sweep()
+        await asyncio.sleep(PAUSE)
 
     async def _sweep(self) -> None:
         free = [key for key, claim in self._pending.items() if self._is_free(key, claim)][:BATCH]
         for key in free:
-            entry = self._cache.get(key)
+            entry = self.cache.get(key)
             if entry is not None:
                 # Taken again by its project in the meantime: then the revision differs and nothing happens.
-                await self._store.transact([client.modified_at(key, entry.mod_revision)], [client.delete(key)])
+                await self.store.transact([client.modified_at(key, entry.mod_revision)], [client.delete(key)])
 
     def _is_free(self, key: str, claim: store_pb2.Claim) -> bool:
-        entry = self._cache.get(key)
+        entry = self.cache.get(key)
         if entry is None:
             return False
         if claim.network_id:
-            lagging, _ = self._progress.behind(claim.network_id, entry.mod_revision)
+            lagging, _ = self.progress.behind(claim.network_id, entry.mod_revision)
         else:
-            lagging, _ = self._progress.behind_nodes(entry.mod_revision)
+            lagging, _ = self.progress.behind_nodes(entry.mod_revision)
         return not lagging

@@ -10,27 +10,67 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import structlog
 
 from controlplane.errors import ApiError, StoreUnavailable
+from controlplane.progress import Progress
 from controlplane.store import client, keys
 from controlplane.store.cache import Cache
-from controlplane.store.client import Store
+from controlplane.store.client import Entry, Store
 
 TTL = 4  # seconds
 
 _log = structlog.get_logger("kumihimo.controller")
 
 
-class Controller(Protocol):
-    """Something to do for as long as we are its holder."""
+class Controller(ABC):
+    """Works off marks: `changed` looks at each change of the store and marks what it concerns, `work` sees to the marked.
+
+    At the start everything in the store counts as changed, so a controller needs no memory of its predecessor.
+    """
 
     name: str
+    batch = 200  # marks handed to one call of work
+
+    def __init__(self, store: Store, cache: Cache, progress: Progress) -> None:
+        self.store = store
+        self.cache = cache
+        self.progress = progress
+        self._marked: dict[str, None] = {}
+        self._woken = asyncio.Event()
+
+    @abstractmethod
+    def changed(self, key: str, new: Entry | None) -> None:
+        """A key has come, changed, or (None) gone: mark what that concerns. Must not raise."""
+
+    @abstractmethod
+    async def work(self, marks: list[str]) -> None:
+        """See to what was marked. May raise ApiError or StoreUnavailable: then all begins anew."""
+
+    def mark(self, what: str) -> None:
+        self._marked[what] = None
+        self._woken.set()
 
     async def run(self) -> None:
-        """Work until cancelled; begin from the state of the store, as if nothing had run before."""
+        """Work until cancelled."""
+        self._marked.clear()
+        self.cache.observe(self._observe)
+        try:
+            while True:
+                await self._woken.wait()
+                self._woken.clear()
+                while self._marked:
+                    marks = list(self._marked)[: self.batch]
+                    for mark in marks:
+                        del self._marked[mark]
+                    await self.work(marks)
+        finally:
+            self.cache.forget(self._observe)
+
+    def _observe(self, key: str, old: Entry | None, new: Entry | None) -> None:
+        self.changed(key, new)
 
 
 class Lost(Exception):

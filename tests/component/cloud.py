@@ -1,0 +1,561 @@
+"""A control plane for tests: an etcd and API servers of one's own, each a process, on unix sockets in a private folder.
+
+Owns: how they are started, killed, frozen and started again, how the API is called, and what must hold for the keys in
+the store after anything whatever has happened (`faults`). Ends only processes that it started itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2, status_pb2
+
+from controlplane.errors import StoreUnavailable
+from controlplane.registry import KINDS
+from controlplane.services.network import type_name
+from controlplane.store import keys
+from controlplane.store.client import Entry, Store, delete, entry, put
+from kumihimo.v1 import port_pb2, resource_pb2, store_pb2
+
+SERVER_NAME = "kumi-api"
+DEADLINE = 20.0
+"""Seconds for what usually takes less than one."""
+
+# identity → (project, role); the token of each is its name with "-token" behind.
+IDENTITIES = {
+    "root": ("admin", "operator"),
+    "alice": ("demo", "member"),
+    "anna": ("demo", "admin"),
+    "rita": ("demo", "reader"),
+    "bob": ("other", "member"),
+}
+CONTROLLERS = ("binder", "release", "registrar")
+
+
+async def until(condition: Callable[[], Any], what: str, timeout: float = DEADLINE) -> Any:
+    """Ask until the answer is true, and return it; AssertionError naming `what` at the deadline."""
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = condition()
+        if isinstance(answer, Awaitable):
+            answer = await answer
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"{what}: not so after {timeout:g} s"
+        await asyncio.sleep(0.005)
+
+
+class Process:
+    """A program in a folder, its output in a file there."""
+
+    def __init__(self, name: str, argv: list[str], folder: Path) -> None:
+        self._argv = argv
+        self._folder = folder
+        self.log = folder / f"{name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._argv, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(DEADLINE)
+
+    def stop(self) -> None:
+        """End it in an orderly way."""
+        if self._process is not None and self.running:
+            self._process.terminate()
+            try:
+                self._process.wait(DEADLINE)
+            finally:
+                self.kill()
+
+
+class Etcd(Process):
+    """One member, with the flags that a real one is started with."""
+
+    def __init__(self, folder: Path) -> None:
+        options = {
+            "name": "one",
+            "data-dir": "data",
+            "listen-client-urls": "unix://localhost:2379",
+            "advertise-client-urls": "http://localhost:2379",
+            "listen-peer-urls": "unix://localhost:2380",
+            "initial-advertise-peer-urls": "http://localhost:2380",
+            "initial-cluster": "one=http://localhost:2380",
+            "max-txn-ops": "10000",
+            "max-request-bytes": str(8 << 20),
+            "experimental-watch-progress-notify-interval": "2s",
+            "heartbeat-interval": "20",
+            "election-timeout": "200",
+            "logger": "zap",
+            "log-level": "warn",
+        }
+        super().__init__("etcd", ["etcd", *(f"--{name}={value}" for name, value in options.items())], folder)
+        self.endpoint = f"unix:{folder}/localhost:2379"
+
+    async def begin(self) -> None:
+        """Start it and wait until it answers."""
+        for name in ("localhost:2379", "localhost:2380"):
+            (self._folder / name).unlink(missing_ok=True)
+        self.start()
+        store = Store([self.endpoint])
+
+        async def answers() -> bool:
+            assert self.running, self.log.read_text()[-2000:]
+            try:
+                return await store.revision() > 0
+            except StoreUnavailable:
+                return False
+
+        try:
+            await until(answers, "etcd answers")
+        finally:
+            await store.close()
+
+
+class Api(Process):
+    """One replica of the API."""
+
+    def __init__(self, cloud: Cloud, name: str, endpoint: str) -> None:
+        folder = cloud.folder
+        config = folder / f"{name}.toml"
+        config.write_text(
+            f'listen = ["unix:{folder}/{name}.sock"]\netcd = ["{endpoint}"]\n'
+            f'tls_certificate = "{folder}/tls.crt"\ntls_key = "{folder}/tls.key"\ntokens = "{folder}/tokens.toml"\n'
+        )
+        super().__init__(name, [str(Path(sys.executable).parent / "kumi-api"), "--config", str(config)], folder)
+        self.target = f"unix:{folder}/{name}.sock"
+        self.certificate = (folder / "tls.crt").read_bytes()
+
+    async def begin(self) -> None:
+        """Start it and wait until it serves."""
+        self.start()
+        async with Client(self) as client:
+
+            async def serves() -> bool:
+                assert self.running, self.log.read_text()[-2000:]
+                try:
+                    await client.call("Networks", "List", resource_pb2.ListRequest(page_size=1))
+                except Refused as refused:
+                    assert refused.code is grpc.StatusCode.UNAVAILABLE, refused
+                    return False
+                return True
+
+            await until(serves, "the API serves")
+
+
+@dataclass(eq=False)
+class Refused(Exception):
+    """A call's error, taken apart."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    violations: tuple[tuple[str, str, str], ...] = ()  # (field, reason, message)
+    details: Mapping[str, Any] = field(default_factory=dict)  # name of the detail's message → it
+
+    def __str__(self) -> str:
+        return f"{self.code.name} {self.reason}: {self.message}"
+
+    @classmethod
+    def of(cls, error: grpc.aio.AioRpcError) -> Refused:
+        trailers = dict(error.trailing_metadata() or ())
+        found = cls(error.code(), error.details() or "")
+        raw = trailers.get("grpc-status-details-bin")
+        if isinstance(raw, bytes):
+            status = status_pb2.Status.FromString(raw)
+            details: dict[str, Any] = {}
+            for any_message in status.details:
+                name = any_message.type_url.rsplit(".", 1)[1]
+                details[name] = getattr(error_details_pb2, name).FromString(any_message.value)
+            found.details = details
+            found.reason = details["ErrorInfo"].reason
+            found.metadata = dict(details["ErrorInfo"].metadata)
+            if "BadRequest" in details:
+                faults = details["BadRequest"].field_violations
+                found.violations = tuple((item.field, item.reason, item.description) for item in faults)
+        return found
+
+
+class Client:
+    """Calls of one API replica; every method raises Refused. token: that of one of IDENTITIES, by name."""
+
+    def __init__(self, api: Api) -> None:
+        credentials = grpc.ssl_channel_credentials(api.certificate)
+        options = [
+            ("grpc.ssl_target_name_override", SERVER_NAME),
+            ("grpc.initial_reconnect_backoff_ms", 50),
+            ("grpc.min_reconnect_backoff_ms", 50),
+            ("grpc.max_reconnect_backoff_ms", 200),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        self.channel = grpc.aio.secure_channel(api.target, credentials, options)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.channel.close()
+
+    async def call(self, service: str, method: str, request: Any, token: str | None = "root-token") -> Any:  # noqa: S107
+        """One call, for example ("Networks", "Create", request)."""
+        name = f"kumihimo.v1.{service}"
+        found = next((kind.service for kind in KINDS.values() if kind.service.full_name == name), None)
+        descriptor = (found or resource_pb2.DESCRIPTOR.services_by_name[service]).methods_by_name[method]
+        invoke = self.channel.unary_unary(
+            f"/{name}/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=GetMessageClass(descriptor.output_type).FromString,
+        )
+        metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
+        try:
+            return await invoke(request, metadata=metadata, timeout=60)
+        except grpc.aio.AioRpcError as error:
+            raise Refused.of(error) from None
+
+    async def create(self, kind: str, *, by: str = "root", request: Mapping[str, Any] | None = None, **fields: Any) -> Any:
+        message = request_class(kind, "Create")(resource=KINDS[kind].message(**fields), **request or {})
+        return await self.call(service_of(kind), "Create", message, f"{by}-token")
+
+    async def get(self, kind: str, object_id: str, *, by: str = "root") -> Any:
+        return await self.call(service_of(kind), "Get", resource_pb2.GetRequest(id=object_id), f"{by}-token")
+
+    async def list(self, kind: str, *, by: str = "root", **request: Any) -> Any:
+        return await self.call(service_of(kind), "List", resource_pb2.ListRequest(**request), f"{by}-token")
+
+    async def update(
+        self,
+        kind: str,
+        object_id: str,
+        *,
+        by: str = "root",
+        mask: Iterable[str] = (),
+        request: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> Any:
+        message = request_class(kind, "Update")(resource=KINDS[kind].message(id=object_id, **fields), **request or {})
+        if mask:
+            message.update_mask.CopyFrom(FieldMask(paths=list(mask)))
+        return await self.call(service_of(kind), "Update", message, f"{by}-token")
+
+    async def delete(self, kind: str, object_id: str, *, by: str = "root", **request: Any) -> Any:
+        message = resource_pb2.DeleteRequest(id=object_id, **request)
+        return await self.call(service_of(kind), "Delete", message, f"{by}-token")
+
+    async def wait(self, *, by: str = "root", seconds: float = 30.0, **request: Any) -> Any:
+        message = resource_pb2.WaitRequest(**request)
+        message.timeout.FromMilliseconds(int(seconds * 1000))
+        return await self.call("Operations", "Wait", message, f"{by}-token")
+
+
+async def refused(call: Awaitable[Any]) -> Refused:
+    """The error of a call that must fail."""
+    try:
+        reply = await call
+    except Refused as error:
+        return error
+    raise AssertionError(f"not refused: {reply}")
+
+
+def request_class(kind: str, method: str) -> Any:
+    return GetMessageClass(KINDS[kind].service.methods_by_name[method].input_type)
+
+
+def service_of(kind: str) -> str:
+    return str(KINDS[kind].service.name)
+
+
+class Cloud:
+    """An etcd and its API replicas. `api` is the first replica's client, `store` the way past it."""
+
+    def __init__(self) -> None:
+        self._holder = tempfile.TemporaryDirectory(prefix="kumi-test-")
+        self.folder = Path(self._holder.name)
+        self.etcd = Etcd(self.folder)
+        self.replicas: list[Api] = []
+        self._exit = contextlib.AsyncExitStack()
+        self.api: Client
+        self.store: Store
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._secrets()
+            await self.etcd.begin()
+            self.store = Store([self.etcd.endpoint])
+            self._exit.push_async_callback(self.store.close)
+            self.api = await self.replica()
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._exit.aclose()
+        finally:
+            for process in [*self.replicas, self.etcd]:
+                process.kill()
+            self._holder.cleanup()
+
+    async def replica(self, endpoint: str = "") -> Client:
+        """Start one more API server; its client. endpoint: where it finds etcd, if not at etcd itself."""
+        api = Api(self, f"api{len(self.replicas)}", endpoint or self.etcd.endpoint)
+        self.replicas.append(api)
+        await api.begin()
+        client = Client(api)
+        self._exit.push_async_callback(client.channel.close)
+        return client
+
+    def _secrets(self) -> None:
+        new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        files = ["-keyout", "tls.key", "-out", "tls.crt", "-days", "2", "-subj", f"/CN={SERVER_NAME}"]
+        names = ["-addext", f"subjectAltName=DNS:{SERVER_NAME}"]
+        subprocess.run([*new, *files, *names], cwd=self.folder, check=True, capture_output=True, timeout=30)
+        lines = [
+            f'[[tokens]]\nsha256 = "{hashlib.sha256(f"{name}-token".encode()).hexdigest()}"\n'
+            f'identity = "{name}"\nproject = "{project}"\nroles = ["{role}"]\n'
+            for name, (project, role) in IDENTITIES.items()
+        ]
+        (self.folder / "tokens.toml").write_text("".join(lines))
+
+    # -- the store, past the API --------------------------------------------------------------------------------------
+
+    async def everything(self) -> dict[str, Entry]:
+        """All keys, at one revision."""
+        return await everything(self.store)
+
+    async def settled(self) -> int:
+        """Wait until the controllers are held and nothing waits to be released; the revision, which then stands still."""
+
+        async def calm() -> bool:
+            entries = await self.everything()
+            held = all(keys.controller(name) in entries for name in CONTROLLERS)
+            claims = (item.value for key, item in entries.items() if key.startswith(keys.CLAIMS))
+            return held and not any(store_pb2.Claim.FromString(value).releasing for value in claims)
+
+        await until(calm, "every claim is released")
+        return await self.store.revision()
+
+    async def write(self, *operations: Any) -> int:
+        """Operations in one transaction, as an agent would write them; the revision."""
+        return (await self.store.transact([], list(operations))).revision
+
+    async def node_says(self, node: str, **networks: int) -> int:
+        """A live node that has applied each network up to a revision."""
+        return await self.write(alive(node), *(applied(node, network, at) for network, at in networks.items()))
+
+    async def clear(self) -> None:
+        """Delete everything that is no base: all networks with what is in them, all nodes, what nodes said."""
+        await self.write(delete(keys.STATUS, prefix=True), delete(keys.ALIVE, prefix=True))
+        for network in await self._ids("Network"):
+            for port in (await self.api.list("Port", page_size=1000, filter=f'network_id = "{network}"')).items:
+                if port.deletion_protection:
+                    await self.api.update("Port", port.id, mask=["deletion_protection"])
+                await self.api.delete("Port", port.id, force=True)
+            for subnet in (await self.api.list("Subnet", filter=f'network_id = "{network}"')).items:
+                if subnet.deletion_protection:
+                    await self.api.update("Subnet", subnet.id, mask=["deletion_protection"])
+            await self.api.update("Network", network, mask=["deletion_protection"])
+            await self.api.delete("Network", network, force=True)
+        for node in await self._ids("Node"):
+            await self.api.update("Node", node, mask=["deletion_protection"])
+            await self.api.delete("Node", node, force=True)
+
+    async def _ids(self, kind: str) -> list[str]:
+        return [item.id for item in (await self.api.list(kind, page_size=1000)).items]
+
+
+async def everything(store: Store) -> dict[str, Entry]:
+    found: dict[str, Entry] = {}
+    async for _, kvs in store.pages(""):
+        found.update((kv.key.decode(), entry(kv)) for kv in kvs)
+    return found
+
+
+# -- what an agent writes ---------------------------------------------------------------------------------------------
+
+
+def alive(node: str) -> Any:
+    return put(keys.alive(node), b"1")
+
+
+def dead(node: str) -> Any:
+    return delete(keys.alive(node))
+
+
+def applied(node: str, network: str, revision: int, *errors: store_pb2.ObjectError) -> Any:
+    message = store_pb2.Applied(revision=revision, errors=errors)
+    return put(keys.network_status(node, network), message.SerializeToString())
+
+
+def applied_nodes(node: str, revision: int) -> Any:
+    return put(keys.nodes_status(node), store_pb2.Applied(revision=revision).SerializeToString())
+
+
+def unconcerned(node: str, network: str) -> Any:
+    return delete(keys.network_status(node, network))
+
+
+def plugged(node: str, port: str, *, wired: bool = True, interface: str = "tap0") -> Any:
+    status = store_pb2.PortStatus(interface=interface, ofport=7, wired=wired)
+    return put(keys.port_status(node, port), status.SerializeToString())
+
+
+def unplugged(node: str, port: str) -> Any:
+    return delete(keys.port_status(node, port))
+
+
+# -- what must hold for the keys --------------------------------------------------------------------------------------
+
+
+def faults(entries: Mapping[str, Entry]) -> list[str]:
+    """What is wrong with the store: objects, claims, index and bindings must follow from each other, and nothing else be."""
+    found: list[str] = []
+    objects: dict[tuple[str, str], Any] = {}
+    for key, item in entries.items():
+        match keys.split(key):
+            case ["net", network, "network"]:
+                objects["Network", network] = KINDS["Network"].new(item.value)
+            case ["net", network, "subnet" | "port" as noun, object_id]:
+                message = KINDS[noun.capitalize()].new(item.value)
+                objects[noun.capitalize(), object_id] = message
+                if message.network_id != network:
+                    found.append(f"{key}: its network_id is {message.network_id}")
+            case ["node", node] if node != ".change":
+                objects["Node", node] = KINDS["Node"].new(item.value)
+    # key → its owner's id, for every key that the objects call for.
+    claims: dict[str, str] = {}
+    others: set[str] = set()
+
+    def needs(pool: str, value: object, owner: str) -> None:
+        key = keys.claim(pool, value)
+        if key in claims:
+            found.append(f"{key}: wanted by {claims[key]} and by {owner}")
+        claims[key] = owner
+
+    for (kind, object_id), message in objects.items():
+        if message.id != object_id:
+            found.append(f"{kind} {object_id}: its id is {message.id}")
+        if kind in ("Subnet", "Port"):
+            if ("Network", message.network_id) not in objects:
+                found.append(f"{kind} {object_id}: its network {message.network_id} is gone")
+            others.add(keys.index(kind, object_id))
+        if kind == "Network":
+            others.add(keys.change_of_network(object_id))
+            needs(type_name(message.network_type).lower(), message.segmentation_id, object_id)
+            needs("network-key", message.key, object_id)
+            octets = message.key.to_bytes(3, "big")
+            needs(keys.mac_pool(object_id), "fa:16:3f:" + octets.hex(":"), object_id)
+        elif kind == "Subnet" and message.dhcp_server_ip:
+            needs(keys.ip_pool(message.network_id, object_id), message.dhcp_server_ip, object_id)
+        elif kind == "Port":
+            needs(keys.mac_pool(message.network_id), message.mac_address, object_id)
+            for fixed in message.fixed_ips:
+                if ("Subnet", fixed.subnet_id) not in objects:
+                    found.append(f"Port {object_id}: its subnet {fixed.subnet_id} is gone")
+                needs(keys.ip_pool(message.network_id, fixed.subnet_id), fixed.ip_address, object_id)
+        elif kind == "Node":
+            needs("node-key", message.key, object_id)
+            if message.tunnel_ip:
+                needs("tunnel-ip", message.tunnel_ip, object_id)
+    for key, item in entries.items():
+        found.extend(_faults_of(key, item, objects, claims, others, entries))
+    found.extend(f"{key}: missing" for key in [*claims, *others] if key not in entries)
+    return found
+
+
+def _faults_of(
+    key: str,
+    item: Entry,
+    objects: Mapping[tuple[str, str], Any],
+    claims: Mapping[str, str],
+    others: set[str],
+    entries: Mapping[str, Entry],
+) -> Iterable[str]:
+    match keys.split(key):
+        case ["claim", *_]:
+            claim = store_pb2.Claim.FromString(item.value)
+            if key in claims and (claim.releasing or claim.owner != claims[key]):
+                yield f"{key}: owned by {claim.owner}, releasing {claim.releasing}, wanted by {claims[key]}"
+            elif key not in claims and not claim.releasing:
+                yield f"{key}: nothing that {claim.owner} is calls for it"
+        case ["index", "bind", node, port]:
+            binding = port_pb2.Binding.FromString(item.value)
+            message = objects.get(("Port", port))
+            if binding.node != node or message is None:
+                yield f"{key}: binding {binding.node}, port {'there' if message else 'gone'}"
+            elif entries.get(keys.bindings(message.network_id) + port, Entry(b"", 0, 0)).value != item.value:
+                yield f"{key}: the binding says otherwise"
+        case ["net", network, "bind", port]:
+            binding = port_pb2.Binding.FromString(item.value)
+            if ("Port", port) not in objects or objects["Port", port].network_id != network:
+                yield f"{key}: its port is gone"
+            if ("Node", binding.node) not in objects or keys.bound_to(binding.node, port) not in entries:
+                yield f"{key}: its node is gone, or the index"
+        case ["index", "subnet" | "port" as noun, object_id]:
+            message = objects.get((noun.capitalize(), object_id))
+            if message is None or store_pb2.Index.FromString(item.value).network_id != message.network_id:
+                yield f"{key}: its object is gone or elsewhere"
+        case ["net", _, "network"] | ["net", _, "subnet" | "port", _] | ["node", _]:
+            pass
+        case ["net", _, "change"] if key in others:
+            pass
+        case ["status" | "alive" | "request" | "change" | "controller", *_] | ["meta", "format"]:
+            pass
+        case _:
+            yield f"{key}: nothing calls for it"
+
+
+async def consistent(store: Store) -> dict[str, Entry]:
+    """Everything in the store, which has no fault."""
+    entries = await everything(store)
+    assert faults(entries) == []
+    return entries
+
+
+def freeze(process: Process) -> contextlib.AbstractContextManager[None]:
+    """The process neither runs nor ends while this lasts."""
+
+    @contextlib.contextmanager
+    def frozen() -> Any:
+        process.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.signal(signal.SIGCONT)
+
+    return frozen()
