@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import subprocess
 import tempfile
 import time
@@ -37,12 +36,9 @@ from agent.model.flow import (
     match,
 )
 from agent.model.item import Item, Key
+from tests.fakes.driver import conforms
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces"),
-    pytest.mark.skipif(shutil.which("ovs-vswitchd") is None, reason="needs Open vSwitch"),
-    pytest.mark.timeout(60),
-]
+pytestmark = pytest.mark.timeout(60)
 
 OURS = 5 << 60
 MARKER = {"marker_table": 250, "marker_cookie": OURS | 0xFFFF}
@@ -241,6 +237,14 @@ async def test_a_group_of_another_type_is_made_ours(driver: OpenFlowDriver, rund
     assert await driver.read_owned() != by_key([group])
     assert not await driver.apply([group], [])
     assert await driver.read_owned() == by_key([group])
+
+
+async def test_it_conforms_as_the_fake_does(driver: OpenFlowDriver) -> None:
+    first = Flow(10, 7, match(reg0=1), (Resubmit(11),), OURS | 1)
+    changed = Flow(10, 7, match(reg0=1), (Resubmit(12),), OURS | 1)
+    await conforms(driver, first, changed, Flow(10, 8, match(reg0=1), (), OURS | 2))
+    one, other = Group(1, ((Output(1),),)), Group(1, ((Output(1),), (Output(2),)))
+    await conforms(driver, one, other, Group(2, ()))
 
 
 async def test_put_and_delete_are_idempotent(driver: OpenFlowDriver) -> None:

@@ -1,0 +1,52 @@
+"""One cloud for all system tests: three hosts with an agent each, etcd and the API as real processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from deploy.lab import Host, Lab
+from tests.system.cloud import Cloud, Scene
+
+
+@pytest.fixture(scope="session")
+def cloud() -> Iterator[Cloud]:
+    with Lab("ktsys", hosts=3, tracing=True) as lab:
+        before = os.environ.get("KUMI_CONFIG")
+        os.environ["KUMI_CONFIG"] = str(lab.files.client)
+        cloud = Cloud(lab)
+        try:
+            cloud.start()
+            yield cloud
+        finally:
+            cloud.close()
+            if before is None:
+                del os.environ["KUMI_CONFIG"]
+            else:
+                os.environ["KUMI_CONFIG"] = before
+
+
+@pytest.fixture
+def scene(cloud: Cloud) -> Iterator[Scene]:
+    """What a test makes; taken away after it, and nothing may be left."""
+    cloud.ensure()
+    scene = Scene(cloud)
+    yield scene
+    scene.close()
+
+
+@pytest.fixture
+def h1(cloud: Cloud) -> Host:
+    return cloud.hosts[0]
+
+
+@pytest.fixture
+def h2(cloud: Cloud) -> Host:
+    return cloud.hosts[1]
+
+
+@pytest.fixture
+def h3(cloud: Cloud) -> Host:
+    return cloud.hosts[2]

@@ -1,0 +1,112 @@
+"""What compile makes of a small cloud: the pipeline holds together, and DHCP says what the subnet says."""
+
+from __future__ import annotations
+
+from agent.compile.network import config, host_line
+from agent.model.flow import Flow, Group, Output, Resubmit, SetField
+from agent.model.host import DhcpServer, Peer, ServiceNamespace
+from agent.model.pipeline import NEXT, REASON, CookieKind, Reason, Table, cookie, is_ours
+from kumihimo.v1 import network_pb2, port_pb2
+from tests.unit.test_engine import NETWORKS, PORTS, Incremental
+
+
+def small() -> Incremental:
+    """Two ports of network 0 here, one on h2, one nowhere."""
+    machine = Incremental()
+    machine.cloud.interfaces["kumi-vxlan"] = machine_interface()
+    machine.put_node(0, True)
+    machine.put_node(1, True)
+    machine.put_network(0, True, 100)
+    for number in range(1, 5):
+        machine.put_port(number, 0, True, True)
+    machine.plug(1, True)
+    machine.plug(2, True)
+    machine.bind(1, 0)
+    machine.bind(3, 1)
+    machine.cloud.settle()
+    machine.cloud.engine.run()
+    return machine
+
+
+def machine_interface() -> object:
+    from agent.facts.model import Interface
+
+    return Interface("kumi-vxlan", "br-int", 1, None, "vxlan", "")
+
+
+def test_every_jump_is_one_that_the_pipeline_names_and_every_drop_has_a_reason() -> None:
+    flows = [item for item in small().cloud.engine.items().values() if isinstance(item, Flow)]
+    assert flows
+    for flow in flows:
+        jumps = {Table(action.table) for action in flow.actions if isinstance(action, Resubmit)}
+        assert jumps <= NEXT[Table(flow.table)], flow
+        assert is_ours(flow.cookie)
+        if not flow.actions:
+            assert flow.table == Table.DROP, f"a drop outside the drop stage: {flow}"
+        if Table.DROP in jumps:
+            reasons = [action.value for action in flow.actions if isinstance(action, SetField) and action.field == REASON]
+            assert reasons
+            assert Reason(reasons[-1])
+
+
+def test_b_net_20_broadcast_goes_to_local_members_and_once_to_each_node_with_members() -> None:
+    groups = [item for item in small().cloud.engine.items().values() if isinstance(item, Group)]
+    assert len(groups) == 1
+    targets = [(bucket[0].field, bucket[0].value) for bucket in groups[0].buckets if isinstance(bucket[0], SetField)]
+    assert targets == [("reg15", 11), ("reg15", 12), ("reg10", 2)]
+
+
+def test_b_net_20_only_known_ports_are_reachable_and_answered_for() -> None:
+    flows = [item for item in small().cloud.engine.items().values() if isinstance(item, Flow)]
+    reachable = {flow.match[0][1] for flow in flows if flow.table == Table.L2 and flow.priority == 100}
+    # Ports 1 and 2 here, 3 on h2; port 4 is plugged nowhere.
+    assert {mac & 0xFF for mac in reachable} == {1, 2, 3}
+
+
+def test_a_service_namespace_and_a_peer_come_with_the_first_port() -> None:
+    items = small().cloud.engine.items().values()
+    namespaces = [item for item in items if isinstance(item, ServiceNamespace)]
+    assert [(item.name, item.outer, item.addresses) for item in namespaces] == [
+        (f"kumi-{NETWORKS[0]}", "kd000001", ("10.0.0.254/24",))
+    ]
+    assert [item.address for item in items if isinstance(item, Peer)] == ["192.168.50.2"]
+    servers = [item for item in items if isinstance(item, DhcpServer)]
+    assert [port for port, _ in servers[0].hosts] == [PORTS[1], PORTS[2]]
+
+
+def test_a_port_that_is_down_sends_nothing_and_is_not_reached() -> None:
+    machine = small()
+    machine.put_port(1, 0, False, True)
+    machine.cloud.settle()
+    machine.cloud.engine.run()
+    flows = [item for item in machine.cloud.engine.items().values() if isinstance(item, Flow)]
+    mine = [flow for flow in flows if flow.cookie == cookie(CookieKind.PORT, PORTS[1])]
+    assert not [flow for flow in mine for action in flow.actions if isinstance(action, Output)]
+    classify = [flow for flow in mine if flow.table == Table.CLASSIFY]
+    assert SetField(REASON, Reason.ADMIN_DOWN) in classify[0].actions
+
+
+def test_b_sub_03_dnsmasq_is_told_what_the_subnet_says() -> None:
+    network = network_pb2.Network(id=NETWORKS[0], key=1, mtu=1450, dns_domain="cloud.example")
+    subnet = network_pb2.Subnet(
+        id="00000000-0000-7000-8000-0123456789ab",
+        cidr="10.0.0.0/22",
+        gateway_ip="10.0.0.1",
+        dns_nameservers=["192.0.2.53", "192.0.2.54"],
+        enable_dhcp=True,
+    )
+    subnet.host_routes.add(destination="198.51.100.0/24", nexthop="10.0.0.9")
+    subnet.dhcp_lease_duration.seconds = -1
+    text = config(network, [subnet])
+    for line in (
+        "domain=cloud.example",
+        "dhcp-range=set:s0123456789ab,10.0.0.0,static,255.255.252.0,infinite",
+        "dhcp-option=tag:s0123456789ab,option:mtu,1450",
+        "dhcp-option=tag:s0123456789ab,option:router,10.0.0.1",
+        "dhcp-option=tag:s0123456789ab,option:dns-server,192.0.2.53,192.0.2.54",
+        "dhcp-option=tag:s0123456789ab,option:classless-static-route,198.51.100.0/24,10.0.0.9,0.0.0.0/0,10.0.0.1",
+    ):
+        assert line in text.splitlines()
+    port = port_pb2.Port(id=PORTS[0], mac_address="fa:16:3e:00:00:01")
+    fixed = port.fixed_ips.add(subnet_id=subnet.id, ip_address="10.0.0.5")
+    assert host_line(port, fixed) == "fa:16:3e:00:00:01,set:s0123456789ab,10.0.0.5,host-10-0-0-5"
