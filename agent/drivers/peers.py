@@ -40,10 +40,12 @@ class PeerDriver:
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """Resolve and keep; or let go. A peer that does not answer is no failure: it may be down, and comes when it comes."""
-        await asyncio.gather(*(self._delete(item) for item in delete if isinstance(item, Peer)))
-        peers = [item for item in put if isinstance(item, Peer)]
-        found = await asyncio.gather(*(self._put(peer) for peer in peers))
-        return {peer.key: failure for peer, failure in zip(peers, found, strict=True) if failure is not None}
+        failures: dict[Key, Failure] = {}
+        for work, items in ((self._delete, delete), (self._put, put)):
+            peers = [item for item in items if isinstance(item, Peer)]
+            found = await asyncio.gather(*map(work, peers))
+            failures.update((peer.key, failure) for peer, failure in zip(peers, found, strict=True) if failure is not None)
+        return failures
 
     async def _put(self, peer: Peer) -> Failure | None:
         try:
@@ -58,10 +60,14 @@ class PeerDriver:
             return Failure("NO_ROUTE", f"tunnel address {peer.address}: {error.line}")
         return None
 
-    async def _delete(self, peer: Peer) -> None:
-        for entry in await _neighbours():
-            if entry["dst"] == peer.address:
-                await run(["ip", "neigh", "del", peer.address, "dev", str(entry["dev"])])
+    async def _delete(self, peer: Peer) -> Failure | None:
+        try:
+            for entry in await _neighbours():
+                if entry["dst"] == peer.address:
+                    await run(["ip", "neigh", "del", peer.address, "dev", str(entry["dev"])])
+        except ExecError as error:
+            return Failure("NEIGHBOUR", f"tunnel address {peer.address}: {error.line}")
+        return None
 
 
 async def _next_hop(address: str) -> tuple[str, str]:

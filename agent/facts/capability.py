@@ -17,7 +17,7 @@ FAMILY = "ovs_datapath"
 
 
 def usable_datapaths(offered: Iterable[str]) -> tuple[str, ...]:
-    """The datapath types of those offered that bridges can have here, sorted. Blocks for a millisecond."""
+    """The datapath types of those offered that bridges can have here, sorted. Blocks for a millisecond; call it in a thread."""
     return tuple(sorted(kind for kind in offered if kind != "system" or _kernel_has_it()))
 
 

@@ -117,9 +117,11 @@ class Lane:
             await self._wait()
             try:
                 await self._pass()
-            except (ConnectionError, TimeoutError, OSError) as error:
-                # What was under way is unknown now: read it back before anything else.
+            except Exception as error:
+                # The top of the loop. What was under way is unknown now: read it back before anything else.
                 self._stale = True
+                if not isinstance(error, OSError):  # what is not the host's doing is a defect of ours
+                    _log.exception("defect", lane=self.name)
                 detail = str(error) or type(error).__name__
                 if detail != self._told:
                     _log.warning("data plane not reachable", lane=self.name, detail=detail)

@@ -141,7 +141,7 @@ def dump(host: Host, what: str, options: str = "--no-stats --no-names") -> list[
     """Flows or groups of br-int, sorted; the marker, which comes and goes, is left out."""
     given = f"{options} dump-{what}" if what == "flows" else f"dump-{what}"
     lines = host.run(f"{DUMP} {given} br-int").splitlines()
-    return sorted(line.strip() for line in lines if "_reply" not in line and "table=253," not in line.replace(" ", ""))
+    return sorted(line.strip() for line in lines if not line.startswith(("OFPST_", "NXST_")) and "table=253," not in line.replace(" ", ""))
 
 
 def drops(host: Host, ofport: int) -> dict[int, int]:
@@ -277,6 +277,7 @@ class Vm:
         tap, name = self.tap, self.workload.name
         self.host.run(f"""
             ip link add {tap} mtu {self.mtu} type veth peer name eth0 mtu {self.mtu} address {self.mac} netns {name}
+            echo 1 >/proc/sys/net/ipv6/conf/{tap}/disable_ipv6
             ip link set {tap} up
             ip -n {name} link set eth0 up
             ethtool -K {tap} tx off >/dev/null

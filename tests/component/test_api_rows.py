@@ -1,0 +1,613 @@
+"""Each row of the resource tables: the bad value is refused with code, reason and a message that names the field and says
+what would be accepted, the store's revision does not move; values on the edge are accepted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+
+from controlplane.registry import KINDS
+from controlplane.store.txn import time_ordered_id
+from tests.component.cloud import Client, Cloud, refused
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+NOT_FOUND = grpc.StatusCode.NOT_FOUND
+DENIED = grpc.StatusCode.PERMISSION_DENIED
+UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
+PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+TAKEN = grpc.StatusCode.ALREADY_EXISTS
+
+NOWHERE = "0192f0c1-7c1e-7b3a-9d4e-5f60718293a4"
+EVERY = ("Network", "Subnet", "Port", "Node")
+OWNED = ("Network", "Subnet", "Port")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault. at: path of the field. says: a piece of the message that tells what would be accepted."""
+
+    kind: str
+    fields: dict[str, Any]
+    reason: str
+    at: str
+    says: str = ""
+    code: grpc.StatusCode = INVALID
+    by: str = "root"
+    label: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.at}-{self.reason}{'-' + self.label if self.label else ''}"
+
+
+def standard() -> list[Row]:
+    """Section 2, for every kind that has the field."""
+    rows = []
+    for kind in EVERY:
+        rows += [
+            Row(kind, {"name": "n" * 256}, "STRING_TOO_LONG", "name", "at most 255"),
+            Row(kind, {"name": "a\tb"}, "STRING_INVALID", "name", "printable text"),
+            Row(kind, {"description": "d" * 1025}, "STRING_TOO_LONG", "description", "at most 1024"),
+            Row(kind, {"tags": [f"t{number}" for number in range(51)]}, "TOO_MANY_VALUES", "tags", "at most 50"),
+            Row(kind, {"tags": [""]}, "STRING_INVALID", "tags[0]", "1-255 characters"),
+            Row(kind, {"tags": ["a", "b,c"]}, "STRING_INVALID", "tags[1]", "no comma"),
+            Row(kind, {"tags": ["t" * 256]}, "STRING_TOO_LONG", "tags[0]", "at most 255"),
+            Row(kind, {"tags": ["b", "a", "b"]}, "DUPLICATE_VALUE", "tags", "b twice"),
+        ]
+    for kind in OWNED:
+        rows += [
+            Row(kind, {"id": "x"}, "ID_INVALID", "id", "a UUID such as"),
+            Row(kind, {"id": NOWHERE.replace("-", "")}, "ID_INVALID", "id", "a UUID such as", label="bare"),
+            Row(kind, {"project_id": "p" * 65}, "STRING_TOO_LONG", "project_id", "at most 64"),
+            Row(kind, {"project_id": "demo"}, "FIELD_FORBIDDEN", "project_id", "other only", DENIED, "bob"),
+        ]
+    rows += [
+        Row("Node", {"id": ""}, "MISSING_FIELD", "id", "missing"),
+        Row("Node", {"id": "Node_1"}, "ID_INVALID", "id", "1-63 characters of a-z"),
+        Row("Node", {"id": "n" * 64}, "ID_INVALID", "id", "1-63 characters", label="long"),
+        Row("Node", {"id": "-a"}, "ID_INVALID", "id", "begin and end with one", label="dash"),
+        Row("Node", {"id": "a."}, "ID_INVALID", "id", "begin and end with one", label="dot"),
+        Row("Node", {"id": ".change"}, "ID_INVALID", "id", "begin and end with one", label="layout"),
+    ]
+    return rows
+
+
+GRE, VLAN, FLAT, LOCAL, GENEVE = (f"NETWORK_TYPE_{name}" for name in ("GRE", "VLAN", "FLAT", "LOCAL", "GENEVE"))
+OFF = "FEATURE_DISABLED"
+LATER = "FEATURE_NOT_SUPPORTED"
+GONE = "REFERENCE_NOT_FOUND"
+
+NETWORK = [
+    Row("Network", {"network_type": 99}, "ENUM_INVALID", "network_type", "one of VLAN, VXLAN"),
+    Row("Network", {"network_type": VLAN}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="vlan"),
+    Row("Network", {"network_type": GRE}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="gre"),
+    Row("Network", {"network_type": GENEVE}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="geneve"),
+    Row("Network", {"network_type": LOCAL}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="local"),
+    Row("Network", {"network_type": "NETWORK_TYPE_VXLAN"}, "FIELD_FORBIDDEN", "network_type", "leave it out", DENIED, "anna"),
+    Row("Network", {"network_type": FLAT}, "MISSING_FIELD", "physical_network", "needs one"),
+    Row("Network", {"physical_network": "phys1"}, "FIELDS_EXCLUSIVE", "physical_network", "for VLAN and FLAT"),
+    Row("Network", {"physical_network": "p" * 65}, "STRING_TOO_LONG", "physical_network", "at most 64"),
+    Row("Network", {"network_type": VLAN, "physical_network": "a_b"}, "ID_INVALID", "physical_network", "characters of a-z"),
+    Row("Network", {"physical_network": "p"}, "FIELDS_EXCLUSIVE", "physical_network", "has none", INVALID, "bob"),
+    Row("Network", {"segmentation_id": 1 << 24}, "VALUE_OUT_OF_RANGE", "segmentation_id", "1 to 16777215 is accepted"),
+    Row("Network", {"network_type": VLAN, "segmentation_id": 4095}, "VALUE_OUT_OF_RANGE", "segmentation_id", "1 to 4094"),
+    Row("Network", {"network_type": GENEVE, "segmentation_id": 1 << 24}, "VALUE_OUT_OF_RANGE", "segmentation_id", "16777215"),
+    Row("Network", {"network_type": LOCAL, "segmentation_id": 5}, "FIELDS_EXCLUSIVE", "segmentation_id", "leave it out"),
+    Row("Network", {"segmentation_id": 100}, "FIELD_FORBIDDEN", "segmentation_id", "leave it out", DENIED, "anna"),
+    Row("Network", {"segments": [{"segment": "a"}], "segmentation_id": 5}, "FIELDS_EXCLUSIVE", "segments", "the one or the other"),
+    Row("Network", {"segments": [{}] * 65}, "TOO_MANY_VALUES", "segments", "at most 64"),
+    Row("Network", {"segments": [{"network_type": 99}]}, "ENUM_INVALID", "segments[0].network_type", "one of VLAN"),
+    Row("Network", {"segments": [{"segment": "a"}]}, LATER, "segments", "leave it out", UNIMPLEMENTED),
+    Row("Network", {"external": True}, LATER, "external", "leave it out", UNIMPLEMENTED),
+    Row("Network", {"external": True}, "FIELD_FORBIDDEN", "external", "leave it out", DENIED, "anna"),
+    Row("Network", {"mtu": 67}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1450 is accepted", label="B-NET-12"),
+    Row("Network", {"mtu": 1451}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1450 is accepted", label="B-NET-12-large"),
+    Row("Network", {"mtu": 0}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1450 is accepted", label="zero"),
+    Row("Network", {"mtu": -1}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1450 is accepted", label="negative"),
+    Row("Network", {"network_type": GRE, "mtu": 1459}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1458", label="gre"),
+    Row("Network", {"dns_domain": "example.org."}, "STRING_INVALID", "dns_domain", "'example.org' would be accepted"),
+    Row("Network", {"dns_domain": "a..b"}, "STRING_INVALID", "dns_domain", "RFC 1123"),
+    Row("Network", {"dns_domain": "a" * 256}, "STRING_TOO_LONG", "dns_domain", "at most 255"),
+    Row("Network", {"dns_domain": "a" * 64 + ".org"}, "STRING_INVALID", "dns_domain", "RFC 1123", label="label"),
+    Row("Network", {"qos_policy_id": "gold"}, "ID_INVALID", "qos_policy_id", "a UUID such as"),
+    Row("Network", {"qos_policy_id": NOWHERE}, GONE, "qos_policy_id", NOWHERE, NOT_FOUND),
+    Row("Network", {"availability_zone_hints": [f"z{n}" for n in range(9)]}, "TOO_MANY_VALUES", "availability_zone_hints", "8"),
+    Row("Network", {"availability_zone_hints": ["z", "z"]}, "DUPLICATE_VALUE", "availability_zone_hints", "twice"),
+    Row("Network", {"availability_zone_hints": ["z1"]}, GONE, "availability_zone_hints[0]", "z1", NOT_FOUND),
+    Row("Network", {"is_default": True}, LATER, "is_default", "leave it out", UNIMPLEMENTED),
+    Row("Network", {"vlan_transparent": True}, LATER, "vlan_transparent", "leave it out", UNIMPLEMENTED),
+    Row("Network", {"private_vlan": True}, LATER, "private_vlan", "leave it out", UNIMPLEMENTED),
+    Row("Network", {"flood_unknown": True}, LATER, "flood_unknown", "leave it out", UNIMPLEMENTED),
+    Row("Network", {"flood_unknown": True}, "FIELD_FORBIDDEN", "flood_unknown", "leave it out", DENIED, "anna"),
+]
+
+V6 = "fd00::/64"
+
+
+def pool(*bounds: tuple[str, str]) -> dict[str, Any]:
+    return {"allocation_pools": [{"start": start, "end": end} for start, end in bounds]}
+
+
+SUBNET = [
+    Row("Subnet", {"network_id": ""}, "MISSING_FIELD", "network_id", "missing"),
+    Row("Subnet", {"network_id": "net"}, "ID_INVALID", "network_id", "a UUID such as"),
+    Row("Subnet", {"network_id": NOWHERE}, GONE, "network_id", NOWHERE, NOT_FOUND),
+    Row("Subnet", {"ip_version": 6}, "IP_FAMILY_MISMATCH", "ip_version", "leave it out"),
+    Row("Subnet", {"ip_version": 5}, "ENUM_INVALID", "ip_version", "IPV4, IPV6 is accepted"),
+    Row("Subnet", {"cidr": V6}, LATER, "ip_version", "IPv4 cidr is accepted", UNIMPLEMENTED, label="B-SUB-01"),
+    Row("Subnet", {"cidr": ""}, "MISSING_FIELD", "cidr", "for example 10.0.0.0/24"),
+    Row("Subnet", {"cidr": "10.0.0.0"}, "CIDR_INVALID", "cidr", "such as 10.0.0.0/24", label="no-length"),
+    Row("Subnet", {"cidr": "10.0.0.0/33"}, "CIDR_INVALID", "cidr", "such as 10.0.0.0/24", label="long"),
+    Row("Subnet", {"cidr": "10.0.0.0/255.255.255.0"}, "CIDR_INVALID", "cidr", "such as", label="mask"),
+    Row("Subnet", {"cidr": "010.0.0.0/24"}, "CIDR_INVALID", "cidr", "such as", label="leading-zero"),
+    Row("Subnet", {"cidr": "10.0.0.1/24"}, "CIDR_HOST_BITS_SET", "cidr", "10.0.0.0/24 would be accepted"),
+    Row("Subnet", {"cidr": "10.0.0.0/7"}, "CIDR_INVALID", "cidr", "/8 to /32 is accepted", label="wide"),
+    Row("Subnet", {"cidr": "2000::/2"}, "CIDR_HOST_BITS_SET", "cidr", "::/2 would be accepted", label="v6"),
+    Row("Subnet", {"cidr": "::/2"}, "CIDR_INVALID", "cidr", "/3 to /128 is accepted", label="v6-wide"),
+    Row("Subnet", {"cidr": "224.1.0.0/16"}, "CIDR_INVALID", "cidr", "multicast", label="multicast"),
+    Row("Subnet", {"cidr": "169.254.0.0/16"}, "CIDR_INVALID", "cidr", "link-local", label="link-local"),
+    Row("Subnet", {"cidr": "127.0.0.0/24"}, "CIDR_INVALID", "cidr", "loopback", label="loopback"),
+    Row("Subnet", {"cidr": "10.0.128.0/17"}, "CIDR_OVERLAP", "cidr", "overlaps 10.0.128.0/24 of Subnet holder", TAKEN),
+    Row("Subnet", {"subnet_pool_id": "pool"}, "ID_INVALID", "subnet_pool_id", "a UUID such as"),
+    Row("Subnet", {"subnet_pool_id": NOWHERE, "cidr": ""}, GONE, "subnet_pool_id", NOWHERE, NOT_FOUND),
+    Row("Subnet", {"prefix_length": 26}, "FIELDS_EXCLUSIVE", "prefix_length", "give a cidr instead"),
+    Row("Subnet", {"prefix_length": 129}, "VALUE_OUT_OF_RANGE", "prefix_length", "0 to 128"),
+    Row("Subnet", {"prefix_length": 26, "subnet_pool_id": NOWHERE}, "FIELDS_EXCLUSIVE", "prefix_length", "cidr", label="both"),
+    Row("Subnet", {"gateway_ip": "10.0.1.1"}, "IP_NOT_IN_SUBNET", "gateway_ip", "10.0.0.1 to 10.0.0.254"),
+    Row("Subnet", {"gateway_ip": "10.0.0.0"}, "IP_NOT_IN_SUBNET", "gateway_ip", "10.0.0.1 to", label="network-address"),
+    Row("Subnet", {"gateway_ip": "10.0.0.255"}, "IP_NOT_IN_SUBNET", "gateway_ip", "to 10.0.0.254", label="broadcast"),
+    Row("Subnet", {"gateway_ip": "fd00::1"}, "IP_NOT_IN_SUBNET", "gateway_ip", "10.0.0.1 to", label="family"),
+    Row("Subnet", {"gateway_ip": "10.0.0.01"}, "IP_INVALID", "gateway_ip", "such as 10.0.0.5"),
+    Row("Subnet", {"gateway_ip": "0.0.0.0"}, "IP_INVALID", "gateway_ip", "unicast", label="unspecified"),  # noqa: S104
+    Row("Subnet", {"gateway_ip": "10.0.0.9", **pool(("10.0.0.5", "10.0.0.20"))}, "IP_NOT_IN_SUBNET", "allocation_pools[0]", "leave"),
+    Row("Subnet", {"gateway_ip": "10.0.0.1", "disable_gateway": True}, "FIELDS_EXCLUSIVE", "gateway_ip", "exclude each other"),
+    Row("Subnet", pool(*[("10.0.0.5", "10.0.0.5")] * 65), "TOO_MANY_VALUES", "allocation_pools", "at most 64"),
+    Row("Subnet", pool(("10.0.0.5", "10.0.1.5")), "IP_NOT_IN_SUBNET", "allocation_pools[0]", "10.0.0.1 to 10.0.0.254"),
+    Row("Subnet", pool(("10.0.0.0", "10.0.0.5")), "IP_NOT_IN_SUBNET", "allocation_pools[0]", "10.0.0.1 to", label="edge"),
+    Row("Subnet", pool(("10.0.0.9", "10.0.0.5")), "IP_INVALID", "allocation_pools[0]", "start must not be after end"),
+    Row("Subnet", pool(("10.0.0.9", "")), "MISSING_FIELD", "allocation_pools[0].end", "missing"),
+    Row("Subnet", pool(("10.0.0.x", "10.0.0.9")), "IP_INVALID", "allocation_pools[0].start", "such as 10.0.0.5"),
+    Row(
+        "Subnet",
+        pool(("10.0.0.5", "10.0.0.9"), ("10.0.0.9", "10.0.0.12")),
+        "DUPLICATE_VALUE",
+        "allocation_pools[1]",
+        "must be disjoint",
+    ),
+    Row(
+        "Subnet",
+        {"dns_nameservers": [f"10.9.9.{number}" for number in range(1, 7)]},
+        "TOO_MANY_VALUES",
+        "dns_nameservers",
+        "at most 5",
+        label="B-SUB-03",
+    ),
+    Row("Subnet", {"dns_nameservers": ["10.9.9.9", "fd00::53"]}, "IP_FAMILY_MISMATCH", "dns_nameservers[1]", "IPv4"),
+    Row("Subnet", {"dns_nameservers": ["10.9.9.9", "10.9.9.9"]}, "DUPLICATE_VALUE", "dns_nameservers[1]", "twice"),
+    Row("Subnet", {"dns_nameservers": ["resolver"]}, "IP_INVALID", "dns_nameservers[0]", "such as 10.0.0.5"),
+    Row(
+        "Subnet",
+        {"host_routes": [{"destination": f"10.8.{number}.0/24", "nexthop": "10.0.0.9"} for number in range(21)]},
+        "TOO_MANY_VALUES",
+        "host_routes",
+        "at most 20",
+        label="B-SUB-03",
+    ),
+    Row(
+        "Subnet",
+        {"host_routes": [{"destination": "10.8.0.0/24", "nexthop": f"10.0.0.{last}"} for last in (8, 9)]},
+        "DUPLICATE_VALUE",
+        "host_routes[1]",
+        "twice",
+    ),
+    Row("Subnet", {"host_routes": [{"destination": V6, "nexthop": "fd00::1"}]}, "IP_FAMILY_MISMATCH", "host_routes[0]", "IPv4"),
+    Row(
+        "Subnet",
+        {"host_routes": [{"destination": "10.8.0.0/24", "nexthop": "fd00::1"}]},
+        "IP_FAMILY_MISMATCH",
+        "host_routes[0]",
+        "IPv4",
+        label="mixed",
+    ),
+    Row("Subnet", {"host_routes": [{"nexthop": "10.0.0.9"}]}, "MISSING_FIELD", "host_routes[0].destination", "missing"),
+    Row("Subnet", {"cidr": "10.0.0.0/31", "enable_dhcp": True}, "INCOMPATIBLE_STATE", "enable_dhcp", "must be false", PRECONDITION),
+    Row("Subnet", {"cidr": "10.0.0.1/32", "enable_dhcp": True}, "INCOMPATIBLE_STATE", "enable_dhcp", "false", PRECONDITION, label="32"),
+    Row("Subnet", {"dhcp_lease_duration": {"seconds": 119}}, "VALUE_OUT_OF_RANGE", "dhcp_lease_duration", "120 or more"),
+    Row("Subnet", {"dhcp_lease_duration": {"seconds": -2}}, "VALUE_OUT_OF_RANGE", "dhcp_lease_duration", "-1 s for", label="neg"),
+    Row("Subnet", {"dhcp_lease_duration": {"seconds": 300, "nanos": 5}}, "VALUE_OUT_OF_RANGE", "dhcp_lease_duration", "whole", label="ns"),
+    Row("Subnet", {"ipv6_ra_mode": 2}, "FIELDS_EXCLUSIVE", "ipv6_ra_mode", "for IPv6 subnets"),
+    Row("Subnet", {"ipv6_ra_mode": 99}, "ENUM_INVALID", "ipv6_ra_mode", "one of NONE, SLAAC"),
+    Row("Subnet", {"ipv6_address_mode": 2}, "FIELDS_EXCLUSIVE", "ipv6_ra_mode", "for IPv6 subnets", label="address-mode"),
+    Row("Subnet", {"cidr": V6, "ipv6_ra_mode": 2, "ipv6_address_mode": 3}, "FIELDS_EXCLUSIVE", "ipv6_address_mode", "must be equal"),
+    Row("Subnet", {"cidr": "fd00::/65", "ipv6_ra_mode": 2}, "VALUE_OUT_OF_RANGE", "ipv6_address_mode", "need a /64"),
+    Row("Subnet", {"segment": "a"}, LATER, "segment", "leave it out", UNIMPLEMENTED),
+    Row("Subnet", {"service_types": [f"compute:{n}" for n in range(17)]}, "TOO_MANY_VALUES", "service_types", "at most 16"),
+    Row("Subnet", {"service_types": ["compute:a"]}, LATER, "service_types", "leave it out", UNIMPLEMENTED),
+    Row("Subnet", {"dns_publish_fixed_ip": True}, LATER, "dns_publish_fixed_ip", "leave it out", UNIMPLEMENTED),
+]
+
+
+def pair(*pairs: tuple[str, str]) -> dict[str, Any]:
+    return {"allowed_address_pairs": [{"ip_address": ip, "mac_address": mac} for ip, mac in pairs]}
+
+
+def fixed(*addresses: str) -> dict[str, Any]:
+    return {"fixed_ips": [{"ip_address": address} for address in addresses]}
+
+
+def option(*names: str) -> dict[str, Any]:
+    return {"extra_dhcp_opts": [{"name": name, "value": "v"} for name in names]}
+
+
+PORT = [
+    Row("Port", {"network_id": ""}, "MISSING_FIELD", "network_id", "missing"),
+    Row("Port", {"network_id": NOWHERE}, GONE, "network_id", NOWHERE, NOT_FOUND),
+    Row("Port", {"mac_address": "fa:16:3e:00:00"}, "MAC_INVALID", "mac_address", "such as fa:16:3e:12:34:56"),
+    Row("Port", {"mac_address": "fa:16-3e:00:00:01"}, "MAC_INVALID", "mac_address", "such as", label="mixed"),
+    Row("Port", {"mac_address": "01:00:5e:00:00:01"}, "MAC_INVALID", "mac_address", "even first octet", label="multicast"),
+    Row("Port", {"mac_address": "00:00:00:00:00:00"}, "MAC_INVALID", "mac_address", "leave it out", label="zero"),
+    Row("Port", {"mac_address": "FA-16-3E-AA-00-01"}, "MAC_TAKEN", "mac_address", "is taken by Port holder", TAKEN, label="B-PRT-03"),
+    Row("Port", fixed(*["10.0.128.9"] * 17), "TOO_MANY_VALUES", "fixed_ips", "at most 16"),
+    Row("Port", fixed("10.0.128.9", "10.0.128.9"), "DUPLICATE_VALUE", "fixed_ips[1]", "10.0.128.9 twice"),
+    Row("Port", fixed("10.0.129.9"), "IP_NOT_IN_SUBNET", "fixed_ips[0].ip_address", "10.0.128.0/24"),
+    Row("Port", fixed("10.0.128.255"), "IP_NOT_IN_SUBNET", "fixed_ips[0].ip_address", "10.0.128.0/24", label="broadcast"),
+    Row("Port", fixed("10.0.128.0"), "IP_NOT_IN_SUBNET", "fixed_ips[0].ip_address", "10.0.128.0/24", label="network"),
+    Row("Port", fixed("fd00::9"), "IP_NOT_IN_SUBNET", "fixed_ips[0].ip_address", "10.0.128.0/24", label="family"),
+    Row("Port", fixed("10.0.0.256"), "IP_INVALID", "fixed_ips[0].ip_address", "such as 10.0.0.5"),
+    Row("Port", fixed("fe80::1%eth0"), "IP_INVALID", "fixed_ips[0].ip_address", "without %eth0", label="zone"),
+    Row("Port", fixed("127.0.0.1"), "IP_INVALID", "fixed_ips[0].ip_address", "unicast", label="loopback"),
+    Row("Port", fixed("239.0.0.1"), "IP_INVALID", "fixed_ips[0].ip_address", "unicast", label="multicast"),
+    Row("Port", fixed("10.0.128.5"), "ADDRESS_TAKEN", "fixed_ips[0].ip_address", "taken by Port holder", TAKEN, label="B-PRT-03"),
+    Row("Port", fixed("10.0.128.254"), "ADDRESS_TAKEN", "fixed_ips[0].ip_address", "DHCP service", TAKEN, label="dhcp"),
+    Row("Port", {"fixed_ips": [{}]}, "MISSING_FIELD", "fixed_ips[0]", "subnet_id, ip_address or both"),
+    Row("Port", {"fixed_ips": [{"subnet_id": NOWHERE}]}, GONE, "fixed_ips[0].subnet_id", NOWHERE, NOT_FOUND),
+    Row("Port", {"fixed_ips": [{"subnet_id": "s"}]}, "ID_INVALID", "fixed_ips[0].subnet_id", "a UUID such as"),
+    Row("Port", {"no_fixed_ips": True, **fixed("10.0.128.9")}, "FIELDS_EXCLUSIVE", "no_fixed_ips", "exclude each other"),
+    Row("Port", {"device_id": "d" * 256}, "STRING_TOO_LONG", "device_id", "at most 255"),
+    Row("Port", {"device_owner": "d" * 256}, "STRING_TOO_LONG", "device_owner", "at most 255"),
+    Row("Port", {"device_owner": "network:dhcp"}, "FIELD_FORBIDDEN", "device_owner", "for services and operators", DENIED, "bob"),
+    Row("Port", {"security_group_ids": [NOWHERE]}, GONE, "security_group_ids[0]", NOWHERE, NOT_FOUND),
+    Row("Port", {"security_group_ids": ["web"]}, "ID_INVALID", "security_group_ids[0]", "a UUID such as"),
+    Row(
+        "Port",
+        {"security_group_ids": [f"{NOWHERE[:-2]}{number:02x}" for number in range(33)]},
+        "TOO_MANY_VALUES",
+        "security_group_ids",
+        "at most 32",
+    ),
+    Row(
+        "Port",
+        {"security_group_ids": [NOWHERE], "port_security_enabled": False},
+        "INCOMPATIBLE_STATE",
+        "security_group_ids",
+        "leave it empty",
+        PRECONDITION,
+    ),
+    Row(
+        "Port",
+        {"port_security_enabled": False, **pair(("10.0.128.9/32", ""))},
+        "INCOMPATIBLE_STATE",
+        "allowed_address_pairs",
+        "leave it empty",
+        PRECONDITION,
+    ),
+    Row("Port", pair(*[(f"10.7.0.{n}/32", "") for n in range(11)]), "TOO_MANY_VALUES", "allowed_address_pairs", "10", label="B-PRT-04"),
+    Row("Port", pair(("10.7.0.1/32", ""), ("10.7.0.1/32", "")), "DUPLICATE_VALUE", "allowed_address_pairs[1]", "twice"),
+    Row("Port", pair(("", "")), "MISSING_FIELD", "allowed_address_pairs[0].ip_address", "missing"),
+    Row("Port", pair(("10.7.0.1/24", "")), "CIDR_HOST_BITS_SET", "allowed_address_pairs[0].ip_address", "10.7.0.0/24 would"),
+    Row("Port", pair(("10.7.0.1", "")), "CIDR_INVALID", "allowed_address_pairs[0].ip_address", "such as"),
+    Row("Port", pair(("224.0.0.0/24", "")), "CIDR_INVALID", "allowed_address_pairs[0]", "multicast"),
+    Row("Port", pair(("0.0.0.0/0", "fa:16:3e:bb:00:01")), "CIDR_INVALID", "allowed_address_pairs[0]", "port_security_enabled false"),
+    Row("Port", pair(("10.7.0.1/32", "x")), "MAC_INVALID", "allowed_address_pairs[0].mac_address", "such as"),
+    Row("Port", option(*[f"{number}" for number in range(1, 66)]), "TOO_MANY_VALUES", "extra_dhcp_opts", "at most 64"),
+    Row("Port", option("a", "a"), "DUPLICATE_VALUE", "extra_dhcp_opts[1]", "twice"),
+    Row("Port", option(""), "MISSING_FIELD", "extra_dhcp_opts[0].name", "missing"),
+    Row(
+        "Port",
+        {"extra_dhcp_opts": [{"name": "a", "value": "v" * 256}]},
+        "STRING_TOO_LONG",
+        "extra_dhcp_opts[0].value",
+        "at most 255",
+    ),
+    Row("Port", option("mtu"), LATER, "extra_dhcp_opts", "leave it out", UNIMPLEMENTED),
+    Row("Port", {"dns_name": "a.b"}, "STRING_INVALID", "dns_name", "RFC 1123"),
+    Row("Port", {"dns_name": "a" * 64}, "STRING_TOO_LONG", "dns_name", "at most 63"),
+    Row("Port", {"dns_name": "web"}, LATER, "dns_name", "leave it out", UNIMPLEMENTED),
+    Row("Port", {"dns_domain": "a."}, "STRING_INVALID", "dns_domain", "'a' would be accepted"),
+    Row("Port", {"dns_domain": "a.org"}, LATER, "dns_domain", "leave it out", UNIMPLEMENTED),
+    Row("Port", {"qos_policy_id": NOWHERE}, GONE, "qos_policy_id", NOWHERE, NOT_FOUND),
+    Row("Port", {"vnic_type": 99}, "ENUM_INVALID", "vnic_type", "one of NORMAL"),
+    Row("Port", {"vnic_type": "VNIC_TYPE_DIRECT"}, LATER, "vnic_type", "NORMAL is accepted", UNIMPLEMENTED),
+    Row("Port", {"private_vlan_kind": 1}, LATER, "private_vlan_kind", "leave it out", UNIMPLEMENTED),
+    Row("Port", {"private_vlan_community": "c" * 65}, "STRING_TOO_LONG", "private_vlan_community", "at most 64"),
+    Row("Port", {"propagate_uplink_status": False}, LATER, "propagate_uplink_status", "leave it out", UNIMPLEMENTED),
+    Row("Port", {"numa_affinity_policy": 99}, "ENUM_INVALID", "numa_affinity_policy", "one of REQUIRED"),
+    Row("Port", {"numa_affinity_policy": 1}, LATER, "numa_affinity_policy", "leave it out", UNIMPLEMENTED),
+    Row("Port", {"hints": {f"k{number}": "v" for number in range(17)}}, "TOO_MANY_VALUES", "hints", "at most 16"),
+    Row("Port", {"hints": {"a\x01": "v"}}, "STRING_INVALID", "hints['a\\x01']", "printable text"),
+    Row("Port", {"hints": {"ovs.tx-steering": "hash"}}, LATER, "hints", "leave it out", UNIMPLEMENTED),
+]
+
+NODE = [
+    Row("Node", {"roles": [99]}, "ENUM_INVALID", "roles[0]", "one of COMPUTE"),
+    Row("Node", {"roles": [0]}, "ENUM_INVALID", "roles[0]", "one of COMPUTE", label="unspecified"),
+    Row("Node", {"roles": [1, 1]}, "DUPLICATE_VALUE", "roles", "twice"),
+    Row("Node", {"roles": [1, 2, 3, 4, 1]}, "TOO_MANY_VALUES", "roles", "at most 4"),
+    Row("Node", {"availability_zone": "Z_1"}, "ID_INVALID", "availability_zone", "characters of a-z"),
+    Row("Node", {"tunnel_ip": "10.0.0"}, "IP_INVALID", "tunnel_ip", "such as 10.0.0.5"),
+    Row("Node", {"tunnel_ip": "255.255.255.255"}, "IP_INVALID", "tunnel_ip", "unicast", label="broadcast"),
+    Row("Node", {"tunnel_ip": "192.0.2.1"}, "ADDRESS_TAKEN", "tunnel_ip", "is taken by Node holder", TAKEN),
+    Row("Node", {"tunnel_ip": "fd00::1"}, LATER, "tunnel_ip", "IPv4 address is accepted", UNIMPLEMENTED),
+    Row("Node", {"datapath_type": 1}, LATER, "datapath_type", "leave it out", UNIMPLEMENTED),
+    Row("Node", {"datapath_type": 99}, "ENUM_INVALID", "datapath_type", "one of SYSTEM"),
+    Row("Node", {"tunnel_types": [2]}, LATER, "tunnel_types", "leave it out", UNIMPLEMENTED),
+    Row("Node", {"bridge_mappings": {f"p{n}": "br" for n in range(65)}}, "TOO_MANY_VALUES", "bridge_mappings", "at most 64"),
+    Row("Node", {"bridge_mappings": {"p": "br-ex"}}, LATER, "bridge_mappings", "leave it out", UNIMPLEMENTED),
+    Row("Node", {"weight": 1001}, "VALUE_OUT_OF_RANGE", "weight", "0 to 1000 is accepted"),
+    Row("Node", {"weight": -1}, "VALUE_OUT_OF_RANGE", "weight", "0 to 1000 is accepted", label="negative"),
+]
+
+ROWS = [*standard(), *NETWORK, *SUBNET, *PORT, *NODE]
+
+
+@dataclass
+class Place:
+    """What the rows stand on: a network with a subnet and a port that hold some values, a node, and how it all began."""
+
+    network: Any = None
+    subnet: Any = None
+    foreign: Any = None
+    base: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+async def place(shared_cloud: Cloud) -> Any:
+    api = shared_cloud.api
+    found = Place()
+    found.network = await api.create("Network", by="alice", segmentation_id=0)
+    net = found.network.id
+    found.subnet = await api.create("Subnet", name="holder", network_id=net, cidr="10.0.128.0/24")
+    await api.create("Port", name="holder", network_id=net, mac_address="fa:16:3e:aa:00:01", **fixed("10.0.128.5"))
+    await api.create("Node", id="holder", tunnel_ip="192.0.2.1")
+    found.foreign = await api.create("Network", by="bob")
+    found.base = {
+        "Network": {},
+        "Subnet": {"network_id": net, "cidr": "10.0.0.0/24"},
+        "Port": {"network_id": net},
+        "Node": {"id": "edge"},
+    }
+    yield found
+    await shared_cloud.clear()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+async def test_row_refuses_what_its_table_refuses(shared_cloud: Cloud, place: Place, row: Row) -> None:
+    fields = {**place.base[row.kind], **row.fields}
+    if row.by == "bob" and row.kind != "Network":
+        fields["network_id"] = place.foreign.id
+    if row.kind in ("Subnet", "Port") and row.at in ("network_id",):
+        fields = {**fields, "network_id": row.fields["network_id"]}
+    before = await shared_cloud.settled()
+    error = await refused(shared_cloud.api.create(row.kind, by=row.by, **fields))
+    assert (error.code, error.reason) == (row.code, row.reason), error
+    assert row.says in error.message
+    assert row.at.split("[")[0] in error.message
+    if row.code in (INVALID, UNIMPLEMENTED) or error.violations:
+        assert (row.at, row.reason) in [(at, reason) for at, reason, _ in error.violations] or error.metadata.get("field") == row.at
+    assert await shared_cloud.store.revision() == before
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A value on the edge that is accepted. stored: what comes of it, when that differs."""
+
+    kind: str
+    fields: dict[str, Any]
+    stored: dict[str, Any] = field(default_factory=dict)
+    by: str = "root"
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{'-'.join(self.fields)}"
+
+
+UPPER = NOWHERE.upper()
+EDGES = [
+    *[Edge(kind, {"name": "ñ" * 255, "description": "d" * 1024}) for kind in EVERY],
+    *[Edge(kind, {"tags": ["b", "a" * 255, "c"]}, {"tags": ["a" * 255, "b", "c"]}) for kind in EVERY],
+    *[Edge(kind, {"tags": [f"t{number:02}" for number in range(50)]}) for kind in EVERY],
+    *[Edge(kind, {"id": UPPER}, {"id": NOWHERE}) for kind in OWNED],
+    Edge("Network", {"project_id": "demo"}),
+    Edge("Network", {"project_id": "demo"}, by="alice"),
+    Edge("Node", {"id": "n" * 63}),
+    Edge("Node", {"id": "a.b-c.example"}),
+    Edge("Node", {"id": "n"}, {"roles": [1], "availability_zone": "default", "weight": 100, "admin_state_up": True}),
+    Edge("Node", {"weight": 0}),
+    Edge("Node", {"weight": 1000}),
+    Edge("Node", {"roles": [4, 1, 3, 2]}, {"roles": [1, 2, 3, 4]}),
+    Edge("Node", {"tunnel_ip": "192.0.2.2"}),
+    Edge("Network", {}, {"network_type": 2, "mtu": 1450, "admin_state_up": True, "port_security_enabled": True}),
+    Edge("Network", {"mtu": 68}),
+    Edge("Network", {"mtu": 1450}),
+    Edge("Network", {"segmentation_id": (1 << 24) - 1}),
+    Edge("Network", {"dns_domain": "Example.ORG"}, {"dns_domain": "example.org"}),
+    Edge("Network", {"admin_state_up": False, "port_security_enabled": False}),
+    Edge("Subnet", {"cidr": "11.0.0.0/8"}),
+    Edge("Subnet", {"cidr": "11.0.0.9/32"}, {"enable_dhcp": False, "gateway_ip": "", "dhcp_server_ip": ""}),
+    Edge("Subnet", {"cidr": "11.0.0.8/31"}, {"enable_dhcp": False, "dhcp_server_ip": ""}),
+    Edge("Subnet", {"cidr": "11.0.0.0/24"}, {"ip_version": 4, "gateway_ip": "11.0.0.1", "dhcp_server_ip": "11.0.0.254"}),
+    Edge("Subnet", {"gateway_ip": "10.0.0.254"}, {"dhcp_server_ip": "10.0.0.253"}),
+    Edge("Subnet", {"disable_gateway": True}, {"gateway_ip": ""}),
+    Edge("Subnet", pool(("10.0.0.2", "10.0.0.2"), ("10.0.0.254", "10.0.0.254"))),
+    Edge("Subnet", {"dns_nameservers": [f"10.9.9.{number}" for number in (5, 4, 3, 2, 1)]}),
+    Edge("Subnet", {"host_routes": [{"destination": f"10.8.{n}.0/24", "nexthop": "10.0.0.9"} for n in range(20)]}),
+    Edge("Subnet", {"dhcp_lease_duration": {"seconds": 120}}),
+    Edge("Subnet", {"dhcp_lease_duration": {"seconds": -1}}),
+    Edge("Port", {"mac_address": "FA-16-3E-00-00-0A"}, {"mac_address": "fa:16:3e:00:00:0a"}),
+    Edge("Port", fixed("10.0.128.253")),
+    Edge("Port", fixed(*[f"10.0.128.{number}" for number in range(20, 36)])),
+    Edge("Port", {"no_fixed_ips": True}, {"fixed_ips": []}),
+    Edge("Port", {"device_owner": "network:dhcp", "device_id": "d" * 255}),
+    Edge("Port", {"device_owner": "compute:" + "a" * 247}, by="alice"),
+    Edge("Port", pair(*[(f"10.7.0.{number}/32", "fa:16:3e:bb:00:01") for number in range(10)])),
+    Edge("Port", pair(("0.0.0.0/0", ""))),
+    Edge("Port", {"port_security_enabled": False}),
+]
+
+
+@pytest.mark.parametrize("edge", EDGES, ids=str)
+async def test_value_on_the_edge_is_accepted(shared_cloud: Cloud, place: Place, edge: Edge) -> None:
+    before = await shared_cloud.settled()
+    reply = await shared_cloud.api.create(
+        edge.kind, by=edge.by, request={"validate_only": True}, **{**place.base[edge.kind], **edge.fields}
+    )
+    expected = KINDS[edge.kind].message(**{**edge.fields, **edge.stored})
+    for name in {**edge.fields, **edge.stored}:
+        shown = getattr(reply, name)
+        if name == "fixed_ips":
+            assert [item.ip_address for item in shown] == [item.ip_address for item in expected.fixed_ips]
+        else:
+            assert shown == getattr(expected, name), name
+    assert await shared_cloud.store.revision() == before
+
+
+UPDATES = [
+    # kind, made with, changed to, reason, field, code
+    ("Network", {}, {"segmentation_id": 4242}, "IMMUTABLE_FIELD", "segmentation_id", INVALID),
+    ("Network", {}, {"network_type": GRE}, "IMMUTABLE_FIELD", "network_type", INVALID),
+    ("Network", {}, {"project_id": "other"}, "IMMUTABLE_FIELD", "project_id", INVALID),
+    ("Network", {}, {"vlan_transparent": True}, "IMMUTABLE_FIELD", "vlan_transparent", INVALID),
+    ("Network", {}, {"mtu": 1451}, "VALUE_OUT_OF_RANGE", "mtu", INVALID),
+    ("Network", {}, {"external": True}, LATER, "external", UNIMPLEMENTED),
+    ("Subnet", {"cidr": "10.4.0.0/24"}, {"cidr": "10.4.0.0/25"}, "IMMUTABLE_FIELD", "cidr", INVALID),
+    ("Subnet", {"cidr": "10.4.0.0/24"}, {"cidr": "10.4.1.0/24"}, "IMMUTABLE_FIELD", "cidr", INVALID),
+    ("Subnet", {"cidr": "10.4.0.0/24"}, {"cidr": "10.0.0.0/9"}, "CIDR_OVERLAP", "cidr", TAKEN),
+    ("Subnet", {"cidr": "10.4.0.0/24"}, {"ip_version": 6}, "IMMUTABLE_FIELD", "ip_version", INVALID),
+    ("Subnet", {"cidr": "10.4.0.0/24"}, {"network_id": NOWHERE}, "IMMUTABLE_FIELD", "network_id", INVALID),
+    ("Subnet", {"cidr": "10.4.0.0/24"}, {"prefix_length": 26}, "IMMUTABLE_FIELD", "prefix_length", INVALID),
+    ("Subnet", {"cidr": "10.4.0.0/24"}, {"gateway_ip": "10.5.0.1"}, "IP_NOT_IN_SUBNET", "gateway_ip", INVALID),
+    ("Subnet", {"cidr": "10.4.0.0/24"}, {"gateway_ip": "10.4.0.9"}, "IP_NOT_IN_SUBNET", "allocation_pools[0]", INVALID),
+    ("Port", {}, {"network_id": NOWHERE}, "IMMUTABLE_FIELD", "network_id", INVALID),
+    ("Port", {}, {"mac_address": "fa:16:3e:aa:00:01"}, "MAC_TAKEN", "mac_address", TAKEN),
+    ("Port", {}, fixed("10.0.128.5"), "ADDRESS_TAKEN", "fixed_ips[0].ip_address", TAKEN),
+    ("Port", {}, {"no_fixed_ips": True}, "FIELDS_EXCLUSIVE", "no_fixed_ips", INVALID),
+    ("Node", {"id": "edge-u"}, {"weight": 1001}, "VALUE_OUT_OF_RANGE", "weight", INVALID),
+    ("Node", {"id": "edge-u"}, {"tunnel_ip": "192.0.2.1"}, "ADDRESS_TAKEN", "tunnel_ip", TAKEN),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "made", "changed", "reason", "at", "code"), UPDATES, ids=[f"{row[0]}-{row[4]}-{row[3]}" for row in UPDATES]
+)
+async def test_update_refuses_what_its_table_refuses(
+    shared_cloud: Cloud,
+    place: Place,
+    kind: str,
+    made: dict[str, Any],
+    changed: dict[str, Any],
+    reason: str,
+    at: str,
+    code: grpc.StatusCode,
+) -> None:
+    api = shared_cloud.api
+    item = await api.create(kind, **{**place.base[kind], **made})
+    try:
+        before = await shared_cloud.settled()
+        error = await refused(api.update(kind, item.id, **changed))
+        assert (error.code, error.reason) == (code, reason), error
+        assert at.split("[")[0] in error.message
+        assert error.message.count(" ") > 3
+        assert await shared_cloud.store.revision() == before
+        # What is the same may be repeated, immutable or not; nothing is written for it.
+        again = KINDS[kind].message()
+        again.CopyFrom(item)
+        same = await api.update(kind, item.id, **{name: getattr(item, name) for name in changed if name in {"segmentation_id"}})
+        assert same.revision == item.revision
+        assert await shared_cloud.store.revision() == before
+    finally:
+        await api.delete(kind, item.id)
+
+
+async def test_every_violation_is_reported_and_not_the_first_only(api: Client) -> None:
+    error = await refused(
+        api.create("Subnet", name="n" * 256, tags=["a,b"], network_id="x", cidr="10.0.0.1/24", dhcp_lease_duration={"seconds": 1})
+    )
+    assert error.code is INVALID
+    assert [(at, reason) for at, reason, _ in error.violations] == [
+        ("name", "STRING_TOO_LONG"),
+        ("tags[0]", "STRING_INVALID"),
+        ("network_id", "ID_INVALID"),
+        ("cidr", "CIDR_HOST_BITS_SET"),
+        ("dhcp_lease_duration", "VALUE_OUT_OF_RANGE"),
+    ] or {at for at, _, _ in error.violations} >= {"name", "tags[0]", "network_id", "cidr"}
+
+
+@pytest.mark.parametrize("by", ["root", "alice"])
+async def test_malformed_comes_before_forbidden_and_both_before_unsupported(api: Client, by: str) -> None:
+    fields = {"name": "n" * 256, "external": True, "network_type": VLAN}
+    error = await refused(api.create("Network", by=by, **fields))
+    assert (error.code, error.reason) == (INVALID, "STRING_TOO_LONG")
+    error = await refused(api.create("Network", by=by, external=True, network_type=VLAN))
+    assert error.code is (UNIMPLEMENTED if by == "root" else DENIED)
+    assert {at for at, _, _ in error.violations} == {"external", "network_type"}
+    error = await refused(api.create("Network", by=by, name="n" * 256, project_id="other" if by == "alice" else ""))
+    assert (error.code, error.reason) == (INVALID, "STRING_TOO_LONG")
+
+
+async def test_a_huge_fault_still_has_its_code_and_reason(api: Client) -> None:
+    """What a message quotes is cut: trailers of more than some kilobytes are dropped by gRPC, and the reason with them."""
+    for fields in (
+        {"id": "x" * 100_000},
+        {"tags": [f"{number},{'ü' * 250}" for number in range(50)]},
+        {"dns_domain": "ü" * 255},
+    ):
+        error = await refused(api.create("Network", **fields))
+        assert error.code is INVALID
+        assert error.violations
+        assert len(error.message) < 1100
+    for number in (1, 2, 3):
+        error = await refused(api.get("Network", "ü" * 10_000 * number))
+        assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND")
+
+
+async def test_referrers_with_long_names_are_listed(api: Client) -> None:
+    network = await api.create("Network", name="ü" * 255)
+    for _ in range(25):
+        await api.create("Port", network_id=network.id, name="ü" * 255)
+    error = await refused(api.delete("Network", network.id))
+    assert (error.code, error.reason) == (PRECONDITION, "RESOURCE_IN_USE")
+    assert "in use by 25" in error.message
+    assert error.metadata["count"] == "25"
+    assert error.details["PreconditionFailure"].violations[0].type == "RESOURCE_IN_USE"
+
+
+async def test_id_taken_names_what_to_do(api: Client) -> None:
+    for kind, fields in (("Network", {"id": time_ordered_id()}), ("Node", {"id": "one"})):
+        item = await api.create(kind, **fields)
+        error = await refused(api.create(kind, id=item.id))
+        assert (error.code, error.reason) == (TAKEN, "ID_TAKEN")
+        assert item.id in error.message
+        assert "leave id out" in error.message or kind == "Node"
+
+
+async def test_unset_enum_means_the_default_and_is_never_returned(api: Client) -> None:
+    network = await api.create("Network", network_type=0)
+    port = await api.create("Port", network_id=network.id, vnic_type=0)
+    node = await api.create("Node", id="enum")
+    for item in (network, port, node):
+        for descriptor, value in item.ListFields():
+            if descriptor.enum_type is not None:
+                assert 0 not in (list(value) if descriptor.is_repeated else [value])
+    assert network.network_type == 2
+    assert port.vnic_type == 1
+
+
+async def test_b_net_07_and_a_77_a_taken_segment_names_its_holder(api: Client) -> None:
+    await api.create("Network", name="first", segmentation_id=100)
+    error = await refused(api.create("Network", segmentation_id=100))
+    assert (error.code, error.reason) == (TAKEN, "SEGMENT_TAKEN")
+    assert "taken by Network first" in error.message
+    error = await refused(api.create("Network", by="alice", segmentation_id=101))
+    assert (error.code, error.reason) == (DENIED, "FIELD_FORBIDDEN")

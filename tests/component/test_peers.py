@@ -1,0 +1,49 @@
+"""Peers on a private host: neighbours are resolved before the first packet, and kept so by the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+
+from agent.drivers.peers import PeerDriver
+from agent.facts.capability import usable_datapaths
+from agent.model.host import Peer
+from tests.component.private_host import on_private_host, sh
+
+LINK = """
+ip netns add other
+ip link add v0 type veth peer name v1 netns other
+ip address add 192.0.2.1/24 dev v0
+ip link set v0 up
+ip -n other address add 192.0.2.2/24 dev v1
+ip -n other address add 192.0.2.3/24 dev v1
+ip -n other link set v1 up
+"""
+
+
+@on_private_host
+async def test_peers_are_resolved_owned_and_let_go() -> None:
+    sh(LINK)
+    driver = PeerDriver()
+    sh("ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev v0 nud permanent")
+    assert not await driver.apply([Peer("192.0.2.2"), Peer("192.0.2.3")], [])
+    assert "lladdr" in sh("ip neigh show to 192.0.2.2")
+    assert set(await driver.read_owned()) == {("peer", "192.0.2.2"), ("peer", "192.0.2.3")}
+    assert not await driver.apply([Peer("192.0.2.2")], [Peer("192.0.2.3")])
+    assert set(await driver.read_owned()) == {("peer", "192.0.2.2")}
+    assert not await driver.apply([], [Peer("192.0.2.2")])
+    assert not await driver.apply([], [Peer("192.0.2.2")])
+    assert not await driver.read_owned()
+    assert "192.0.2.9" in sh("ip neigh show"), "an entry that is not ours stays"
+    # A peer that is down is no failure; one without a route is.
+    assert not await driver.apply([Peer("192.0.2.77")], [])
+    failures = await driver.apply([Peer("198.51.100.1")], [])
+    assert failures[("peer", "198.51.100.1")].reason == "NO_ROUTE"
+    assert not await driver.apply([], [Peer("192.0.2.77")])
+    sh("ip link del v0; ip netns del other")
+
+
+@on_private_host
+async def test_the_userspace_datapath_is_always_there_and_the_kernels_only_with_its_module() -> None:
+    found = await asyncio.to_thread(usable_datapaths, ["system", "netdev"])
+    assert "netdev" in found
+    assert ("system" in found) == bool(sh("grep -wE 'openvswitch|ovs_datapath' /proc/modules /proc/kallsyms || true"))
