@@ -59,6 +59,7 @@ class Loop:
         self._announcing: dict[str, asyncio.Task[None]] = {}
         self._number = 0
         self._started = False
+        self._lost = False
         self._goals: dict[str, deque[_Goal]] = {}
         self._applied: dict[str, int] = {}
         self._traces: dict[str, str] = {}
@@ -105,8 +106,13 @@ class Loop:
 
     def _take(self, notice: object) -> set[Token]:
         if isinstance(notice, Lost):
-            _log.warning("store lost; traffic goes on", detail=notice.detail)
+            if not self._lost:
+                _log.warning("store lost; traffic goes on", detail=notice.detail)
+            self._lost = True
             return set()
+        if self._lost:
+            _log.info("store found again")
+        self._lost = False
         return self._state.take(notice)  # type: ignore[arg-type]
 
     def _host_changed(self) -> None:

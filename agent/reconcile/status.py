@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import structlog
 from google.protobuf.message import Message
@@ -29,7 +30,7 @@ class Status:
         self._written: dict[str, bytes | None] = {}
         self._changed = asyncio.Event()
         self._flushed = asyncio.Event()
-        self._may_remove = False
+        self._urgent = asyncio.Event()
 
     async def read(self) -> None:
         """Take over what a former process has written. Raises StoreUnavailable."""
@@ -37,11 +38,6 @@ class Status:
             for kv in kvs:
                 self._written[kv.key.decode()] = kv.value
                 self._wanted.setdefault(kv.key.decode(), kv.value)
-
-    def keep_only_what_is_set(self, stale: set[str]) -> None:
-        """Drop what a former process said and nobody says now."""
-        for key in stale:
-            self.remove(key)
 
     def known(self) -> set[str]:
         return set(self._wanted)
@@ -60,10 +56,11 @@ class Status:
             self._changed.set()
 
     async def flushed(self) -> None:
-        """Wait until everything set so far is in etcd."""
+        """Wait until everything set so far is in etcd; does not wait for the pause between two writes."""
         while self._pending():
             self._flushed.clear()
             self._changed.set()
+            self._urgent.set()
             await self._flushed.wait()
 
     def _pending(self) -> dict[str, bytes | None]:
@@ -85,7 +82,10 @@ class Status:
                 await asyncio.sleep(RETRY)
                 self._changed.set()
             else:
-                await asyncio.sleep(PAUSE)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(PAUSE):
+                        await self._urgent.wait()
+                self._urgent.clear()
 
     async def _write(self) -> None:
         pending = list(self._pending().items())[:BATCH]
