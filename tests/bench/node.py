@@ -1,0 +1,86 @@
+"""Nodes in the lab, on real packets: from the plug to the first answer across hosts, and from a change to applied.
+
+Baseline of the plug: the same interface plugged into a hand-made bridge whose flows are there already, in turns with ours.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from deploy.lab import Lab
+from kumihimo.v1 import port_pb2
+from tests.bench.figures import Figure
+from tests.system.cloud import Cloud, Scene, Vm
+from tests.system.control import BRIDGE, ControlFlow
+
+ROUNDS = 20
+INTERVAL = 0.002  # seconds between two requests: the resolution of the plug's figure
+
+
+def measure() -> list[Figure]:
+    """All figures of this module."""
+    with Lab("ktbench", hosts=2) as lab:
+        os.environ["KUMI_CONFIG"] = str(lab.files.client)
+        cloud = Cloud(lab)
+        cloud.start()
+        scene = Scene(cloud)
+        control = ControlFlow(*cloud.hosts)
+        try:
+            network = scene.network()
+            first, second = (scene.vm(network, host) for host in cloud.hosts)
+            # Another port of the network keeps its namespace and DHCP service: the plug of one port is measured.
+            scene.vm(network, cloud.hosts[1])
+            ours, baseline = [], []
+            for _ in range(ROUNDS):
+                ours.append(_plug(first, second))
+                baseline.append(_plug_by_hand(control))
+            return [
+                Figure("plug to first answer across hosts", "ms", ours, baseline, "the same on hand-made flows", "≤ 50 ms"),
+                Figure("change to applied (Update and Wait)", "ms", _changes(cloud, first), [], "none", "≤ 20 ms for the wait"),
+            ]
+        finally:
+            control.remove()
+            scene.close()
+            cloud.close()
+
+
+def _plug(first: Vm, second: Vm) -> float:
+    host, tap = second.host, second.tap
+    host.run(["ovs-vsctl", "del-port", "br-int", tap])
+    second.api.wait(0)
+    add = ["ovs-vsctl", "--no-wait", "add-port", "br-int", tap]
+    return _first_answer(first, second.ip, [*add, "--", "set", "interface", tap, f"external_ids:iface-id={second.id}"])
+
+
+def _plug_by_hand(control: ControlFlow) -> float:
+    host = control.hosts[1]
+    host.run(["ovs-vsctl", "del-port", BRIDGE, "vethctl"])
+    return _first_answer(control, control.target, ["ovs-vsctl", "--no-wait", "add-port", BRIDGE, "vethctl"])
+
+
+def _first_answer(source: Vm | ControlFlow, target: str, plug: list[str]) -> float:
+    """Milliseconds from the start of the plugging command to the sending of the first request that was answered."""
+    workload = source.workload if isinstance(source, Vm) else source.first
+    host = source.host if isinstance(source, Vm) else source.hosts[0]
+    peer = next(other for other in host.lab.hosts.values() if other is not host)
+    with workload.start_ping(target, INTERVAL) as ping:
+        began = time.monotonic()
+        peer.run(plug)
+        while ping.received == 0 and time.monotonic() - began < 20:
+            time.sleep(0.001)
+        found = (time.monotonic() - began) * 1000
+        ping.result()
+    return found
+
+
+def _changes(cloud: Cloud, vm: Vm) -> list[float]:
+    """An address is given to a port and the wait for it, at the client."""
+    found = []
+    for number in range(ROUNDS):
+        pair = port_pb2.AddressPair(ip_address=f"10.200.0.{number + 1}/32")
+        began = time.monotonic()
+        changed = cloud.admin.update(port_pb2.Port(id=vm.id, allowed_address_pairs=[pair]), "allowed_address_pairs")
+        cloud.admin.wait(changed.revision, vm.id)
+        found.append((time.monotonic() - began) * 1000)
+    return found
