@@ -150,7 +150,7 @@ def _repeated(message: Message, field: Field, name: str, rule: resource_pb2.Fiel
             else:
                 items[number] = canonical
         elif field.type == FieldDescriptor.TYPE_ENUM:
-            for violation in _enum(item, field, place):
+            for violation in _enum(item, field, place, unset=False):
                 faulty = True
                 yield violation
         elif field.type == FieldDescriptor.TYPE_MESSAGE:
@@ -195,8 +195,9 @@ def _string(value: str, name: str, rule: resource_pb2.FieldRules) -> tuple[str, 
         return value, Violation(name, error.reason, f"{name}: {error.message}")
 
 
-def _enum(value: int, field: Field, name: str) -> Iterator[Violation]:
-    if value not in field.enum_type.values_by_number:
+def _enum(value: int, field: Field, name: str, unset: bool = True) -> Iterator[Violation]:
+    """unset: zero stands for the default; an entry of a list has none."""
+    if value not in field.enum_type.values_by_number or not (value or unset):
         accepted = ", ".join(short(item.name, field) for item in field.enum_type.values if item.number)
         yield Violation(name, "ENUM_INVALID", f"{name} is {value}, which means nothing; one of {accepted} is accepted")
 

@@ -17,6 +17,8 @@ from kumihimo.v1 import resource_pb2 as pb
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+LONGEST_QUOTE = 80  # characters
+
 _SLUG = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _MAC = re.compile(r"[0-9a-f]{2}([:-][0-9a-f]{2}){5}")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -31,6 +33,11 @@ class Invalid(ValueError):
         self.message = message
 
 
+def quoted(value: str) -> str:
+    """A value as messages show it: an error is sent in headers, which hold little."""
+    return repr(value if len(value) <= LONGEST_QUOTE else value[: LONGEST_QUOTE - 1] + "…")
+
+
 def text(value: str) -> str:
     if any(unicodedata.category(character) == "Cc" for character in value):
         raise Invalid("STRING_INVALID", "holds a control character; printable text would be accepted")
@@ -43,13 +50,13 @@ def identifier(value: str) -> str:
     except ValueError:
         parsed = None
     if parsed is None or str(parsed) != value.lower():
-        raise Invalid("ID_INVALID", f"{value!r} is not a UUID such as 0192f0c1-7c1e-7b3a-9d4e-5f60718293a4")
+        raise Invalid("ID_INVALID", f"{quoted(value)} is not a UUID such as 0192f0c1-7c1e-7b3a-9d4e-5f60718293a4")
     return str(parsed)
 
 
 def slug(value: str) -> str:
     if not _SLUG.fullmatch(value):
-        raise Invalid("ID_INVALID", f"{value!r} is not 1-63 characters of a-z, 0-9, '.', '-' that begin and end with one")
+        raise Invalid("ID_INVALID", f"{quoted(value)} is not 1-63 characters of a-z, 0-9, '.', '-' that begin and end with one")
     return value
 
 
@@ -58,11 +65,13 @@ def address(value: str) -> Address:
     try:
         parsed = ip_address(value)
     except ValueError:
-        raise Invalid("IP_INVALID", f"{value!r} is not an IP address such as 10.0.0.5 or fd00::5") from None
+        raise Invalid("IP_INVALID", f"{quoted(value)} is not an IP address such as 10.0.0.5 or fd00::5") from None
     if isinstance(parsed, IPv6Address) and parsed.scope_id:
-        raise Invalid("IP_INVALID", f"{value!r} has a zone; the address without %{parsed.scope_id} would be accepted")
+        raise Invalid(
+            "IP_INVALID", f"{quoted(value)} has a zone; the address without %{quoted(parsed.scope_id)[1:-1]} would be accepted"
+        )
     if parsed.is_unspecified or parsed.is_loopback or parsed.is_multicast or parsed == ip_address("255.255.255.255"):
-        raise Invalid("IP_INVALID", f"{value!r} is not a unicast address of a host")
+        raise Invalid("IP_INVALID", f"{quoted(value)} is not a unicast address of a host")
     return parsed
 
 
@@ -74,19 +83,19 @@ def prefix(value: str) -> Network:
             raise ValueError
         parsed = ip_network(value, strict=False)
     except ValueError:
-        raise Invalid("CIDR_INVALID", f"{value!r} is not a prefix such as 10.0.0.0/24 or fd00::/64") from None
+        raise Invalid("CIDR_INVALID", f"{quoted(value)} is not a prefix such as 10.0.0.0/24 or fd00::/64") from None
     if ip_address(head) != parsed.network_address:
-        raise Invalid("CIDR_HOST_BITS_SET", f"{value!r} has host bits set; {parsed} would be accepted")
+        raise Invalid("CIDR_HOST_BITS_SET", f"{quoted(value)} has host bits set; {parsed} would be accepted")
     return parsed
 
 
 def mac(value: str) -> str:
     canonical = value.lower()
     if not _MAC.fullmatch(canonical) or len(set(canonical[2::3])) != 1:
-        raise Invalid("MAC_INVALID", f"{value!r} is not a MAC address such as fa:16:3e:12:34:56")
+        raise Invalid("MAC_INVALID", f"{quoted(value)} is not a MAC address such as fa:16:3e:12:34:56")
     canonical = canonical.replace("-", ":")
     if int(canonical[:2], 16) & 1:
-        raise Invalid("MAC_INVALID", f"{value!r} is a multicast address; one with an even first octet would be accepted")
+        raise Invalid("MAC_INVALID", f"{quoted(value)} is a multicast address; one with an even first octet would be accepted")
     if canonical == "00:00:00:00:00:00":
         raise Invalid("MAC_INVALID", "a MAC of all zeroes is not one; leave it out to have one made")
     return canonical
@@ -95,22 +104,22 @@ def mac(value: str) -> str:
 def dns_label(value: str) -> str:
     canonical = value.lower()
     if not _LABEL.fullmatch(canonical):
-        raise Invalid("STRING_INVALID", f"{value!r} is not a DNS label (RFC 1123): a-z, 0-9 and '-', at most 63")
+        raise Invalid("STRING_INVALID", f"{quoted(value)} is not a DNS label (RFC 1123): a-z, 0-9 and '-', at most 63")
     return canonical
 
 
 def dns_name(value: str) -> str:
     canonical = value.lower()
     if canonical.endswith("."):
-        raise Invalid("STRING_INVALID", f"{value!r} ends with a dot; {value.rstrip('.')!r} would be accepted")
+        raise Invalid("STRING_INVALID", f"{quoted(value)} ends with a dot; {quoted(value.rstrip('.'))} would be accepted")
     if len(canonical) > 255 or not all(_LABEL.fullmatch(label) for label in canonical.split(".")):
-        raise Invalid("STRING_INVALID", f"{value!r} is not a DNS name (RFC 1123) of at most 255 characters")
+        raise Invalid("STRING_INVALID", f"{quoted(value)} is not a DNS name (RFC 1123) of at most 255 characters")
     return canonical
 
 
 def tag(value: str) -> str:
     if not value or "," in value:
-        raise Invalid("STRING_INVALID", f"tag {value!r} must have 1-255 characters and no comma")
+        raise Invalid("STRING_INVALID", f"tag {quoted(value)} must have 1-255 characters and no comma")
     return text(value)
 
 

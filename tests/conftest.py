@@ -27,8 +27,3 @@ async def cloud(shared_cloud: Cloud) -> AsyncIterator[Cloud]:
     """The shared control plane; what a test leaves in it is deleted."""
     yield shared_cloud
     await shared_cloud.clear()
-
-
-@pytest_asyncio.fixture
-async def api(cloud: Cloud) -> Client:
-    return cloud.api

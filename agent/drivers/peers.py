@@ -2,7 +2,8 @@
 
 Open vSwitch resolves a tunnel's next hop when the first packet needs it, and that packet is gone. A *managed* neighbour
 entry (NTF_EXT_MANAGED, Linux 5.16; ip-neighbour(8)) has the kernel resolve it beforehand and keep it resolved, agent or no
-agent; in the userspace datapath the switch learns from the same answers, which pass through its bridge.
+agent; in the userspace datapath the switch learns from the same answers, which pass through its bridge. The first time it is
+told by us: where the peer asked before we did, the kernel knows it from the question, and there is no answer to learn from.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
 
+from agent.drivers import unixctl
 from agent.drivers.exec import ExecError, run
 from agent.model.host import Peer
 from agent.model.item import Failure, Item, Key
@@ -29,6 +32,9 @@ class PeerDriver:
     """Driver (agent.model.item) of the kind "peer"."""
 
     kinds = frozenset({"peer"})
+
+    def __init__(self, rundir: Path = Path("/var/run/openvswitch")) -> None:
+        self._rundir = rundir
 
     async def read_owned(self) -> Mapping[Key, Item]:
         """Peers whose next hop has an entry of ours. Behind a gateway several share one: those are put anew, harmlessly."""
@@ -52,13 +58,20 @@ class PeerDriver:
             hop, device = await _next_hop(peer.address)
             await run(["ip", "neigh", "replace", hop, "dev", device, "managed", "protocol", PROTOCOL])
             async with asyncio.timeout(PATIENCE):
-                while not await _resolved(hop, device):
+                while not (mac := await _resolved(hop, device)):
                     await asyncio.sleep(POLL)
+            await self._tell_switch(device, hop, mac)
         except TimeoutError:
             _log.warning("peer does not answer", address=peer.address)
         except ExecError as error:
             return Failure("NO_ROUTE", f"tunnel address {peer.address}: {error.line}")
+        except unixctl.UnixctlError as error:
+            _log.warning("the switch is not told of a peer", address=peer.address, detail=str(error))
         return None
+
+    async def _tell_switch(self, device: str, hop: str, mac: str) -> None:
+        async with unixctl.connect(self._rundir) as control:
+            await control.call("tnl/neigh/set", device, hop, mac)
 
     async def _delete(self, peer: Peer) -> Failure | None:
         try:
@@ -81,6 +94,7 @@ async def _neighbours() -> list[dict[str, Any]]:
     return [entry for entry in entries if entry.get("protocol", PROTOCOL) == PROTOCOL and "managed" in entry]
 
 
-async def _resolved(hop: str, device: str) -> bool:
+async def _resolved(hop: str, device: str) -> str:
+    """The MAC of a neighbour, empty while it is not known."""
     found = json.loads(await run(["ip", "-json", "neigh", "show", "to", hop, "dev", device]) or "[]")
-    return any("lladdr" in entry for entry in found)
+    return next((str(entry["lladdr"]) for entry in found if "lladdr" in entry), "")

@@ -20,6 +20,7 @@ from controlplane.errors import (
     ApiError,
     Code,
     StoreUnavailable,
+    Violation,
     etag_mismatch,
     fault,
     not_found,
@@ -80,24 +81,24 @@ class Crud:
                 continue
             if request.project_id and message.project_id != request.project_id:
                 continue
+            if request.filter:
+                self._output.fill(message, caller)  # a filter may ask for what is made at read, as the caller sees it
             if not accepts(message):
                 continue
             if len(response.items) == size:
                 response.next_page_token = listing.token_after(response.items[-1].id)
                 break
-            response.items.append(message)
-        for item in response.items:
-            self._output.fill(item, caller)
+            response.items.append(message if request.filter else self._output.fill(message, caller))
         return response
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    async def create(self, request: Any, context: Context, origin: Origin) -> Any:
+    async def create(self, request: Any, context: Context, origin: Origin, asked: Any = None) -> Any:
+        """asked: what the client sent, where that is an update of something missing."""
         new = _copy(request.resource)
         clear_output(new)
         new.ClearField("etag")
-        self._set_project(new, context.caller)
-        found = check(new, operator=context.caller.is_operator)
+        found = [*self._set_project(new, context.caller), *check(new, operator=context.caller.is_operator)]
         self._rules.complete(new, context)
         refuse([*found, *self._rules.check(new, None, context)])
         new.id = new.id or time_ordered_id()
@@ -111,7 +112,7 @@ class Crud:
             message.creator = origin.actor
             return self._write(transaction, message, origin)
 
-        return await self._commit(attempt, request, context, origin)
+        return await self._commit(attempt, asked or request, context, origin)
 
     async def update(self, request: Any, context: Context, origin: Origin) -> Any:
         given = request.resource
@@ -122,7 +123,7 @@ class Crud:
             create = _request_class(self._kind, "Create")(
                 resource=given, request_id=request.request_id, validate_only=request.validate_only
             )
-            return await self.create(create, context, origin)
+            return await self.create(create, context, origin, asked=request)
 
         def attempt(transaction: Transaction) -> Any:
             old = self._visible(given.id, context.caller, transaction)
@@ -143,10 +144,10 @@ class Crud:
 
     async def delete(self, request: Any, context: Context, origin: Origin) -> Any:
         await self._current()
-        if request.allow_missing and self._stored(request.id) is None:
-            return resource_pb2.DeleteResponse(revision=self._cache.revision)
 
         def attempt(transaction: Transaction) -> Any:
+            if request.allow_missing and not self._sees(request.id, context.caller):
+                return resource_pb2.DeleteResponse()
             old = self._visible(request.id, context.caller, transaction)
             self._check_etag(old, request.etag)
             if old.deletion_protection:
@@ -181,6 +182,8 @@ class Crud:
                 stored = _copy(reply)
                 if stored.DESCRIPTOR.full_name == self._kind.descriptor.full_name:
                     strip(stored)
+                    # An update that changed nothing shows the revision of the last change, not that of this record.
+                    stored.revision = reply.revision
                 record = store_pb2.RequestRecord(digest=digest, reply=stored.SerializeToString())
                 transaction.put(key, record, lease)
                 return reply
@@ -192,7 +195,7 @@ class Crud:
                     f"request_id {origin.request_id} was used for another request; use a new one",
                 )
             reply = _reply_class(self._kind, origin.method).FromString(record.reply)
-            reply.revision = seen.create_revision
+            reply.revision = reply.revision or seen.create_revision
             return reply
 
         reply, revision = await commit(self._store, self._cache, once, origin, dry_run=request.validate_only)
@@ -243,6 +246,10 @@ class Crud:
             raise not_found(self._kind.name, object_id or '""')
         return message
 
+    def _sees(self, object_id: str, caller: Caller) -> bool:
+        message = self._stored(object_id)
+        return message is not None and self._is_visible(message, caller)
+
     def _is_visible(self, message: Any, caller: Caller) -> bool:
         return self._kind.options.operator_named or caller.sees(message.project_id)
 
@@ -250,15 +257,15 @@ class Crud:
         if etag and etag != old.etag:
             raise etag_mismatch(self._kind.name, old.id, old.etag)
 
-    def _set_project(self, new: Any, caller: Caller) -> None:
+    def _set_project(self, new: Any, caller: Caller) -> Iterator[Violation]:
         if self._kind.options.operator_named:
             return
         if new.project_id and new.project_id != caller.project and not caller.is_operator:
-            raise ApiError(
-                Code.PERMISSION_DENIED,
+            yield Violation(
+                "project_id",
                 "FIELD_FORBIDDEN",
                 f"project_id may be {caller.project} only; another project's needs the operator role",
-                {"field": "project_id"},
+                Code.PERMISSION_DENIED,
             )
         new.project_id = new.project_id or caller.project
 

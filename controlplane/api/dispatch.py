@@ -22,6 +22,9 @@ from controlplane.store.txn import Origin
 
 DOMAIN = "kumihimo"
 RETRY_DELAY_MS = 500
+# An error travels in the trailing headers, of which gRPC takes 8 KiB: what does not fit would lose code and reason too.
+LONGEST_TEXT = 1000  # bytes of a message or of a value
+LONGEST_VIOLATIONS = 2000  # bytes of all violations together
 
 Handler = Callable[[Any, Context, Origin], Awaitable[Any]]
 Method = Callable[[Any, Any], Awaitable[Any]]
@@ -81,29 +84,45 @@ class Dispatch:
 
 async def abort(servicer: Any, error: ApiError) -> NoReturn:
     """End a call with google.rpc.Status in the trailing metadata, as the rich error model wants it (AIP-193)."""
-    status = status_pb2.Status(code=error.code.value[0], message=error.message)
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(error.metadata))
+    message = _cut(error.message)
+    status = status_pb2.Status(code=error.code.value[0], message=message)
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+    for key, value in error.metadata.items():
+        if info.ByteSize() < LONGEST_TEXT:
+            info.metadata[key] = _cut(value)
     status.details.append(_packed(info))
     if error.violations:
         bad = error_details_pb2.BadRequest()
         for violation in error.violations:
-            bad.field_violations.add(field=violation.field, description=violation.message, reason=violation.reason)
+            if bad.ByteSize() > LONGEST_VIOLATIONS:
+                break
+            bad.field_violations.add(field=_cut(violation.field), description=_cut(violation.message), reason=violation.reason)
         status.details.append(_packed(bad))
     if "kind" in error.metadata:
         resource = error_details_pb2.ResourceInfo(
-            resource_type=error.metadata["kind"], resource_name=error.metadata.get("id", ""), description=error.message
+            resource_type=error.metadata["kind"], resource_name=_cut(error.metadata.get("id", "")), description=error.reason
         )
         status.details.append(_packed(resource))
     if error.code is Code.FAILED_PRECONDITION:
         failure = error_details_pb2.PreconditionFailure()
-        failure.violations.add(type=error.reason, description=error.message)
+        failure.violations.add(type=error.reason, description=message)
         status.details.append(_packed(failure))
     if status.code == code_pb2.UNAVAILABLE:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(RETRY_DELAY_MS)
         status.details.append(_packed(retry))
-    await servicer.abort(error.code, error.message, (("grpc-status-details-bin", status.SerializeToString()),))
+    await servicer.abort(error.code, message, (("grpc-status-details-bin", status.SerializeToString()),))
     raise AssertionError("abort returns by raising")
+
+
+def _cut(text: str) -> str:
+    """A text of at most LONGEST_TEXT bytes as a header carries it: what is not ASCII takes three bytes for each."""
+    taken = 0
+    for number, character in enumerate(text):
+        taken += 1 if character.isascii() else 3 * len(character.encode())
+        if taken > LONGEST_TEXT:
+            return text[:number] + "…"
+    return text
 
 
 def _packed(message: Any) -> AnyMessage:

@@ -70,7 +70,8 @@ def _check_path(kind: Kind, path: list[str], position: int) -> None:
     for number, name in enumerate(path):
         field = descriptor.fields_by_name.get(name)
         is_last = number == len(path) - 1
-        if field is None or (field.message_type is None) != is_last:
+        is_map = field is not None and field.message_type is not None and field.message_type.GetOptions().map_entry
+        if field is None or is_map or (field.message_type is None) != is_last:
             raise _invalid(position, f"{'.'.join(path)} is no field of {kind.name} that can be compared")
         descriptor = field.message_type
 

@@ -53,8 +53,9 @@ class Registrar(Controller):
         try:
             chosen, _ = await commit(self.store, self.cache, attempt, ORIGIN)
         except ApiError as error:
+            # The runner begins anew, with every node: one that is passed over would stay without its address.
             _log.warning("not completed", node=node_id, detail=error.message)
-            return
+            raise
         if chosen:
             _log.info("completed", node=node_id, tunnel_ip=chosen)
 

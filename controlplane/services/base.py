@@ -17,6 +17,7 @@ from controlplane.store.txn import Transaction
 from kumihimo.v1 import store_pb2
 
 REFERRERS_SHOWN = 20
+LONGEST_NAME = 40  # characters of a name that messages show
 
 
 @dataclass(slots=True)
@@ -142,4 +143,6 @@ def in_use(kind: str, object_id: str, name: str, referrers: list[str]) -> ApiErr
 
 def label(object_id: str, name: str) -> str:
     """How messages name an object: its name, where it has one, and its id."""
+    if len(name) > LONGEST_NAME:
+        name = name[: LONGEST_NAME - 1] + "…"
     return f"{name} ({object_id})" if name else object_id

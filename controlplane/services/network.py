@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from controlplane.errors import ApiError, Code, Violation, exhausted, reference_not_found, taken
+from controlplane.errors import ApiError, Code, Violation, exhausted, precondition, reference_not_found, taken
 from controlplane.registry import KINDS
 from controlplane.services.base import (
     Context,
@@ -40,6 +40,9 @@ KEYS = (1, (1 << 24) - 1)
 
 
 def type_name(network_type: int) -> str:
+    """VXLAN for NETWORK_TYPE_VXLAN; the number itself when it means nothing."""
+    if network_type not in pb.NetworkType.values():
+        return str(network_type)
     return pb.NetworkType.Name(network_type).removeprefix("NETWORK_TYPE_")
 
 
@@ -65,6 +68,8 @@ class NetworkRules(Rules):
         new.dns_domain = new.dns_domain or context.defaults.dns_domain
 
     def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
+        if new.network_type not in pb.NetworkType.values():
+            return  # the descriptor's rules have said so
         kind = type_name(new.network_type)
         if new.segments and (new.physical_network or new.segmentation_id):
             yield Violation(
@@ -89,7 +94,7 @@ class NetworkRules(Rules):
                 "VALUE_OUT_OF_RANGE",
                 f"mtu is {new.mtu}; {LEAST_MTU} to {ceiling} is accepted for {kind} over this underlay",
             )
-        if new.network_type in pb.NetworkType.values() and new.network_type not in ENABLED:
+        if new.network_type not in ENABLED:
             names = ", ".join(type_name(number) for number in sorted(ENABLED))
             yield Violation(
                 "network_type",
@@ -159,6 +164,14 @@ class NetworkRules(Rules):
             referrers += [f"Subnet {label(subnet.id, subnet.name)}" for subnet in subnets]
         if referrers:
             raise in_use("Network", old.id, old.name, sorted(referrers))
+        for child in (*ports, *subnets):
+            if child.deletion_protection:
+                kind = child.DESCRIPTOR.name
+                raise precondition(
+                    "DELETION_PROTECTED",
+                    f"{kind} {label(child.id, child.name)} of Network {label(old.id, old.name)} is protected; set its"
+                    " deletion_protection to false first",
+                )
         for kind, children in (("Port", ports), ("Subnet", subnets)):
             for child in children:
                 RULES[kind].delete(transaction, child, force, context)

@@ -72,7 +72,9 @@ class NodeRules(Rules):
         for port in ports:
             transaction.delete(bound + port)
             for network in _networks_of(transaction, port):
-                transaction.delete(keys.bindings(network) + port)
+                # Read, so that a binding that moves to another node meanwhile is not taken away there.
+                if transaction.read(keys.bindings(network) + port) is not None:
+                    transaction.delete(keys.bindings(network) + port)
         if ports:
             transaction.require_unchanged(bound)
         else:

@@ -15,6 +15,7 @@ from kumihimo.v1 import port_pb2 as pb
 from kumihimo.v1 import store_pb2
 
 MAC_TRIES = 100
+SERVICE = "network:"  # begins the device_owner of a port that a service made for itself
 
 
 class PortRules(Rules):
@@ -30,7 +31,8 @@ class PortRules(Rules):
     def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
         if new.no_fixed_ips and new.fixed_ips:
             yield Violation("no_fixed_ips", "FIELDS_EXCLUSIVE", "no_fixed_ips and fixed_ips exclude each other")
-        if new.device_owner.startswith("network:") and not context.caller.is_operator:
+        owner_changed = old is None or new.device_owner != old.device_owner
+        if owner_changed and new.device_owner.startswith(SERVICE) and not context.caller.is_operator:
             yield Violation(
                 "device_owner",
                 "FIELD_FORBIDDEN",
@@ -41,7 +43,7 @@ class PortRules(Rules):
             yield Violation(
                 "vnic_type",
                 "FEATURE_NOT_SUPPORTED",
-                f"no node supports {pb.VnicType.Name(new.vnic_type)}; NORMAL is accepted",
+                f"no node supports vnic_type {pb.VnicType.Name(new.vnic_type)}; NORMAL is accepted",
                 Code.UNIMPLEMENTED,
             )
         for number, pair in enumerate(new.allowed_address_pairs):
@@ -73,8 +75,7 @@ class PortRules(Rules):
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:
         network = network_of(transaction, new.network_id)
         new.project_id = network.project_id
-        if not new.HasField("port_security_enabled"):
-            new.port_security_enabled = network.port_security_enabled
+        self._default_security(new, network)
         if new.mac_address:
             self._claim_mac(transaction, new)
         else:
@@ -83,7 +84,20 @@ class PortRules(Rules):
             self._default_addresses(transaction, new)
         self._claim_addresses(transaction, new, {}, context)
 
+    def _default_security(self, new: Any, network: Any) -> None:
+        """Unset is the network's value, never "off"."""
+        if new.HasField("port_security_enabled"):
+            return
+        new.port_security_enabled = network.port_security_enabled
+        if not new.port_security_enabled and new.allowed_address_pairs:
+            raise precondition(
+                "INCOMPATIBLE_STATE",
+                f"allowed_address_pairs has no effect: Network {label(network.id, network.name)} has port_security_enabled"
+                " false; leave it empty, or set port_security_enabled true",
+            )
+
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
+        self._default_security(new, network_of(transaction, new.network_id))
         if not new.mac_address:
             new.mac_address = old.mac_address
         if new.mac_address != old.mac_address:
@@ -103,6 +117,13 @@ class PortRules(Rules):
                 release(transaction, keys.ip_pool(old.network_id, subnet_id), ip)
 
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
+        if old.device_owner.startswith(SERVICE) and not context.caller.is_operator:
+            raise precondition(
+                "OWNED_BY_SERVICE",
+                f"Port {label(old.id, old.name)} is owned by {old.device_owner} {old.device_id}".rstrip()
+                + "; delete what owns it, or ask an operator",
+                owner=old.device_owner,
+            )
         key = keys.bindings(old.network_id) + old.id
         bound = transaction.read(key)
         if bound is not None:
@@ -154,7 +175,8 @@ class PortRules(Rules):
     def _claim_addresses(self, transaction: Transaction, new: Any, held: dict[str, str], context: Context) -> None:
         """Complete and claim every address; `held` are those the port has already."""
         subnets = {subnet.id: subnet for subnet in subnets_of(transaction.cache, new.network_id)}
-        for number, fixed in enumerate(new.fixed_ips):
+        # Those that are asked for by address first, or one that is chosen may be the same.
+        for number, fixed in sorted(enumerate(new.fixed_ips), key=lambda item: not item[1].ip_address):
             place = f"fixed_ips[{number}]"
             if not fixed.subnet_id and not fixed.ip_address:
                 raise fault(place, "MISSING_FIELD", f"{place} needs subnet_id, ip_address or both")

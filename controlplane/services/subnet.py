@@ -71,7 +71,7 @@ class SubnetRules(Rules):
             new.ipv6_address_mode = new.ipv6_address_mode or new.ipv6_ra_mode
 
     def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
-        if new.prefix_length and not new.subnet_pool_id:
+        if new.prefix_length and (new.cidr or not new.subnet_pool_id):
             yield Violation("prefix_length", "FIELDS_EXCLUSIVE", "prefix_length goes with subnet_pool_id; give a cidr instead")
         if new.disable_gateway and new.gateway_ip:
             yield Violation("gateway_ip", "FIELDS_EXCLUSIVE", "gateway_ip and disable_gateway exclude each other")
@@ -82,16 +82,18 @@ class SubnetRules(Rules):
         if not _is_prefix(new.cidr):
             return  # the descriptor's rules have said so
         network = prefix(new.cidr)
+        if old is not None and old.cidr != new.cidr and not _contains(network, prefix(old.cidr)):
+            # Said first and alone: that gateway and pools lie outside follows from it.
+            yield Violation("cidr", "IMMUTABLE_FIELD", f"cidr is {old.cidr}; only a prefix that contains it is accepted")
+            return
         yield from self._check_prefix(new, network)
         yield from self._check_addresses(new, network)
         yield from self._check_told(new, network)
-        if old is not None and old.cidr != new.cidr and not _contains(network, prefix(old.cidr)):
-            yield Violation("cidr", "IMMUTABLE_FIELD", f"cidr is {old.cidr}; only a prefix that contains it is accepted")
         if network.version == 6:
             yield Violation(
                 "ip_version",
                 "FEATURE_NOT_SUPPORTED",
-                "IPv6 subnets are not acted upon by this release; an IPv4 cidr is accepted",
+                "ip_version IPV6 is not acted upon by this release; an IPv4 cidr is accepted",
                 Code.UNIMPLEMENTED,
             )
 
@@ -100,9 +102,10 @@ class SubnetRules(Rules):
             yield Violation("ip_version", "IP_FAMILY_MISMATCH", f"ip_version is not that of {new.cidr}; leave it out")
         low, high = LIMITS[network.version]
         if not low <= network.prefixlen <= high:
-            yield Violation("cidr", "CIDR_INVALID", f"{new.cidr}: a length of /{low} to /{high} is accepted")
+            yield Violation("cidr", "CIDR_INVALID", f"cidr {new.cidr}: a length of /{low} to /{high} is accepted")
         if network.is_multicast or network.is_link_local or network.is_loopback:
-            yield Violation("cidr", "CIDR_INVALID", f"{new.cidr} is multicast, link-local or loopback; no host may have it")
+            text = f"cidr {new.cidr} is multicast, link-local or loopback; one that hosts may have is accepted"
+            yield Violation("cidr", "CIDR_INVALID", text)
         modes = (new.ipv6_ra_mode, new.ipv6_address_mode)
         if network.version == 4:
             if any(modes):
@@ -111,7 +114,7 @@ class SubnetRules(Rules):
                 yield Violation(
                     "enable_dhcp",
                     "INCOMPATIBLE_STATE",
-                    f"a /{network.prefixlen} has no address for DHCP; enable_dhcp must be false",
+                    f"cidr {new.cidr} has no address for DHCP; enable_dhcp must be false",
                     Code.FAILED_PRECONDITION,
                 )
         else:
@@ -122,7 +125,7 @@ class SubnetRules(Rules):
                 yield Violation(
                     "ipv6_address_mode",
                     "VALUE_OUT_OF_RANGE",
-                    f"SLAAC and DHCPV6_STATELESS need a /64; {new.cidr} is none",
+                    f"ipv6_address_mode: SLAAC and DHCPV6_STATELESS need a /64; {new.cidr} is none",
                 )
 
     def _check_addresses(self, new: Any, network: Network) -> Iterator[Violation]:

@@ -60,7 +60,8 @@ class Cache:
                 return None
             network_id = store_pb2.Index.FromString(index.value).network_id
         key = keys.place(kind, object_id, network_id)
-        return key if self.get(key) else None
+        # Keys that hold something else (node/.change) must not be found by an id that spells them.
+        return key if self.get(key) and kind_of(key) == (kind.name, object_id) else None
 
     def ids(self, kind: Kind) -> list[str]:
         """Ids of all objects of a kind, sorted. Not to be changed."""

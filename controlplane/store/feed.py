@@ -7,8 +7,8 @@ Invariants:
 - The watch is opened first and listed after, and events up to the list's revision are dropped: a watch that starts in the
   past would wait for etcd's catch-up loop (100 ms), one that starts now does not.
 - All changes of one revision come in one batch (etcd sends a revision's events of one watcher in one reply).
-- A stream that says nothing for `SILENCE` seconds is dead: the first watcher asks for progress notifications, which the
-  server sends every few seconds (--experimental-watch-progress-notify-interval).
+- A stream that says nothing for `SILENCE` seconds is dead: each has one watcher more, of a key that nobody writes, which asks
+  for progress notifications; the server sends them every few seconds (--experimental-watch-progress-notify-interval).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from controlplane.store import keys
 from controlplane.store.client import Entry, Store, entry
 
 SILENCE = 15.0
+HEARTBEAT = keys.ROOT + "meta/heartbeat"
 RETRY = 0.3
 
 
@@ -62,9 +63,11 @@ Notice = Listed | Changed | Lost
 class Feed:
     """Watches a set of prefixes that grows and shrinks. Notices come out of `notices`, one queue for all."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, silence: float = SILENCE) -> None:
         self._store = store
+        self._silence = silence
         self._wanted: dict[str, int] = {}
+        self._prefixes: dict[int, str] = {}
         self._numbers = iter(range(1, 1 << 62))
         self._requests: asyncio.Queue[Any] = asyncio.Queue()
         self._lists: set[asyncio.Task[None]] = set()
@@ -75,13 +78,18 @@ class Feed:
     def watch(self, prefix: str) -> None:
         """Begin to watch a prefix ("" is the whole store); nothing happens if it is watched."""
         if prefix not in self._wanted:
-            self._wanted[prefix] = number = next(self._numbers)
-            self._requests.put_nowait(self._create(prefix, number))
+            self._begin(prefix)
+
+    def _begin(self, prefix: str) -> None:
+        self._wanted[prefix] = number = next(self._numbers)
+        self._prefixes[number] = prefix
+        self._requests.put_nowait(_create(prefix, number))
 
     def forget(self, prefix: str) -> None:
         """Stop watching. Notices already queued may still come."""
         number = self._wanted.pop(prefix, None)
         if number is not None:
+            self._prefixes.pop(number, None)
             self._listed_at.pop(number, None)
             self._early.pop(number, None)
             self._requests.put_nowait(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=number)))
@@ -104,14 +112,15 @@ class Feed:
         self._requests = asyncio.Queue()
         self._listed_at.clear()
         self._early.clear()
+        self._prefixes.clear()
+        self._requests.put_nowait(_create(HEARTBEAT, next(self._numbers), progress=True))
         for prefix in self._wanted:
-            self._wanted[prefix] = number = next(self._numbers)
-            self._requests.put_nowait(self._create(prefix, number))
+            self._begin(prefix)
         call = self._store.watches.Watch(self._sent())
         replies = aiter(call)
         try:
             while True:
-                async with asyncio.timeout(SILENCE):
+                async with asyncio.timeout(self._silence):
                     reply = await anext(replies, None)
                 if reply is None:
                     raise StoreUnavailable("the watch stream ended")
@@ -123,18 +132,8 @@ class Feed:
         while True:
             yield await self._requests.get()
 
-    def _create(self, prefix: str, number: int) -> Any:
-        return pb.WatchRequest(
-            create_request=pb.WatchCreateRequest(
-                key=prefix.encode() or b"\0",
-                range_end=keys.end_of(prefix),
-                watch_id=number,
-                progress_notify=len(self._wanted) == 1 or number == min(self._wanted.values()),
-            )
-        )
-
     def _received(self, reply: Any) -> None:
-        prefix = next((prefix for prefix, number in self._wanted.items() if number == reply.watch_id), None)
+        prefix = self._prefixes.get(reply.watch_id)
         if prefix is None:
             return
         if reply.canceled:
@@ -189,6 +188,14 @@ class Feed:
         for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+
+def _create(prefix: str, number: int, progress: bool = False) -> Any:
+    return pb.WatchRequest(
+        create_request=pb.WatchCreateRequest(
+            key=prefix.encode() or b"\0", range_end=keys.end_of(prefix), watch_id=number, progress_notify=progress
+        )
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -4,8 +4,9 @@ An *attempt* is a function that reads from the cache through a `Transaction`, de
 The transaction remembers what was read and compares exactly that in etcd:
 - comparisons fail: someone was faster. The cache is brought up to date and the attempt runs again, a bounded number of
   times. Attempts must therefore have no effect but on the transaction.
-- the attempt refuses (ApiError): that may be the fault of a cache that lags another replica. The cache is synced; if it
-  had lagged, the attempt runs again, else the refusal stands.
+- the attempt refuses (ApiError): that may be the fault of a cache that lags another replica. The refusal stands when the
+  attempt saw all that was written before the call; else the cache is synced and the attempt runs again. (Not "until
+  nobody writes any more": on a busy store that never comes.)
 - etcd's answer was lost: the outcome is unknown. Each commit creates a change record under an id of its own, so a look at
   that key tells whether it happened, and the same transaction sent twice cannot happen twice.
 
@@ -15,6 +16,7 @@ find the request and trace that caused a change beside the change, and the scope
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 import uuid
@@ -33,7 +35,8 @@ from kumihimo.v1 import store_pb2
 T = TypeVar("T")
 
 ATTEMPTS = 16
-UNKNOWN_ATTEMPTS = 3
+UNKNOWN_ATTEMPTS = 4
+UNKNOWN_PAUSE = 0.1  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +139,16 @@ async def commit(
 
     dry_run: everything but the write. Raises what the attempt raises, ABORTED after too many conflicts, UNAVAILABLE.
     """
+    fresh: int | None = None  # a revision the store had during this call
     try:
         for _ in range(ATTEMPTS):
             transaction = Transaction(cache)
             try:
                 result = attempt(transaction)
             except ApiError:
-                if await cache.sync() > transaction.revision:
+                if fresh is None:
+                    fresh = await cache.sync()
+                if transaction.revision < fresh:
                     continue
                 raise
             if dry_run or transaction.is_empty:
@@ -153,7 +159,7 @@ async def commit(
             revision = await _write(store, transaction, keys.change(change_id))
             if revision:
                 return result, revision
-            await cache.sync()
+            fresh = await cache.sync()
         raise conflict()
     except StoreUnavailable as error:
         raise unavailable(str(error)) from error
@@ -162,20 +168,21 @@ async def commit(
 async def _write(store: Store, transaction: Transaction, record_key: str) -> int:
     """The revision written at; 0 when a comparison failed."""
     compare, operations = transaction.compare(), transaction.operations()
-    for last in range(UNKNOWN_ATTEMPTS):
+    for turn in range(UNKNOWN_ATTEMPTS):
         try:
-            written = await store.transact(compare, operations)
+            # The one before may have happened, or happen while we look: then ours fails its comparison.
+            record = await store.get(record_key) if turn else None
+            if record is None:
+                written = await store.transact(compare, operations)
+                if written.succeeded:
+                    return written.revision
+                record = await store.get(record_key) if turn else None
+            return record.mod_revision if record else 0
         except StoreUnavailable:
-            if last == UNKNOWN_ATTEMPTS - 1:
+            if turn == UNKNOWN_ATTEMPTS - 1:
                 raise
-            record = await store.get(record_key)
-            if record is not None:
-                return record.mod_revision
-            continue
-        if written.succeeded:
-            return written.revision
-        record = await store.get(record_key) if last else None
-        return record.mod_revision if record else 0
+            # A connection that broke takes more than one call with it.
+            await asyncio.sleep(UNKNOWN_PAUSE)
     return 0
 
 

@@ -166,7 +166,7 @@ class Api(Process):
                 try:
                     await client.call("Networks", "List", resource_pb2.ListRequest(page_size=1))
                 except Refused as refused:
-                    assert refused.code is grpc.StatusCode.UNAVAILABLE, refused
+                    refused.must_be("", "STORE_UNAVAILABLE")  # nobody listens yet
                     return False
                 return True
 
@@ -186,6 +186,10 @@ class Refused(Exception):
 
     def __str__(self) -> str:
         return f"{self.code.name} {self.reason}: {self.message}"
+
+    def must_be(self, *reasons: str) -> None:
+        """AssertionError unless it is one of these."""
+        assert self.reason in reasons, self
 
     @classmethod
     def of(cls, error: grpc.aio.AioRpcError) -> Refused:

@@ -97,7 +97,13 @@ NETWORK = [
     Row("Network", {"network_type": GENEVE, "segmentation_id": 1 << 24}, "VALUE_OUT_OF_RANGE", "segmentation_id", "16777215"),
     Row("Network", {"network_type": LOCAL, "segmentation_id": 5}, "FIELDS_EXCLUSIVE", "segmentation_id", "leave it out"),
     Row("Network", {"segmentation_id": 100}, "FIELD_FORBIDDEN", "segmentation_id", "leave it out", DENIED, "anna"),
-    Row("Network", {"segments": [{"segment": "a"}], "segmentation_id": 5}, "FIELDS_EXCLUSIVE", "segments", "the one or the other"),
+    Row(
+        "Network",
+        {"segments": [{"segment": "a"}], "segmentation_id": 5},
+        "FIELDS_EXCLUSIVE",
+        "segments",
+        "the one or the other",
+    ),
     Row("Network", {"segments": [{}] * 65}, "TOO_MANY_VALUES", "segments", "at most 64"),
     Row("Network", {"segments": [{"network_type": 99}]}, "ENUM_INVALID", "segments[0].network_type", "one of VLAN"),
     Row("Network", {"segments": [{"segment": "a"}]}, LATER, "segments", "leave it out", UNIMPLEMENTED),
@@ -162,7 +168,13 @@ SUBNET = [
     Row("Subnet", {"gateway_ip": "fd00::1"}, "IP_NOT_IN_SUBNET", "gateway_ip", "10.0.0.1 to", label="family"),
     Row("Subnet", {"gateway_ip": "10.0.0.01"}, "IP_INVALID", "gateway_ip", "such as 10.0.0.5"),
     Row("Subnet", {"gateway_ip": "0.0.0.0"}, "IP_INVALID", "gateway_ip", "unicast", label="unspecified"),  # noqa: S104
-    Row("Subnet", {"gateway_ip": "10.0.0.9", **pool(("10.0.0.5", "10.0.0.20"))}, "IP_NOT_IN_SUBNET", "allocation_pools[0]", "leave"),
+    Row(
+        "Subnet",
+        {"gateway_ip": "10.0.0.9", **pool(("10.0.0.5", "10.0.0.20"))},
+        "IP_NOT_IN_SUBNET",
+        "allocation_pools[0]",
+        "leave",
+    ),
     Row("Subnet", {"gateway_ip": "10.0.0.1", "disable_gateway": True}, "FIELDS_EXCLUSIVE", "gateway_ip", "exclude each other"),
     Row("Subnet", pool(*[("10.0.0.5", "10.0.0.5")] * 65), "TOO_MANY_VALUES", "allocation_pools", "at most 64"),
     Row("Subnet", pool(("10.0.0.5", "10.0.1.5")), "IP_NOT_IN_SUBNET", "allocation_pools[0]", "10.0.0.1 to 10.0.0.254"),
@@ -213,15 +225,45 @@ SUBNET = [
         label="mixed",
     ),
     Row("Subnet", {"host_routes": [{"nexthop": "10.0.0.9"}]}, "MISSING_FIELD", "host_routes[0].destination", "missing"),
-    Row("Subnet", {"cidr": "10.0.0.0/31", "enable_dhcp": True}, "INCOMPATIBLE_STATE", "enable_dhcp", "must be false", PRECONDITION),
-    Row("Subnet", {"cidr": "10.0.0.1/32", "enable_dhcp": True}, "INCOMPATIBLE_STATE", "enable_dhcp", "false", PRECONDITION, label="32"),
+    Row(
+        "Subnet",
+        {"cidr": "10.0.0.0/31", "enable_dhcp": True},
+        "INCOMPATIBLE_STATE",
+        "enable_dhcp",
+        "must be false",
+        PRECONDITION,
+    ),
+    Row(
+        "Subnet",
+        {"cidr": "10.0.0.1/32", "enable_dhcp": True},
+        "INCOMPATIBLE_STATE",
+        "enable_dhcp",
+        "false",
+        PRECONDITION,
+        label="32",
+    ),
     Row("Subnet", {"dhcp_lease_duration": {"seconds": 119}}, "VALUE_OUT_OF_RANGE", "dhcp_lease_duration", "120 or more"),
-    Row("Subnet", {"dhcp_lease_duration": {"seconds": -2}}, "VALUE_OUT_OF_RANGE", "dhcp_lease_duration", "-1 s for", label="neg"),
-    Row("Subnet", {"dhcp_lease_duration": {"seconds": 300, "nanos": 5}}, "VALUE_OUT_OF_RANGE", "dhcp_lease_duration", "whole", label="ns"),
+    Row(
+        "Subnet", {"dhcp_lease_duration": {"seconds": -2}}, "VALUE_OUT_OF_RANGE", "dhcp_lease_duration", "-1 s for", label="neg"
+    ),
+    Row(
+        "Subnet",
+        {"dhcp_lease_duration": {"seconds": 300, "nanos": 5}},
+        "VALUE_OUT_OF_RANGE",
+        "dhcp_lease_duration",
+        "whole",
+        label="ns",
+    ),
     Row("Subnet", {"ipv6_ra_mode": 2}, "FIELDS_EXCLUSIVE", "ipv6_ra_mode", "for IPv6 subnets"),
     Row("Subnet", {"ipv6_ra_mode": 99}, "ENUM_INVALID", "ipv6_ra_mode", "one of NONE, SLAAC"),
     Row("Subnet", {"ipv6_address_mode": 2}, "FIELDS_EXCLUSIVE", "ipv6_ra_mode", "for IPv6 subnets", label="address-mode"),
-    Row("Subnet", {"cidr": V6, "ipv6_ra_mode": 2, "ipv6_address_mode": 3}, "FIELDS_EXCLUSIVE", "ipv6_address_mode", "must be equal"),
+    Row(
+        "Subnet",
+        {"cidr": V6, "ipv6_ra_mode": 2, "ipv6_address_mode": 3},
+        "FIELDS_EXCLUSIVE",
+        "ipv6_address_mode",
+        "must be equal",
+    ),
     Row("Subnet", {"cidr": "fd00::/65", "ipv6_ra_mode": 2}, "VALUE_OUT_OF_RANGE", "ipv6_address_mode", "need a /64"),
     Row("Subnet", {"segment": "a"}, LATER, "segment", "leave it out", UNIMPLEMENTED),
     Row("Subnet", {"service_types": [f"compute:{n}" for n in range(17)]}, "TOO_MANY_VALUES", "service_types", "at most 16"),
@@ -249,7 +291,15 @@ PORT = [
     Row("Port", {"mac_address": "fa:16-3e:00:00:01"}, "MAC_INVALID", "mac_address", "such as", label="mixed"),
     Row("Port", {"mac_address": "01:00:5e:00:00:01"}, "MAC_INVALID", "mac_address", "even first octet", label="multicast"),
     Row("Port", {"mac_address": "00:00:00:00:00:00"}, "MAC_INVALID", "mac_address", "leave it out", label="zero"),
-    Row("Port", {"mac_address": "FA-16-3E-AA-00-01"}, "MAC_TAKEN", "mac_address", "is taken by Port holder", TAKEN, label="B-PRT-03"),
+    Row(
+        "Port",
+        {"mac_address": "FA-16-3E-AA-00-01"},
+        "MAC_TAKEN",
+        "mac_address",
+        "is taken by Port holder",
+        TAKEN,
+        label="B-PRT-03",
+    ),
     Row("Port", fixed(*["10.0.128.9"] * 17), "TOO_MANY_VALUES", "fixed_ips", "at most 16"),
     Row("Port", fixed("10.0.128.9", "10.0.128.9"), "DUPLICATE_VALUE", "fixed_ips[1]", "10.0.128.9 twice"),
     Row("Port", fixed("10.0.129.9"), "IP_NOT_IN_SUBNET", "fixed_ips[0].ip_address", "10.0.128.0/24"),
@@ -260,7 +310,9 @@ PORT = [
     Row("Port", fixed("fe80::1%eth0"), "IP_INVALID", "fixed_ips[0].ip_address", "without %eth0", label="zone"),
     Row("Port", fixed("127.0.0.1"), "IP_INVALID", "fixed_ips[0].ip_address", "unicast", label="loopback"),
     Row("Port", fixed("239.0.0.1"), "IP_INVALID", "fixed_ips[0].ip_address", "unicast", label="multicast"),
-    Row("Port", fixed("10.0.128.5"), "ADDRESS_TAKEN", "fixed_ips[0].ip_address", "taken by Port holder", TAKEN, label="B-PRT-03"),
+    Row(
+        "Port", fixed("10.0.128.5"), "ADDRESS_TAKEN", "fixed_ips[0].ip_address", "taken by Port holder", TAKEN, label="B-PRT-03"
+    ),
     Row("Port", fixed("10.0.128.254"), "ADDRESS_TAKEN", "fixed_ips[0].ip_address", "DHCP service", TAKEN, label="dhcp"),
     Row("Port", {"fixed_ips": [{}]}, "MISSING_FIELD", "fixed_ips[0]", "subnet_id, ip_address or both"),
     Row("Port", {"fixed_ips": [{"subnet_id": NOWHERE}]}, GONE, "fixed_ips[0].subnet_id", NOWHERE, NOT_FOUND),
@@ -268,7 +320,9 @@ PORT = [
     Row("Port", {"no_fixed_ips": True, **fixed("10.0.128.9")}, "FIELDS_EXCLUSIVE", "no_fixed_ips", "exclude each other"),
     Row("Port", {"device_id": "d" * 256}, "STRING_TOO_LONG", "device_id", "at most 255"),
     Row("Port", {"device_owner": "d" * 256}, "STRING_TOO_LONG", "device_owner", "at most 255"),
-    Row("Port", {"device_owner": "network:dhcp"}, "FIELD_FORBIDDEN", "device_owner", "for services and operators", DENIED, "bob"),
+    Row(
+        "Port", {"device_owner": "network:dhcp"}, "FIELD_FORBIDDEN", "device_owner", "for services and operators", DENIED, "bob"
+    ),
     Row("Port", {"security_group_ids": [NOWHERE]}, GONE, "security_group_ids[0]", NOWHERE, NOT_FOUND),
     Row("Port", {"security_group_ids": ["web"]}, "ID_INVALID", "security_group_ids[0]", "a UUID such as"),
     Row(
@@ -294,13 +348,26 @@ PORT = [
         "leave it empty",
         PRECONDITION,
     ),
-    Row("Port", pair(*[(f"10.7.0.{n}/32", "") for n in range(11)]), "TOO_MANY_VALUES", "allowed_address_pairs", "10", label="B-PRT-04"),
+    Row(
+        "Port",
+        pair(*[(f"10.7.0.{n}/32", "") for n in range(11)]),
+        "TOO_MANY_VALUES",
+        "allowed_address_pairs",
+        "10",
+        label="B-PRT-04",
+    ),
     Row("Port", pair(("10.7.0.1/32", ""), ("10.7.0.1/32", "")), "DUPLICATE_VALUE", "allowed_address_pairs[1]", "twice"),
     Row("Port", pair(("", "")), "MISSING_FIELD", "allowed_address_pairs[0].ip_address", "missing"),
     Row("Port", pair(("10.7.0.1/24", "")), "CIDR_HOST_BITS_SET", "allowed_address_pairs[0].ip_address", "10.7.0.0/24 would"),
     Row("Port", pair(("10.7.0.1", "")), "CIDR_INVALID", "allowed_address_pairs[0].ip_address", "such as"),
     Row("Port", pair(("224.0.0.0/24", "")), "CIDR_INVALID", "allowed_address_pairs[0]", "multicast"),
-    Row("Port", pair(("0.0.0.0/0", "fa:16:3e:bb:00:01")), "CIDR_INVALID", "allowed_address_pairs[0]", "port_security_enabled false"),
+    Row(
+        "Port",
+        pair(("0.0.0.0/0", "fa:16:3e:bb:00:01")),
+        "CIDR_INVALID",
+        "allowed_address_pairs[0]",
+        "port_security_enabled false",
+    ),
     Row("Port", pair(("10.7.0.1/32", "x")), "MAC_INVALID", "allowed_address_pairs[0].mac_address", "such as"),
     Row("Port", option(*[f"{number}" for number in range(1, 66)]), "TOO_MANY_VALUES", "extra_dhcp_opts", "at most 64"),
     Row("Port", option("a", "a"), "DUPLICATE_VALUE", "extra_dhcp_opts[1]", "twice"),
@@ -353,6 +420,11 @@ NODE = [
 ROWS = [*standard(), *NETWORK, *SUBNET, *PORT, *NODE]
 
 
+@pytest.fixture
+async def api(cloud: Cloud) -> Client:
+    return cloud.api
+
+
 @dataclass
 class Place:
     """What the rows stand on: a network with a subnet and a port that hold some values, a node, and how it all began."""
@@ -396,7 +468,9 @@ async def test_row_refuses_what_its_table_refuses(shared_cloud: Cloud, place: Pl
     assert row.says in error.message
     assert row.at.split("[")[0] in error.message
     if row.code in (INVALID, UNIMPLEMENTED) or error.violations:
-        assert (row.at, row.reason) in [(at, reason) for at, reason, _ in error.violations] or error.metadata.get("field") == row.at
+        assert (row.at, row.reason) in [(at, reason) for at, reason, _ in error.violations] or error.metadata.get(
+            "field"
+        ) == row.at
     assert await shared_cloud.store.revision() == before
 
 
@@ -532,7 +606,9 @@ async def test_update_refuses_what_its_table_refuses(
 
 async def test_every_violation_is_reported_and_not_the_first_only(api: Client) -> None:
     error = await refused(
-        api.create("Subnet", name="n" * 256, tags=["a,b"], network_id="x", cidr="10.0.0.1/24", dhcp_lease_duration={"seconds": 1})
+        api.create(
+            "Subnet", name="n" * 256, tags=["a,b"], network_id="x", cidr="10.0.0.1/24", dhcp_lease_duration={"seconds": 1}
+        )
     )
     assert error.code is INVALID
     assert [(at, reason) for at, reason, _ in error.violations] == [

@@ -259,7 +259,7 @@ class Vm:
 
     @property
     def tap(self) -> str:
-        return "tap" + self.id.replace("-", "")[:11]
+        return "tap" + self.id.replace("-", "")[-11:]  # its first digits are the time of its making
 
     @property
     def ofport(self) -> int:
@@ -362,6 +362,7 @@ class Scene:
             vm.plug()
             vm.active()
             vm.set_address()
+            assert vm.guest, "started now, so that it sees everything from here on"
         return vm
 
     def move(self, vm: Vm, host: Host) -> Vm:

@@ -11,6 +11,7 @@ BROADCAST = "ff:ff:ff:ff:ff:ff"
 NOBODY = "00:00:00:00:00:00"
 ARP_REQUEST, ARP_REPLY = 1, 2
 VXLAN = 4789
+ECHO, ECHO_REPLY = 8, 0
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -55,9 +56,9 @@ def ipv4(source: str, target: str, sender_ip: str, target_ip: str, protocol: int
     return ethernet(source, target, 0x0800, head + payload)
 
 
-def echo(source: str, target: str, sender_ip: str, target_ip: str, marker: bytes) -> bytes:
-    """An ICMP echo request that carries `marker`, and brings it back in the reply."""
-    body = struct.pack("!BBHHH", 8, 0, 0, 0x4B55, 1) + marker
+def echo(source: str, target: str, sender_ip: str, target_ip: str, marker: bytes, kind: int = ECHO) -> bytes:
+    """An ICMP echo request that carries `marker`, and brings it back in the reply; or such a reply, which nobody answers."""
+    body = struct.pack("!BBHHH", kind, 0, 0, 0x4B55, 1) + marker
     body = body[:2] + struct.pack("!H", checksum(body)) + body[4:]
     return ipv4(source, target, sender_ip, target_ip, 1, body)
 

@@ -13,11 +13,10 @@ from tests.system import frames
 from tests.system.cloud import Cloud, Scene, Vm
 from tests.system.frames import Tunnelled, tunnelled
 
-PORT = 9999
-
 
 def datagram(sender: Vm, target_mac: str, target_ip: str, marker: bytes) -> bytes:
-    return frames.udp(sender.mac, target_mac, sender.ip, target_ip, (PORT, PORT), marker)
+    """Something that nobody answers."""
+    return frames.echo(sender.mac, target_mac, sender.ip, target_ip, marker, frames.ECHO_REPLY)
 
 
 def crossing(path: Path, marker: bytes) -> list[Tunnelled]:

@@ -1,0 +1,112 @@
+"""Pages, filters and masks, without a store."""
+
+from __future__ import annotations
+
+import pytest
+
+from controlplane.api.listing import page_size, predicate, start_of_page, token_after
+from controlplane.api.masks import merged
+from controlplane.errors import ApiError
+from controlplane.registry import KINDS
+from kumihimo.v1 import network_pb2, port_pb2
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, 100), (1, 1), (1000, 1000), (1001, 1000), (2**31 - 1, 1000)])
+def test_page_size_is_cut_and_not_refused(asked: int, given: int) -> None:
+    assert page_size(asked) == given
+
+
+def test_a_negative_page_size_is_refused() -> None:
+    with pytest.raises(ApiError, match=r"0 .* to 1000 is accepted"):
+        page_size(-1)
+
+
+def test_a_page_begins_after_the_last_one_shown_there_or_gone() -> None:
+    ids = ["a", "c", "e"]
+    assert start_of_page(ids, "") == 0
+    assert [start_of_page(ids, token_after(last)) for last in "abcde"] == [1, 1, 2, 2, 3]
+    for token in ("?", "a", "ü", "AAA", "//79"):
+        with pytest.raises(ApiError) as caught:
+            start_of_page(ids, token)
+        assert caught.value.reason == "PAGE_TOKEN_INVALID"
+
+
+PORT = port_pb2.Port(
+    name='a "b" \\',
+    tags=["x", "y"],
+    admin_state_up=True,
+    vnic_type=1,
+    fixed_ips=[{"ip_address": "10.0.0.1"}, {"ip_address": "10.0.0.2"}],
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted"),
+    [
+        ("", True),
+        ('tags = "x"', True),
+        ('tags = "z"', False),
+        ('tags="x" AND tags="y"', True),
+        ('tags="x" AND tags="z"', False),
+        ('name = "a \\"b\\" \\\\"', True),
+        ('admin_state_up = "true"', True),
+        ('vnic_type = "VNIC_TYPE_NORMAL"', True),
+        ('fixed_ips.ip_address = "10.0.0.2"', True),
+        ('fixed_ips.ip_address = "10.0.0.3"', False),
+    ],
+)
+def test_filter(text: str, accepted: bool) -> None:
+    assert predicate(KINDS["Port"], text)(PORT) == accepted
+
+
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [
+        ("name", 0),
+        ('name = "a" name = "b"', 11),
+        ('name = "a" AND', 14),
+        ('name = "a" AND colour = "b"', 15),
+        ('name = "a', 0),
+        ('fixed_ips = "a"', 0),
+        ('name.first = "a"', 0),
+        ('hints.key = "a"', 0),
+        ('name != "a"', 0),
+    ],
+)
+def test_a_filter_that_means_nothing_is_refused_with_the_position(text: str, position: int) -> None:
+    with pytest.raises(ApiError) as caught:
+        predicate(KINDS["Port"], text)
+    assert caught.value.reason == "FILTER_INVALID"
+    assert caught.value.metadata["position"] == str(position)
+
+
+def network(**fields: object) -> network_pb2.Network:
+    return network_pb2.Network(**fields)
+
+
+OLD = network(id="i", name="old", description="d", tags=["a"], network_type=2, mtu=1400, revision=7, etag="7")
+
+
+@pytest.mark.parametrize(
+    ("given", "paths", "expected"),
+    [
+        (network(name="new"), [], {"name": "new", "description": "d", "tags": ["a"], "mtu": 1400}),
+        (network(mtu=0), [], {"mtu": 0, "name": "old"}),
+        (network(name="new"), ["tags", "description"], {"name": "old", "description": "", "tags": []}),
+        (network(tags=["b", "c"]), ["tags"], {"tags": ["b", "c"]}),
+        (network(name="new"), ["*"], {"name": "new", "description": "", "tags": [], "network_type": 2}),
+        (network(id="other", etag="x", revision=9), ["id", "etag", "revision"], {"id": "i", "etag": "7", "revision": 7}),
+    ],
+)
+def test_masks(given: network_pb2.Network, paths: list[str], expected: dict[str, object]) -> None:
+    new = merged(OLD, given, paths)
+    assert {name: list(value) if name == "tags" else value for name in expected for value in [getattr(new, name)]} == expected
+    assert new.id == "i"
+
+
+@pytest.mark.parametrize("paths", [["colour"], ["name", "x" * 5000], ["*", "colour"], ["tags.0"], [""]])
+def test_an_unknown_path_is_refused(paths: list[str]) -> None:
+    with pytest.raises(ApiError) as caught:
+        merged(OLD, network(), paths)
+    assert caught.value.reason == "FIELD_MASK_INVALID"
+    assert len(caught.value.message) < 300
