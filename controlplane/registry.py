@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from google.api import field_behavior_pb2
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
@@ -47,9 +48,26 @@ class Kind:
         return self.message.FromString(data)
 
 
+# Asking a descriptor for its options costs more than checking the value: they are read once for each field.
+_RULES: dict[str, resource_pb2.FieldRules] = {}
+_BEHAVIORS: dict[str, frozenset[int]] = {}
+
+
 def rules(field: Field) -> resource_pb2.FieldRules:
     """The rules of a field; empty when it has none."""
-    return field.GetOptions().Extensions[resource_pb2.rules]  # type: ignore[no-any-return]
+    found = _RULES.get(field.full_name)
+    if found is None:
+        found = _RULES[field.full_name] = field.GetOptions().Extensions[resource_pb2.rules]
+    return found
+
+
+def behaviors(field: Field) -> frozenset[int]:
+    """The values of google.api.field_behavior that a field has."""
+    found = _BEHAVIORS.get(field.full_name)
+    if found is None:
+        options = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+        found = _BEHAVIORS[field.full_name] = frozenset(options)
+    return found
 
 
 def _kinds() -> dict[str, Kind]:

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from controlplane import values
 from controlplane.errors import Code, Violation
-from controlplane.registry import Field, rules
+from controlplane.registry import Field, behaviors, rules
 from kumihimo.v1 import resource_pb2
 
 OUTPUT_ONLY = field_behavior_pb2.OUTPUT_ONLY
@@ -30,7 +30,7 @@ def _fields(message: Message) -> Sequence[Field]:
 
 def behaves(field: Field, behavior: int) -> bool:
     """Whether google.api.field_behavior of a field holds this value."""
-    return behavior in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+    return behavior in behaviors(field)
 
 
 def is_set(message: Message, field: Field) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf.message_factory import GetMessageClass
 
-from controlplane.api import listing
+from controlplane.api import filtering, listing
 from controlplane.api.leases import RequestLease
 from controlplane.api.masks import merged
 from controlplane.api.output import Output, strip
@@ -64,7 +64,7 @@ class Crud:
     async def list(self, request: resource_pb2.ListRequest, context: Context, origin: Origin) -> Any:
         caller = context.caller
         size = listing.page_size(request.page_size)
-        accepts = listing.predicate(self._kind, request.filter)
+        accepts = filtering.predicate(self._kind, request.filter)
         if request.project_id and not caller.sees(request.project_id):
             raise ApiError(
                 Code.PERMISSION_DENIED,

@@ -392,8 +392,9 @@ async def test_b_api_07_filter(cloud: Cloud, make: Make) -> None:
     assert await ids("Port", 'state = "STATE_ERROR"') == []
     error = await refused(api.list("Node", filter='bridge_mappings.key = "p"'))
     assert error.reason == "FILTER_INVALID"
-    error = await refused(api.list("Network", filter='name = "a" OR name = "b"'))
+    error = await refused(api.list("Network", filter='name = "a" XOR name = "b"'))
     assert error.metadata["position"] == "11"
+    assert set(await ids("Port", 'fixed_ips.ip_address in_cidr "10.0.0.0/30" AND NOT state = ACTIVE')) >= {port.id}
 
 
 # -- projects and policy ----------------------------------------------------------------------------------------------

@@ -141,7 +141,9 @@ def dump(host: Host, what: str, options: str = "--no-stats --no-names") -> list[
     """Flows or groups of br-int, sorted; the marker, which comes and goes, is left out."""
     given = f"{options} dump-{what}" if what == "flows" else f"dump-{what}"
     lines = host.run(f"{DUMP} {given} br-int").splitlines()
-    return sorted(line.strip() for line in lines if not line.startswith(("OFPST_", "NXST_")) and "table=253," not in line.replace(" ", ""))
+    return sorted(
+        line.strip() for line in lines if not line.startswith(("OFPST_", "NXST_")) and "table=253," not in line.replace(" ", "")
+    )
 
 
 def drops(host: Host, ofport: int) -> dict[int, int]:
@@ -342,7 +344,9 @@ class Scene:
         self.vms: list[Vm] = []
         self.networks: list[tuple[Api, Any]] = []
 
-    def network(self, api: Api | None = None, cidr: str = "10.0.0.0/24", subnet: dict[str, Any] | None = None, **fields: Any) -> Any:
+    def network(
+        self, api: Api | None = None, cidr: str = "10.0.0.0/24", subnet: dict[str, Any] | None = None, **fields: Any
+    ) -> Any:
         """A network with one subnet."""
         api = api or self.cloud.admin
         network = api.create(network_pb2.Network(name=f"n{next(self.cloud.numbers)}", **fields))
@@ -407,5 +411,3 @@ def refused(call: Any, *arguments: Any, **named: Any) -> CliError:
     except CliError as error:
         return error
     raise AssertionError("it was not refused")
-
-

@@ -99,5 +99,3 @@ def _holes(ping: RunningPing) -> tuple[int, int, float]:
     pairs = zip(answered, answered[1:], strict=False)
     gap = max((after - before for before, after in pairs), default=1) * INTERVAL
     return answered[-1] - len(set(answered)), answered[-1], gap
-
-

@@ -69,7 +69,11 @@ def udp(source: str, target: str, sender_ip: str, target_ip: str, ports: tuple[i
 
 
 def ipv6(source: str, target: str, payload: bytes) -> bytes:
-    head = struct.pack("!IHBB", 6 << 28, len(payload), 59, 64) + bytes.fromhex("fe80" + "0" * 28) + bytes.fromhex("ff02" + "0" * 28)
+    head = (
+        struct.pack("!IHBB", 6 << 28, len(payload), 59, 64)
+        + bytes.fromhex("fe80" + "0" * 28)
+        + bytes.fromhex("ff02" + "0" * 28)
+    )
     return ethernet(source, target, 0x86DD, head + payload)
 
 

@@ -48,8 +48,7 @@ class Guest:
         for frame in request["frames"]:
             self.socket.send(bytes.fromhex(frame))
         expected = {
-            name: [(offset, bytes.fromhex(part)) for offset, part in parts]
-            for name, parts in request.get("expect", {}).items()
+            name: [(offset, bytes.fromhex(part)) for offset, part in parts] for name, parts in request.get("expect", {}).items()
         }
         deadline = time.monotonic() + request.get("timeout", 0)
         found = dict.fromkeys(expected, False)

@@ -8,7 +8,9 @@ from tests.system.cloud import PATIENCE, Cloud, Scene
 
 def forget(host: Host) -> None:
     """As if the host had never sent anything to another."""
-    host.run("ip neigh flush all dev br-phy; ip neigh flush all nud permanent dev br-phy; ovs-appctl tnl/neigh/flush >/dev/null")
+    host.run(
+        "ip neigh flush all dev br-phy; ip neigh flush all nud permanent dev br-phy; ovs-appctl tnl/neigh/flush >/dev/null"
+    )
 
 
 def test_b_net_03_the_first_packet_between_two_hosts_arrives(scene: Scene, cloud: Cloud, h1: Host, h2: Host) -> None:

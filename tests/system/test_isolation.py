@@ -24,9 +24,15 @@ def crossing(path: Path, marker: bytes) -> list[Tunnelled]:
     return [packet for packet in tunnelled(path) if marker in packet.inner]
 
 
-def test_b_net_01_same_addresses_in_two_networks_never_meet(scene: Scene, cloud: Cloud, h1: Host, h2: Host, tmp_path: Path) -> None:
+def test_b_net_01_same_addresses_in_two_networks_never_meet(
+    scene: Scene, cloud: Cloud, h1: Host, h2: Host, tmp_path: Path
+) -> None:
     """Two projects, one range, even the same MACs, on the same hosts: unicast, broadcast, ARP, DHCP stay inside."""
-    places = [(h1, "10.0.0.11", "fa:16:3e:00:00:11"), (h2, "10.0.0.12", "fa:16:3e:00:00:12"), (h1, "10.0.0.13", "fa:16:3e:00:00:13")]
+    places = [
+        (h1, "10.0.0.11", "fa:16:3e:00:00:11"),
+        (h2, "10.0.0.12", "fa:16:3e:00:00:12"),
+        (h1, "10.0.0.13", "fa:16:3e:00:00:13"),
+    ]
     networks = {api: scene.network(api) for api in (cloud.alice, cloud.bob)}
     groups = {api: [scene.vm(net, host, ip=ip, mac_address=mac) for host, ip, mac in places] for api, net in networks.items()}
     vni = {api: cloud.admin.get(network).segmentation_id for api, network in networks.items()}

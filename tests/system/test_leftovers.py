@@ -34,7 +34,9 @@ def test_c_09_nothing_of_ours_remains(order: str, scene: Scene, cloud: Cloud, h1
     assert {host.name: (dump(host, "flows"), host.run("ovs-vsctl list-ports br-int")) for host in (h1, h2)} == base
 
 
-def test_a_58_the_last_port_of_a_host_takes_the_networks_services_with_it(scene: Scene, cloud: Cloud, h1: Host, h2: Host) -> None:
+def test_a_58_the_last_port_of_a_host_takes_the_networks_services_with_it(
+    scene: Scene, cloud: Cloud, h1: Host, h2: Host
+) -> None:
     network = scene.network()
     scene.vm(network, h1)
     last = scene.vm(network, h2)

@@ -33,7 +33,9 @@ def test_c_06_a_node_cut_off_is_reported_and_catches_up(scene: Scene, cloud: Clo
         assert "[NODE_DEAD]" in " ".join(sentences(cloud.admin.get(near.port))) or not cloud.is_alive(h2)
         assert "AgentAlive" in [condition.type for condition in cloud.admin.get(far.port).conditions]
         added.set_address()
-        changed = cloud.admin.update(port_pb2.Port(id=far.id, fixed_ips=[port_pb2.FixedIp(ip_address="10.0.0.99")]), "fixed_ips")
+        changed = cloud.admin.update(
+            port_pb2.Port(id=far.id, fixed_ips=[port_pb2.FixedIp(ip_address="10.0.0.99")]), "fixed_ips"
+        )
         h2.plug("management")
         wait_until(lambda: cloud.is_alive(h2), "the node is heard of again", PATIENCE)
         cloud.admin.wait(changed.revision, far.id, active=True)

@@ -117,7 +117,9 @@ def durations(host: Host) -> dict[str, float]:
     """How long each flow of br-int has been there, in seconds."""
     found = {}
     for line in host.run(f"{DUMP} --no-names dump-flows br-int").splitlines():
-        hit = re.match(r"\s*(cookie=\S+) duration=([\d.]+)s, (table=\d+), n_packets=\d+, n_bytes=\d+,(?: idle_age=\d+,)? (.*)", line)
+        hit = re.match(
+            r"\s*(cookie=\S+) duration=([\d.]+)s, (table=\d+), n_packets=\d+, n_bytes=\d+,(?: idle_age=\d+,)? (.*)", line
+        )
         if hit and hit[3] != "table=253":
             found[f"{hit[1]} {hit[3]} {hit[4]}"] = float(hit[2])
     assert len(found) > 40, "the dump is read"
@@ -175,5 +177,3 @@ def test_a_21_ovs_vswitchd_restarts_and_flows_come_back_without_help(
     third = scene.vm(scene.networks[0][1], h1)
     assert third.sees(pair[1])
     assert pair[0].workload.dhcp()["ip"] == pair[0].ip
-
-

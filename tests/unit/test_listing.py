@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from controlplane.api.listing import page_size, predicate, start_of_page, token_after
+from controlplane.api.filtering import predicate
+from controlplane.api.listing import page_size, start_of_page, token_after
 from controlplane.api.masks import merged
 from controlplane.errors import ApiError
 from controlplane.registry import KINDS
@@ -35,6 +36,8 @@ PORT = port_pb2.Port(
     name='a "b" \\',
     tags=["x", "y"],
     admin_state_up=True,
+    revision=41,
+    create_time={"seconds": 10},
     vnic_type=1,
     fixed_ips=[{"ip_address": "10.0.0.1"}, {"ip_address": "10.0.0.2"}],
 )
@@ -53,6 +56,25 @@ PORT = port_pb2.Port(
         ('vnic_type = "VNIC_TYPE_NORMAL"', True),
         ('fixed_ips.ip_address = "10.0.0.2"', True),
         ('fixed_ips.ip_address = "10.0.0.3"', False),
+        ('name = "x" OR tags:"y"', True),
+        ('NOT (name = "x" OR tags:"y")', False),
+        ('name = "x" OR tags:"x" AND tags:"z"', False),
+        ("name:b", True),
+        ("name:*", True),
+        ("description:*", False),
+        ("description != x", True),
+        ('fixed_ips.ip_address in_cidr "10.0.0.2/32"', True),
+        ('fixed_ips.ip_address in_cidr "10.0.1.0/24"', False),
+        ('fixed_ips.ip_address = "10.0.0.*"', True),
+        ('fixed_ips.ip_address = "10.0.1.*"', False),
+        ("vnic_type = normal", True),
+        ("vnic_type = DIRECT", False),
+        ("revision >= 41 AND revision < 42", True),
+        ("revision > 41", False),
+        ('create_time < "1970-01-01T00:00:11Z"', True),
+        ('create_time < "1970-01-01T00:00:10"', False),
+        ("security_group_ids = x", False),
+        ("security_group_ids != x", True),
     ],
 )
 def test_filter(text: str, accepted: bool) -> None:
@@ -62,15 +84,26 @@ def test_filter(text: str, accepted: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "position"),
     [
-        ("name", 0),
+        ("name", 4),
+        ("name =", 6),
+        ("name ! a", 5),
+        ('(name = "a"', 11),
+        ('name = "a")', 10),
+        ("(" * 21 + "name = a" + ")" * 21, 20),
+        ("name = a" + " " * 5000, 4096),
+        ("revision = x", 11),
+        ("admin_state_up = maybe", 17),
+        ("vnic_type = FAST", 12),
+        ("create_time > soon", 14),
+        ('name in_cidr "10.0.0.1/8"', 13),
+        ('revision in_cidr "10.0.0.0/8"', 17),
         ('name = "a" name = "b"', 11),
         ('name = "a" AND', 14),
         ('name = "a" AND colour = "b"', 15),
-        ('name = "a', 0),
-        ('fixed_ips = "a"', 0),
+        ('name = "a', 7),
+        ('fixed_ips = "a"', 12),
         ('name.first = "a"', 0),
         ('hints.key = "a"', 0),
-        ('name != "a"', 0),
     ],
 )
 def test_a_filter_that_means_nothing_is_refused_with_the_position(text: str, position: int) -> None:
