@@ -12,8 +12,10 @@ Tokens: ("node", id) · ("network", net) · ("subnets", net) · ("port", net, id
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
+
+from google.protobuf.message import DecodeError
 
 from agent.facts.model import HostFacts, Interface
 from controlplane.store import keys
@@ -55,6 +57,8 @@ class State:
         # Ports plugged here: network id, "" when there is no such port, None while that is not known.
         self.located: dict[str, str | None] = {}
         self.interface_of: dict[str, Interface] = {}
+        # Values that cannot be parsed, with why; what was known of their objects stays.
+        self.unreadable: dict[str, str] = {}
         self._local: dict[str, set[str]] = {}
 
     # -- interest -----------------------------------------------------------------------------------------------------
@@ -129,6 +133,8 @@ class State:
             self._local.pop(network, None)
             tokens |= {("network", network), ("subnets", network), ("local", network), ("members", network)}
             tokens |= {("port", network, port) for port in gone.ports}
+            for key in [key for key in self.unreadable if key.startswith(keys.scope(network))]:
+                del self.unreadable[key]
         return tokens
 
     # -- notices ------------------------------------------------------------------------------------------------------
@@ -146,7 +152,7 @@ class State:
         listed = isinstance(notice, Listed)
         if prefix == keys.NODES:
             for key, entry in changes:
-                tokens |= self._take_node(key, entry)
+                tokens |= self._guarded(key, entry, self._take_node)
             self.nodes_listed = self.nodes_listed or listed
             self.nodes_revision = revision
         elif prefix.startswith(keys.index("Port")):
@@ -157,11 +163,21 @@ class State:
                 return tokens
             state = self.networks.setdefault(network, NetworkState())
             for key, entry in changes:
-                tokens |= self._take_network(network, state, key, entry)
+                tokens |= self._guarded(key, entry, lambda key, entry: self._take_network(network, state, key, entry))
             if listed and not state.listed:
                 state.listed = True
                 tokens |= {("network", network), ("subnets", network), ("local", network), ("members", network)}
             state.revision = revision
+        return tokens
+
+    def _guarded(self, key: str, entry: Entry | None, take: Callable[[str, Entry | None], set[Token]]) -> set[Token]:
+        """One value that is no message must not hurt any other object."""
+        try:
+            tokens = take(key, entry)
+        except DecodeError as error:
+            self.unreadable[key] = str(error)
+            return set()
+        self.unreadable.pop(key, None)
         return tokens
 
     def _known(self, prefix: str) -> Iterable[str]:

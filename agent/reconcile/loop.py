@@ -253,6 +253,11 @@ class Loop:
         for lane in self._lanes:
             for scope, found in lane.failures().items():
                 failures.setdefault(scope, {}).update(found)
+        for key, detail in self._state.unreadable.items():
+            scope = keys.split(key)[1] if key.startswith(keys.NETWORKS) else NODE_SCOPE
+            failures.setdefault(scope, {})[("key", key)] = Failure(
+                "UNREADABLE", f"the store's value cannot be parsed: {detail}"
+            )
         for scope in list(self._goals):
             self._publish_scope(scope, finished, failures.get(scope, {}))
 

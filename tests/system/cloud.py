@@ -105,6 +105,13 @@ class Cloud:
     def is_alive(self, host: Host) -> bool:
         return bool(self.admin.get(node_pb2.Node(id=host.name)).agent.alive)
 
+    def wait_alive(self, host: Host) -> None:
+        wait_until(lambda: self.is_alive(host), f"node {host.name} is heard of", PATIENCE)
+
+    def wait_unbound(self, port: Any) -> None:
+        """Wait until the port is on no node."""
+        wait_until(lambda: not self.admin.get(port).binding, "the port is unbound", PATIENCE)
+
     def etcd_keys(self) -> list[str]:
         ctl = ["etcdctl", f"--endpoints=http://{self.lab.control}:2379", "get", "/", "--prefix", "--keys-only"]
         return self.lab.ctl.run(ctl, env={"ETCDCTL_API": "3"}).split()
@@ -198,6 +205,10 @@ class Guest:
     def has(self, marker: bytes) -> bool:
         """Whether a frame with these bytes has arrived."""
         return any(marker in frame for frame in self.seen())
+
+    def wait_for(self, marker: bytes) -> None:
+        """Wait until a frame with these bytes has arrived."""
+        wait_until(lambda: self.has(marker), "the frame arrives")
 
     def clear(self) -> None:
         self._ask(clear=True)

@@ -5,6 +5,7 @@ A bridge of its own on both hosts, joined by a VXLAN port on another UDP port, a
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from deploy.lab import Host, RunningPing, Workload, wait_until
@@ -77,9 +78,8 @@ class Watch:
 
     def more(self, answers: int = SETTLED) -> None:
         """Wait until both have had so many more answers."""
-        for ping in (self._ours, self._theirs):
-            goal = ping.received + answers
-            wait_until(lambda: ping.received >= goal, "pings are answered", PATIENCE)  # noqa: B023
+        goals = [(ping, ping.received + answers) for ping in (self._ours, self._theirs)]
+        wait_until(lambda: all(ping.received >= goal for ping, goal in goals), "pings are answered", PATIENCE)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
@@ -96,6 +96,6 @@ def _holes(ping: RunningPing) -> tuple[int, int, float]:
     answered = pings.answered
     if not answered:
         return pings.sent, pings.sent, pings.sent * INTERVAL
-    pairs = zip(answered, answered[1:], strict=False)
+    pairs = itertools.pairwise(answered)
     gap = max((after - before for before, after in pairs), default=1) * INTERVAL
     return answered[-1] - len(set(answered)), answered[-1], gap

@@ -9,6 +9,7 @@ from pathlib import Path
 
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 NOBODY = "00:00:00:00:00:00"
+UNSET = str(IPv4Address(0))
 ARP_REQUEST, ARP_REPLY = 1, 2
 VXLAN = 4789
 ECHO, ECHO_REPLY = 8, 0

@@ -6,6 +6,8 @@ import sys
 import uuid
 from pathlib import Path
 
+import pytest
+
 from cli.status import sentences
 from deploy.lab import Host, LabError, wait_until
 from kumihimo.v1 import node_pb2, port_pb2, resource_pb2
@@ -39,7 +41,7 @@ def test_a_68_kumi_attach_and_detach(scene: Scene, cloud: Cloud, h1: Host, h2: H
     vm.stop()
     assert kumi(h2, "detach", vm.id) == f"{vm.tap} removed"
     assert kumi(h2, "detach", vm.id) == f"port {vm.id} is not attached on this host"
-    wait_until(lambda: not cloud.admin.get(vm.port).binding, "the port is unbound", PATIENCE)
+    cloud.wait_unbound(vm.port)
     assert not other.sees(vm, fence=fence), "nobody answers for it any more"
 
 
@@ -50,7 +52,7 @@ def test_b_prt_06_detach_and_attach_on_the_other_host(scene: Scene, cloud: Cloud
     assert watcher.sees(vm)
     for host in (h2, h1):
         vm.unplug()
-        wait_until(lambda: not cloud.admin.get(vm.port).binding, "the port is unbound", PATIENCE)  # noqa: B023
+        cloud.wait_unbound(vm.port)
         vm = scene.move(vm, host)
         vm.plug()
         assert vm.active().binding[0].node == host.name
@@ -180,10 +182,6 @@ def test_attach_refuses_what_it_must_not_touch(scene: Scene, cloud: Cloud, h1: H
         (h2, [vm.id, "--netns", second.workload.name], "is attached to node h1; detach it there first"),
         (h1, [vm.id, "--netns", "nowhere"], "there is no network namespace nowhere"),
     ):
-        try:
+        with pytest.raises(LabError, match=words):
             kumi(host, "attach", *options)
-        except LabError as error:
-            assert words in str(error)
-        else:
-            raise AssertionError(f"attach {options} was not refused")
     assert "eth0" not in second.workload.run("ip -brief link")

@@ -24,6 +24,11 @@ def crossing(path: Path, marker: bytes) -> list[Tunnelled]:
     return [packet for packet in tunnelled(path) if marker in packet.inner]
 
 
+def wait_captured(path: Path, marker: bytes) -> None:
+    """Wait until a marker is in the file, and so everything before it."""
+    wait_until(lambda: len(crossing(path, marker)) > 0, "it is captured")
+
+
 def test_b_net_01_same_addresses_in_two_networks_never_meet(
     scene: Scene, cloud: Cloud, h1: Host, h2: Host, tmp_path: Path
 ) -> None:
@@ -52,14 +57,14 @@ def test_b_net_01_same_addresses_in_two_networks_never_meet(
                 datagram(first, "01:00:5e:01:02:03", "224.1.2.3", multicast),
                 frames.arp(first.mac, first.ip, "10.0.0.77"),
             )
-            wait_until(lambda: second.guest.has(unicast), "the unicast frame arrives")
+            second.guest.wait_for(unicast)
             for receiver in (second, third):
-                wait_until(lambda: receiver.guest.has(broadcast), "the broadcast frame arrives")  # noqa: B023
-                wait_until(lambda: receiver.guest.has(multicast), "the multicast frame arrives")  # noqa: B023
-            wait_until(lambda: third.guest.has(local), "the frame inside the host arrives")
+                receiver.guest.wait_for(broadcast)
+                receiver.guest.wait_for(multicast)
+            third.guest.wait_for(local)
             assert first.workload.ping(second.ip, count=3, interval=0.05).received == 3
             assert first.workload.dhcp()["ip"] == first.ip
-            wait_until(lambda: len(crossing(capture_file, unicast)) > 0, "the capture has it")
+            wait_captured(capture_file, unicast)
         own = frames.mac_bytes(service_mac(cloud.admin.get(networks[others]).key))
         strange = [frame.hex() for vm in groups[others] for frame in vm.guest.seen() if frame[6:12] != own]
         assert strange == [], "the other network's own DHCP service aside, no frame is seen in it"
@@ -92,7 +97,7 @@ def test_b_net_20_no_arp_for_known_addresses_and_no_dhcp_crosses_the_underlay(
             assert vm.guest.probe([frames.arp(vm.mac, vm.ip, server)], {"arp": frames.expect_arp(server)})["arp"]
         last = os.urandom(16)
         vms[0].guest.send(datagram(vms[0], vms[1].mac, vms[1].ip, last))
-        wait_until(lambda: len(crossing(path, last)) > 0, "the capture has everything before this")
+        wait_captured(path, last)
     inner = [packet.inner for packet in tunnelled(path)]
     assert len(inner) > 12
     assert [frame.hex() for frame in inner if frames.is_arp_request(frame)] == []
@@ -113,8 +118,8 @@ def test_b_net_01_broadcast_goes_once_to_each_node_with_members(
         with cloud.lab.capture("underlay", "udp port 4789", write=path):
             sender.guest.send(datagram(sender, *target, marker), datagram(sender, receivers[0].mac, receivers[0].ip, last))
             for receiver in receivers:
-                wait_until(lambda: receiver.guest.has(marker), "it arrives")  # noqa: B023
-            wait_until(lambda: len(crossing(path, last)) > 0, "the capture has everything before this")
+                receiver.guest.wait_for(marker)
+            wait_captured(path, last)
         for receiver in receivers:
             assert sum(marker in frame for frame in receiver.guest.seen()) == 1, "no copy too many"
         return sorted((packet.source, packet.target) for packet in crossing(path, marker))

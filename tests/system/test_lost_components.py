@@ -37,7 +37,7 @@ def test_c_06_a_node_cut_off_is_reported_and_catches_up(scene: Scene, cloud: Clo
             port_pb2.Port(id=far.id, fixed_ips=[port_pb2.FixedIp(ip_address="10.0.0.99")]), "fixed_ips"
         )
         h2.plug("management")
-        wait_until(lambda: cloud.is_alive(h2), "the node is heard of again", PATIENCE)
+        cloud.wait_alive(h2)
         cloud.admin.wait(changed.revision, far.id, active=True)
         far.port = changed
         far.workload.run("ip address flush dev eth0")
@@ -69,7 +69,7 @@ def test_a_dead_node_is_not_waited_for_and_comes_back(scene: Scene, cloud: Cloud
     h2.power_on()
     h2.start_agent()
     assert sorted(h2.run("ovs-vsctl list-ports br-int").split()) == sorted(names), "conf.db is the old one"
-    wait_until(lambda: cloud.is_alive(h2), "the node is heard of again", PATIENCE)
+    cloud.wait_alive(h2)
 
     def says_why() -> bool:
         return any(condition.reason == "INTERFACE_ERROR" for condition in cloud.admin.get(lost.port).conditions)

@@ -85,9 +85,9 @@ def test_c_07_a_restarted_agent_finds_everything_as_it_should_be(
             host.agent.kill(number)
             watch.more()
             host.start_agent()
-            wait_until(lambda: "compiled" in log_from(host, written), "the agent has compiled", PATIENCE)  # noqa: B023
+            wait_compiled(host, written)
         for host in hosts:
-            wait_until(lambda: cloud.is_alive(host), "the agent is alive", PATIENCE)  # noqa: B023
+            cloud.wait_alive(host)
         # Something changes on both, so that every lane has made a pass since.
         settled = cloud.admin.update(port_pb2.Port(id=pair[0].id, description="seen"), "description")
         cloud.admin.wait(settled.revision, pair[0].id)
@@ -126,10 +126,9 @@ def durations(host: Host) -> dict[str, float]:
     return found
 
 
-def log_from(host: Host, start: int) -> str:
-    with host.agent.log.open("rb") as log:
-        log.seek(start)
-        return log.read().decode(errors="replace")
+def wait_compiled(host: Host, start: int) -> None:
+    """Wait until the agent has said so, from byte `start` of its log on."""
+    wait_until(lambda: b"compiled" in host.agent.log.read_bytes()[start:], "the agent has compiled", PATIENCE)
 
 
 def test_c_07_ovsdb_server_restarts_and_nothing_is_lost(

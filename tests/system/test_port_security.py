@@ -66,7 +66,7 @@ def arp_for_nobody(me: Vm, to: Vm, marker: bytes) -> bytes:
 
 
 def arp_for_itself(me: Vm, to: Vm, marker: bytes) -> bytes:
-    return frames.arp(me.mac, "0.0.0.0", me.ip) + marker
+    return frames.arp(me.mac, frames.UNSET, me.ip) + marker
 
 
 REFUSED = {
@@ -115,8 +115,12 @@ class Attack:
         for victim in self.victims:
             guest.send(*[forge(me, victim, marker)] * COUNT, me.echo(victim, last))
         for victim in self.victims:
-            wait_until(lambda: victim.guest.has(last), "the frame behind it arrives")  # noqa: B023
+            victim.guest.wait_for(last)
         return {victim: victim.guest.has(marker) for victim in self.victims}
+
+    def wait_dropped(self, reason: Reason, count: int) -> None:
+        """Wait until that many are counted."""
+        wait_until(lambda: self.drops().get(reason, 0) >= count, f"{reason.name} counts {count}")
 
     def drops(self) -> dict[Reason, int]:
         return {Reason(number): count for number, count in drops(self.sender.host, self.ofport).items()}
@@ -134,7 +138,7 @@ def test_b_prt_05_forged_frames_are_dropped_and_counted_by_reason(attack: Attack
         assert not any(attack.send(forge).values()), f"{forge.__name__} arrived"
         expected[reason] = expected.get(reason, 0) + COUNT * len(attack.victims)
         # The switch adds up what its fast path has dropped about twice a second.
-        wait_until(lambda: attack.drops().get(reason, 0) >= expected[reason], f"{reason.name} counts {forge.__name__}")  # noqa: B023
+        attack.wait_dropped(reason, expected[reason])
         assert attack.drops() == expected, f"{forge.__name__} is counted once, and only as {reason.name}"
     assert drops(attack.sender.host, attack.victims[0].ofport) == {}, "nobody else is blamed"
 

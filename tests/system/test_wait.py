@@ -116,7 +116,7 @@ class Ghost(Vm):
 
 def test_c_06_b_prt_15_wait_does_not_lie(scene: Scene, cloud: Cloud, h1: Host, h2: Host) -> None:
     seed = random.randrange(1 << 32) if os.environ.get("KUMI_FULL") else 1507
-    trial = Trial(scene, cloud, h1, h2, random.Random(seed))  # noqa: S311
+    trial = Trial(scene, cloud, h1, h2, random.Random(seed))
     done = Counter(trial.round() for _ in range(ROUNDS))
     print(f"\n{ROUNDS} rounds with seed {seed}: {dict(done)}")
     assert done.total() == ROUNDS
