@@ -156,7 +156,7 @@ class State:
             self.nodes_listed = self.nodes_listed or listed
             self.nodes_revision = revision
         elif prefix.startswith(keys.index("Port")):
-            tokens |= self._take_index(prefix, entries=dict(changes))
+            tokens |= self._guarded(prefix, None, lambda key, _: self._take_index(key, entries=dict(changes)))
         elif prefix.startswith(keys.NETWORKS):
             network = prefix.removeprefix(keys.NETWORKS).rstrip("/")
             if network not in self.wanted_networks():

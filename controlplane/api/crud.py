@@ -6,6 +6,7 @@ what is to be written) → commit. The attempt may run several times and touches
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from controlplane.api import filtering, listing
 from controlplane.api.leases import RequestLease
-from controlplane.api.masks import merged
+from controlplane.api.masks import merged, read_mask
 from controlplane.api.output import Output, strip
 from controlplane.errors import (
     ApiError,
@@ -58,13 +59,17 @@ class Crud:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def get(self, request: resource_pb2.GetRequest, context: Context, origin: Origin) -> Any:
+        shown = read_mask(self._kind, request.read_mask)
         await self._current()
-        return self._output.fill(self._visible(request.id, context.caller), context.caller)
+        return shown(self._output.fill(self._visible(request.id, context.caller), context.caller))
 
     async def list(self, request: resource_pb2.ListRequest, context: Context, origin: Origin) -> Any:
         caller = context.caller
         size = listing.page_size(request.page_size)
         accepts = filtering.predicate(self._kind, request.filter)
+        order = listing.Order(self._kind, request.order_by)
+        after = order.after(request.page_token)
+        shown = read_mask(self._kind, request.read_mask)
         if request.project_id and not caller.sees(request.project_id):
             raise ApiError(
                 Code.PERMISSION_DENIED,
@@ -73,23 +78,40 @@ class Crud:
                 {"field": "project_id"},
             )
         await self._current()
-        ids = self._cache.ids(self._kind)
+        found = self._after(order, after, self._matching(request, caller, accepts, after if order.is_by_id else None))
         response = _response_class(self._kind, "List")(revision=self._cache.revision)
-        for object_id in ids[listing.start_of_page(ids, request.page_token) :]:
+        last: listing.Place = ()
+        for message in found:
+            if len(response.items) == size:
+                response.next_page_token = order.token(last)
+                break
+            last = order.place(message)
+            response.items.append(shown(self._output.fill(_copy(message), caller)))
+        return response
+
+    def _matching(
+        self, request: resource_pb2.ListRequest, caller: Caller, accepts: filtering.Predicate, after: listing.Place | None
+    ) -> Iterator[Any]:
+        """Visible objects that the request asks for, by id; without output fields."""
+        ids = self._cache.ids(self._kind)
+        for object_id in ids[bisect.bisect_right(ids, after[-1]) if after else 0 :]:
             message = self._stored(object_id)
             if message is None or not self._is_visible(message, caller):
                 continue
             if request.project_id and message.project_id != request.project_id:
                 continue
-            if request.filter:
-                self._output.fill(message, caller)  # a filter may ask for what is made at read, as the caller sees it
-            if not accepts(message):
+            # A filter or an order may ask for what is made at read, as the caller sees it.
+            if request.filter and not accepts(self._output.fill(_copy(message), caller)):
                 continue
-            if len(response.items) == size:
-                response.next_page_token = listing.token_after(response.items[-1].id)
-                break
-            response.items.append(message if request.filter else self._output.fill(message, caller))
-        return response
+            yield message
+
+    def _after(self, order: listing.Order, after: listing.Place | None, found: Iterator[Any]) -> Iterator[Any]:
+        if order.is_by_id:
+            yield from found
+            return
+        later = listing.later_than(order, after)
+        places = [(order.key(place), message) for message in found if later(place := order.place(message))]
+        yield from (message for _, message in sorted(places, key=lambda pair: pair[0]))
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from controlplane.api.filtering import predicate
-from controlplane.api.listing import page_size, start_of_page, token_after
-from controlplane.api.masks import merged
+from controlplane.api.listing import Order, later_than, page_size
+from controlplane.api.masks import merged, read_mask
 from controlplane.errors import ApiError
 from controlplane.registry import KINDS
 from kumihimo.v1 import network_pb2, port_pb2
@@ -22,14 +23,57 @@ def test_a_negative_page_size_is_refused() -> None:
         page_size(-1)
 
 
-def test_a_page_begins_after_the_last_one_shown_there_or_gone() -> None:
-    ids = ["a", "c", "e"]
-    assert start_of_page(ids, "") == 0
-    assert [start_of_page(ids, token_after(last)) for last in "abcde"] == [1, 1, 2, 2, 3]
-    for token in ("?", "a", "ü", "AAA", "//79"):
+def walk(order_by: str, messages: list[port_pb2.Port], size: int = 2) -> list[str]:
+    """Ids in the order of pages of `size`, each page asked for by the token of the one before."""
+    order = Order(KINDS["Port"], order_by)
+    shown: list[str] = []
+    token = ""
+    while True:
+        later = later_than(order, order.after(token))
+        places = sorted((place for place in map(order.place, messages) if later(place)), key=order.key)
+        shown += [place[-1] for place in places[:size]]
+        if len(places) <= size:
+            return shown
+        token = order.token(places[size - 1])
+
+
+def test_pages_walk_by_order_then_id() -> None:
+    names = ["b", "a", "a", "c", "b"]
+    messages = [port_pb2.Port(id=f"p{number}", name=name, revision=number % 2) for number, name in enumerate(names)]
+    assert walk("", messages) == ["p0", "p1", "p2", "p3", "p4"]
+    assert walk("name", messages) == ["p1", "p2", "p0", "p4", "p3"]
+    assert walk("name desc", messages) == ["p3", "p0", "p4", "p1", "p2"]
+    assert walk("revision desc, name", messages, 1) == ["p1", "p3", "p2", "p0", "p4"]
+
+
+def test_an_order_that_means_nothing_is_refused() -> None:
+    for text in ("colour", "tags", "fixed_ips", "name up", ",", "realization", "state"):
         with pytest.raises(ApiError) as caught:
-            start_of_page(ids, token)
+            Order(KINDS["Port"], text)
+        assert caught.value.reason == "ORDER_BY_INVALID"
+
+
+def test_a_token_of_another_list_is_refused() -> None:
+    order = Order(KINDS["Port"], "")
+    by_name = Order(KINDS["Port"], "name")
+    assert order.after("") is None
+    foreign = by_name.token(by_name.place(port_pb2.Port(id="p", name="n")))
+    for token in ("?", "a", "ü", "AAA", "//79", "MQ==", "W10=", foreign):
+        with pytest.raises(ApiError) as caught:
+            order.after(token)
         assert caught.value.reason == "PAGE_TOKEN_INVALID"
+    by_revision = Order(KINDS["Port"], "revision")
+    with pytest.raises(ApiError) as caught:
+        later_than(by_revision, by_revision.after(foreign))(by_revision.place(port_pb2.Port(id="p", revision=1)))
+    assert caught.value.reason == "PAGE_TOKEN_INVALID"
+
+
+def test_a_read_mask_keeps_what_it_names_and_the_id() -> None:
+    port = port_pb2.Port(id="p", name="n", description="d", tags=["t"])
+    assert read_mask(KINDS["Port"], FieldMask())(port) == port
+    assert read_mask(KINDS["Port"], FieldMask(paths=["name"]))(port) == port_pb2.Port(id="p", name="n")
+    with pytest.raises(ApiError, match="read_mask names 'colour'"):
+        read_mask(KINDS["Port"], FieldMask(paths=["colour"]))
 
 
 PORT = port_pb2.Port(
