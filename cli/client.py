@@ -84,10 +84,13 @@ class Client(AbstractContextManager["Client"]):
             return CliError(f"{fault.message} (token file: {where})", DENIED, reason=fault.reason)
         return fault
 
-    def pages(self, kind: Kind, *, filter: str = "", limit: int = 0, timeout: float = CALL_SECONDS) -> Iterator[Any]:
+    def pages(
+        self, kind: Kind, *, filter: str = "", order_by: str = "", limit: int = 0, timeout: float = CALL_SECONDS
+    ) -> Iterator[Any]:
         """All objects of a kind that match, page by page. limit: stop after so many; 0: never."""
         request = kind.request("List")
         request.filter = filter
+        request.order_by = order_by
         if kind.owned:
             request.project_id = self.profile.project
         request.page_size = min(limit or _PAGE, _PAGE)

@@ -116,19 +116,22 @@ def _show(kind: Kind) -> click.Command:
 
 
 def _list(kind: Kind) -> click.Command:
-    def callback(ctx: click.Context, filter: str, limit: int, output: str) -> None:
+    def callback(ctx: click.Context, filter: str, order_by: str, limit: int, output: str) -> None:
         from cli import client
 
         with client.connect(ctx.obj) as api:
-            items = list(api.pages(kind, filter=filter, limit=limit))
+            items = list(api.pages(kind, filter=filter, order_by=order_by, limit=limit))
         render.listing(items, kind.options.columns, output)
 
     own = [
-        click.option("--filter", default="", metavar="TEXT", help='Terms joined by AND, for example name = "a".'),
+        click.option("--filter", default="", metavar="TEXT", help='For example: name = "a*" AND NOT tags:"old".'),
+        click.option("--order-by", default="", metavar="FIELDS", help="Fields to order by, for example name desc."),
         click.option("--limit", type=click.IntRange(min=0), default=0, help="At most so many. Default: all."),
         options.output,
     ]
-    return _command(kind, "list", f"List {kind.plural}.", "--filter 'name = \"a\"' -o json", options.decorate(callback, own))
+    return _command(
+        kind, "list", f"List {kind.plural}.", "--filter 'name = \"a*\"' --order-by 'name desc'", options.decorate(callback, own)
+    )
 
 
 def _update(kind: Kind) -> click.Command:

@@ -370,6 +370,27 @@ async def test_list_refuses_what_is_malformed(api: Client) -> None:
         assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, reason)
 
 
+async def test_b_api_07_order_and_field_selection(cloud: Cloud, make: Make) -> None:
+    network = await make("Network", name="ordered")
+    await make("Subnet", network_id=network.id, cidr="10.0.0.0/24")
+    for name in ("b", "a", "c", "a"):
+        await make("Port", network_id=network.id, name=name)
+    mine = f'network_id = "{network.id}"'
+    for order_by, expected in (("name", "aabc"), ("name desc", "cbaa"), ("revision desc", "acab")):
+        names, token = "", ""
+        while True:
+            page = await cloud.api.list("Port", filter=mine, order_by=order_by, page_size=3, page_token=token)
+            names += "".join(item.name for item in page.items)
+            token = page.next_page_token
+            if not token:
+                break
+        assert names == expected, order_by
+    error = await refused(cloud.api.list("Port", order_by="colour"))
+    assert error.reason == "ORDER_BY_INVALID"
+    items = (await cloud.api.list("Port", filter=mine, read_mask={"paths": ["name"]})).items
+    assert all(item.id and item.name and not item.mac_address and not item.fixed_ips for item in items)
+
+
 async def test_b_api_07_filter(cloud: Cloud, make: Make) -> None:
     api = cloud.api
     network = await make("Network", name='say "hi"', tags=["red", "blue"])
