@@ -135,6 +135,8 @@ async def _wire(wiring: Wiring, bound_to: list[str]) -> None:
         await run(["ethtool", "-K", tap, "tx", "off"])
         await run(["ip", "netns", "exec", netns, "ethtool", "-K", interface, "tx", "off"])
         await run(["ip", "-n", netns, "link", "set", interface, "address", wiring.mac, "up"])
+        # The host's end is a cable, not a host: no address and no router solicitation of its own.
+        Path(f"/proc/sys/net/ipv6/conf/{tap}/disable_ipv6").write_text("1")
         await run(["ip", "link", "set", tap, "up"])
         if not present:
             undo.push_async_callback(_try, *VSCTL, "--if-exists", "del-port", wiring.bridge, tap)

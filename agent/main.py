@@ -104,7 +104,7 @@ async def _work(settings: Settings) -> None:
     )
     flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost)
     host = Lane("host", [NetlinkDriver(), OvsdbDriver(ovsdb), DnsmasqDriver()], loop.wake)
-    peers = Lane("peers", [PeerDriver()], loop.wake)
+    peers = Lane("peers", [PeerDriver(RUNDIR)], loop.wake, lost=switch.lost)
     loop.use(flows, host, peers)
     try:
         async with asyncio.TaskGroup() as group:

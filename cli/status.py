@@ -34,16 +34,19 @@ def sentences(port: Any) -> list[str]:
     said = [f"{title} has {addresses} and MAC {port.mac_address} on network {port.network_id}."]
     places = [f"node {place.node}" + (f" as {place.interface}" if place.interface else "") for place in port.binding]
     said.append(f"It is on {' and '.join(places)}." if places else "It is on no node: no interface carries its id.")
+    faults = [
+        _sentence(f"{condition.type} is false", condition.message, condition.reason)
+        for condition in port.conditions
+        if not condition.status
+    ]
     if port.state == resource_pb2.STATE_ACTIVE:
-        return [*said, f"It is wired: applied at revision {port.realization.realized_revision}."]
+        return [*said, f"It is wired: applied at revision {port.realization.realized_revision}.", *faults]
     said.append(f"It is not wired: its state is {values.text(fields['state'], port.state) or 'unknown'}.")
     if port.HasField("admin_state_up") and not port.admin_state_up:
         said.append(f"It is switched off; `kumi port update {port.id} --admin-state-up` switches it on.")
     if not places:
         said.append(f"`kumi attach {port.id} --netns NAME` on a node attaches it.")
-    for condition in port.conditions:
-        if not condition.status:
-            said.append(_sentence(f"{condition.type} is false", condition.message, condition.reason))
+    said += faults
     goal = port.realization.desired_revision
     for lag in port.realization.lagging:
         reached = f"Node {lag.node} has applied revision {lag.realized_revision} of {goal}"

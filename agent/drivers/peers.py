@@ -37,12 +37,17 @@ class PeerDriver:
         self._rundir = rundir
 
     async def read_owned(self) -> Mapping[Key, Item]:
-        """Peers whose next hop has an entry of ours. Behind a gateway several share one: those are put anew, harmlessly."""
+        """Peers whose next hop has an entry of ours and is known to the switch, which forgets all when it restarts.
+
+        Behind a gateway several peers share one entry: those are put anew, harmlessly.
+        """
         try:
             entries = await _neighbours()
         except ExecError as error:
             raise OSError(str(error)) from error
-        return {peer.key: peer for peer in (Peer(str(entry["dst"])) for entry in entries)}
+        async with unixctl.connect(self._rundir) as control:
+            known = (await control.call("tnl/neigh/show")).split()
+        return {peer.key: peer for peer in (Peer(str(entry["dst"])) for entry in entries) if peer.address in known}
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """Resolve and keep; or let go. A peer that does not answer is no failure: it may be down, and comes when it comes."""

@@ -141,6 +141,10 @@ class Output:
         if not message.tunnel_ip:
             text = "it has no tunnel_ip, and its agent has reported no underlay address; set one"
             _condition(message, "Reachable", False, "NO_TUNNEL_IP", text)
+        for item in self._cache.folder(keys.port_status(message.id)).values():
+            seen = store_pb2.PortStatus.FromString(item.value)
+            if seen.reason == "PORT_UNKNOWN":
+                _condition(message, "PortsKnown", False, seen.reason, seen.message)
         for error in applied.errors if applied else ():
             _condition(message, "Applied", False, error.reason, f"{error.object}: {error.message}")
 

@@ -16,6 +16,7 @@ from controlplane.identity import Caller
 from controlplane.progress import Lag, Progress
 from controlplane.registry import KINDS
 from controlplane.services.base import Context, stored
+from controlplane.store import keys
 from controlplane.store.cache import Cache
 from controlplane.store.txn import Origin
 from kumihimo.v1 import resource_pb2
@@ -102,11 +103,15 @@ class Wait:
         return lagging, list(dead.values())
 
     def _inactive(self, ids: Iterable[str], caller: Caller) -> list[Lag]:
-        found = []
+        found: list[Lag] = []
         for object_id in ids:
             port = stored(self._cache, "Port", object_id)
             if port is None or not caller.sees(port.project_id):
                 continue
+            # The binding is written after the port, and an active port is one that the other nodes can reach.
+            bound = self._cache.get(keys.bindings(port.network_id) + port.id)
+            if bound is not None:
+                found += self._progress.behind(port.network_id, bound.mod_revision)[0]
             self._output.fill(port, caller)
             if port.state != resource_pb2.STATE_ACTIVE:
                 last = port.conditions[-1] if port.conditions else resource_pb2.Condition(reason="NOT_YET_APPLIED")

@@ -6,16 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
-from private_host import on_private_host, sh
 
 import agent.attach
 import cli.client
 from agent.drivers.exec import ExecError, run
 from cli.client import CliError
 from kumihimo.v1.port_pb2 import Port
+from tests.component.private_host import on_private_host, sh
 
 ID = "6a1f0c52-93f1-4a5e-8a5c-0123456789ab"
-TAP = "tap6a1f0c5293f"
+TAP = "tap123456789ab"
 MAC = "fa:16:3e:00:00:01"
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from private_host import on_private_host, sh, until
 
 from agent.drivers.dnsmasq import DnsmasqDriver
 from agent.drivers.netlink import NetlinkDriver
 from agent.model.host import DhcpServer, ServiceNamespace
+from tests.component.private_host import on_private_host, sh, until
 
 CONFIG = """\
 port=0

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from private_host import on_private_host, sh, start_ovsdb, until
 from pyroute2 import AsyncIPRoute
 
 from agent.drivers.exec import ExecError, run
@@ -17,6 +16,7 @@ from agent.drivers.ovsdb import OvsdbDriver
 from agent.facts.model import Interface
 from agent.facts.ovsdb import Ovsdb, OvsdbError, underlay_ips
 from agent.model.host import Bridge, OvsPort, ServiceNamespace
+from tests.component.private_host import on_private_host, sh, start_ovsdb, until
 
 INT = Bridge("br-int", "netdev")
 
