@@ -44,6 +44,12 @@ def text(value: str) -> str:
     return value
 
 
+def prose(value: str) -> str:
+    """Text of several lines."""
+    text(value.replace("\n", "").replace("\t", ""))
+    return value
+
+
 def identifier(value: str) -> str:
     try:
         parsed = uuid.UUID(value)
@@ -133,4 +139,5 @@ CANONICAL: dict[int, Callable[[str], str]] = {
     pb.FORMAT_DNS_LABEL: dns_label,
     pb.FORMAT_DNS_NAME: dns_name,
     pb.FORMAT_TAG: tag,
+    pb.FORMAT_PROSE: prose,
 }

@@ -162,8 +162,10 @@ def config(network: network_pb2.Network, served: list[network_pb2.Subnet]) -> st
         name = tag(subnet.id)
         first, length = subnet.cidr.split("/")
         netmask = ".".join(str((0xFFFFFFFF << (32 - int(length)) & 0xFFFFFFFF) >> shift & 255) for shift in (24, 16, 8, 0))
-        seconds = subnet.dhcp_lease_duration.seconds
-        lease = "infinite" if seconds == INFINITE else f"{seconds}s"
+        duration = subnet.dhcp_lease_duration
+        # dnsmasq counts in seconds: a lease is never shorter than was asked for.
+        seconds = duration.seconds + (duration.nanos > 0)
+        lease = "infinite" if duration.seconds == INFINITE else f"{seconds}s"
         lines.append(f"dhcp-range=set:{name},{first},static,{netmask},{lease}")
         lines.append(f"dhcp-option=tag:{name},option:mtu,{network.mtu}")
         # Without a value the option is not sent; left out, dnsmasq would name itself.

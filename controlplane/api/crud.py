@@ -129,6 +129,8 @@ class Crud:
             message = _copy(new)
             self._refuse_taken_id(transaction, message.id)
             self._require_references(transaction, message, None, context.caller)
+            if self._kind.options.parent:
+                self._refuse_foreign_parent(transaction, request.resource)
             self._rules.create(transaction, message, context)
             message.create_time.GetCurrentTime()
             message.creator = origin.actor
@@ -313,6 +315,13 @@ class Crud:
             target = parse(kind, entry)
             if not kind.options.operator_named and not caller.sees(target.project_id):
                 raise reference_not_found(path, kind_name, object_id)
+
+    def _refuse_foreign_parent(self, transaction: Transaction, given: Any) -> None:
+        """A child belongs to its parent's project; one that is asked for in another project cannot see the parent."""
+        entry = transaction.require(keys.network(given.network_id.lower()))
+        parent = parse(KINDS["Network"], entry) if entry else None
+        if given.project_id and parent is not None and parent.project_id != given.project_id:
+            raise reference_not_found("network_id", "Network", given.network_id)
 
     def _write(self, transaction: Transaction, message: Any, origin: Origin) -> Any:
         strip(message)

@@ -105,7 +105,9 @@ class NetworkRules(Rules):
 
     def _check_segment(self, new: Any, kind: str) -> Iterator[Violation]:
         if new.network_type not in SEGMENTS:
-            yield Violation("segmentation_id", "FIELDS_EXCLUSIVE", f"a {kind} network has no segmentation_id; leave it out")
+            yield Violation(
+                "segmentation_id", "VALUE_OUT_OF_RANGE", f"segmentation_id: a {kind} network has none; leave it out"
+            )
             return
         low, high = SEGMENTS[new.network_type]
         if not low <= new.segmentation_id <= high:

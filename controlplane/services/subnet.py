@@ -175,11 +175,12 @@ class SubnetRules(Rules):
                 place = f"host_routes[{number}]"
                 yield Violation(place, "IP_FAMILY_MISMATCH", f"{place} is not an IPv{network.version} route")
         lease = new.dhcp_lease_duration
-        if lease.nanos or (lease.seconds < LEAST_LEASE and lease.seconds != INFINITE_LEASE):
+        infinite = lease.seconds == INFINITE_LEASE and not lease.nanos
+        if lease.nanos % 1_000_000 or (lease.seconds < LEAST_LEASE and not infinite):
             yield Violation(
                 "dhcp_lease_duration",
                 "VALUE_OUT_OF_RANGE",
-                f"dhcp_lease_duration must be whole seconds of {LEAST_LEASE} or more, or -1 s for ever",
+                f"dhcp_lease_duration must be whole milliseconds, {LEAST_LEASE} s or more, or -1 s for ever",
             )
 
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:

@@ -668,3 +668,11 @@ async def test_subnet_delete_is_refused_while_a_port_has_an_address(cloud: Cloud
     await cloud.api.delete("Port", port.id)
     await cloud.api.delete("Subnet", subnet.id)
     await consistent(cloud.store)
+
+
+async def test_a_01_a_child_is_made_in_its_networks_project_or_not_at_all(cloud: Cloud, make: Make) -> None:
+    network = await make("Network", by="alice")
+    assert (await make("Port", network_id=network.id, no_fixed_ips=True)).project_id == "demo"
+    assert (await make("Port", network_id=network.id, no_fixed_ips=True, project_id="demo")).project_id == "demo"
+    error = await refused(cloud.api.create("Port", network_id=network.id, no_fixed_ips=True, project_id="other"))
+    assert (error.code, error.reason) == (Code.NOT_FOUND, "REFERENCE_NOT_FOUND")

@@ -51,6 +51,7 @@ def standard() -> list[Row]:
             Row(kind, {"name": "n" * 256}, "STRING_TOO_LONG", "name", "at most 255"),
             Row(kind, {"name": "a\tb"}, "STRING_INVALID", "name", "printable text"),
             Row(kind, {"description": "d" * 1025}, "STRING_TOO_LONG", "description", "at most 1024"),
+            Row(kind, {"description": "a bell \a"}, "STRING_INVALID", "description", "control character", label="bell"),
             Row(kind, {"tags": [f"t{number}" for number in range(51)]}, "TOO_MANY_VALUES", "tags", "at most 50"),
             Row(kind, {"tags": [""]}, "STRING_INVALID", "tags[0]", "1-255 characters"),
             Row(kind, {"tags": ["a", "b,c"]}, "STRING_INVALID", "tags[1]", "no comma"),
@@ -95,7 +96,7 @@ NETWORK = [
     Row("Network", {"segmentation_id": 1 << 24}, "VALUE_OUT_OF_RANGE", "segmentation_id", "1 to 16777215 is accepted"),
     Row("Network", {"network_type": VLAN, "segmentation_id": 4095}, "VALUE_OUT_OF_RANGE", "segmentation_id", "1 to 4094"),
     Row("Network", {"network_type": GENEVE, "segmentation_id": 1 << 24}, "VALUE_OUT_OF_RANGE", "segmentation_id", "16777215"),
-    Row("Network", {"network_type": LOCAL, "segmentation_id": 5}, "FIELDS_EXCLUSIVE", "segmentation_id", "leave it out"),
+    Row("Network", {"network_type": LOCAL, "segmentation_id": 5}, "VALUE_OUT_OF_RANGE", "segmentation_id", "leave it out"),
     Row("Network", {"segmentation_id": 100}, "FIELD_FORBIDDEN", "segmentation_id", "leave it out", DENIED, "anna"),
     Row(
         "Network",
@@ -242,7 +243,7 @@ SUBNET = [
         PRECONDITION,
         label="32",
     ),
-    Row("Subnet", {"dhcp_lease_duration": {"seconds": 119}}, "VALUE_OUT_OF_RANGE", "dhcp_lease_duration", "120 or more"),
+    Row("Subnet", {"dhcp_lease_duration": {"seconds": 119}}, "VALUE_OUT_OF_RANGE", "dhcp_lease_duration", "120 s or more"),
     Row(
         "Subnet", {"dhcp_lease_duration": {"seconds": -2}}, "VALUE_OUT_OF_RANGE", "dhcp_lease_duration", "-1 s for", label="neg"
     ),
@@ -490,6 +491,8 @@ class Edge:
 UPPER = NOWHERE.upper()
 EDGES = [
     *[Edge(kind, {"name": "ñ" * 255, "description": "d" * 1024}) for kind in EVERY],
+    *[Edge(kind, {"description": "one line\nand\tanother"}) for kind in EVERY],
+    Edge("Subnet", {"dhcp_lease_duration": {"seconds": 120, "nanos": 500_000_000}}),
     *[Edge(kind, {"tags": ["b", "a" * 255, "c"]}, {"tags": ["a" * 255, "b", "c"]}) for kind in EVERY],
     *[Edge(kind, {"tags": [f"t{number:02}" for number in range(50)]}) for kind in EVERY],
     *[Edge(kind, {"id": UPPER}, {"id": NOWHERE}) for kind in OWNED],
