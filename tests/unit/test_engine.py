@@ -6,6 +6,7 @@ repeated, and swallow changes, as they do on the wire.
 
 from __future__ import annotations
 
+import os
 import random
 from collections import deque
 from typing import Any
@@ -255,7 +256,10 @@ class Incremental(RuleBasedStateMachine):
 
 
 Incremental.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200 if os.environ.get("KUMI_FULL") else 25,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
 test_full_equals_incremental = Incremental.TestCase
 
