@@ -6,15 +6,13 @@ the store after anything whatever has happened (`faults`). Ends only processes t
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -31,10 +29,9 @@ from controlplane.services.network import type_name
 from controlplane.store import keys
 from controlplane.store.client import Entry, Store, delete, entry, put
 from kumihimo.v1 import port_pb2, resource_pb2, store_pb2
+from tests.waiting import DEADLINE, until
 
 SERVER_NAME = "kumi-api"
-DEADLINE = 20.0
-"""Seconds for what usually takes less than one."""
 
 # identity → (project, role); the token of each is its name with "-token" behind.
 IDENTITIES = {
@@ -45,19 +42,6 @@ IDENTITIES = {
     "bob": ("other", "member"),
 }
 CONTROLLERS = ("binder", "release", "registrar")
-
-
-async def until(condition: Callable[[], Any], what: str, timeout: float = DEADLINE) -> Any:
-    """Ask until the answer is true, and return it; AssertionError naming `what` at the deadline."""
-    deadline = time.monotonic() + timeout
-    while True:
-        answer = condition()
-        if isinstance(answer, Awaitable):
-            answer = await answer
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, f"{what}: not so after {timeout:g} s"
-        await asyncio.sleep(0.005)
 
 
 class Process:

@@ -5,15 +5,12 @@ whole module, inside `unshare`; each test then reports its own outcome of that r
 kernel ends every process and namespace of the host, so nothing can be left behind.
 """
 
-import asyncio
 import functools
 import inspect
 import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -57,14 +54,6 @@ def sh(command: str, check: bool = True) -> str:
     done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True, timeout=20)
     assert not check or not done.returncode, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout.strip()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Return when the condition holds; fail at the deadline."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {inspect.getsource(condition)}"
-        await asyncio.sleep(0.01)
 
 
 def start_ovsdb() -> None:

@@ -12,7 +12,8 @@ from controlplane.store import client, keys
 from controlplane.store.txn import time_ordered_id
 from kumihimo.v1 import port_pb2, resource_pb2, store_pb2
 from tests.component import cloud as agent
-from tests.component.cloud import Client, Cloud, Refused, consistent, refused, until
+from tests.component.cloud import Client, Cloud, Refused, consistent, refused
+from tests.waiting import until
 
 ACTIVE, DOWN, PENDING = resource_pb2.STATE_ACTIVE, resource_pb2.STATE_DOWN, resource_pb2.STATE_PENDING
 

@@ -21,7 +21,8 @@ from controlplane.store import keys
 from controlplane.store.txn import time_ordered_id
 from controlplane.validate import IMMUTABLE, OUTPUT_ONLY, behaves
 from kumihimo.v1 import resource_pb2, store_pb2
-from tests.component.cloud import IDENTITIES, Client, Cloud, Refused, consistent, refused, request_class, service_of, until
+from tests.component.cloud import IDENTITIES, Client, Cloud, Refused, consistent, refused, request_class, service_of
+from tests.waiting import until
 
 Code = grpc.StatusCode
 EVERY = tuple(KINDS)

@@ -14,7 +14,8 @@ from controlplane.registry import KINDS
 from controlplane.store import client, keys
 from kumihimo.v1 import store_pb2
 from tests.component import cloud as agent
-from tests.component.cloud import Client, Cloud, Refused, consistent, everything, faults, refused, until
+from tests.component.cloud import Client, Cloud, Refused, consistent, everything, faults, refused
+from tests.waiting import until
 
 ROUNDS = 10
 

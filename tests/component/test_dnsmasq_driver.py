@@ -11,7 +11,8 @@ import pytest
 from agent.drivers.dnsmasq import DnsmasqDriver
 from agent.drivers.netlink import NetlinkDriver
 from agent.model.host import DhcpServer, ServiceNamespace
-from tests.component.private_host import on_private_host, sh, until
+from tests.component.private_host import on_private_host, sh
+from tests.waiting import until
 
 CONFIG = """\
 port=0

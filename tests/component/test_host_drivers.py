@@ -16,7 +16,8 @@ from agent.drivers.ovsdb import OvsdbDriver
 from agent.facts.model import Interface
 from agent.facts.ovsdb import Ovsdb, OvsdbError, underlay_ips
 from agent.model.host import Bridge, OvsPort, ServiceNamespace
-from tests.component.private_host import on_private_host, sh, start_ovsdb, until
+from tests.component.private_host import on_private_host, sh, start_ovsdb
+from tests.waiting import until
 
 INT = Bridge("br-int", "netdev")
 
@@ -103,7 +104,7 @@ async def test_server_restart_goes_on_by_itself(ovsdb, driver):
         await driver.read_owned()
     assert (await driver.apply([vxlan(2)], []))[vxlan(2).key].reason == "OVSDB"
     start_ovsdb()
-    await until(lambda: bool(states[-1]), 20)
+    await until(lambda: bool(states[-1]))
     assert set(await driver.read_owned()) == {INT.key, vxlan(1).key}
     await until(lambda: sh("ovs-appctl -t ovs-vswitchd version").startswith("ovs-vswitchd"))
     assert not await driver.apply([vxlan(2)], [])

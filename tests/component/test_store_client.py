@@ -16,7 +16,8 @@ import pytest
 from controlplane.errors import StoreUnavailable
 from controlplane.store import client, keys
 from controlplane.store.client import Entry, Store
-from tests.component.cloud import DEADLINE, Cloud, entry, everything, until
+from tests.component.cloud import Cloud, entry, everything
+from tests.waiting import DEADLINE, until
 
 PLACE = "/conformance/"
 

@@ -19,8 +19,9 @@ from controlplane.store.client import Entry, Store
 from controlplane.store.feed import Changed, Feed, Listed, Lost
 from controlplane.store.txn import Origin, Transaction, commit
 from kumihimo.v1 import store_pb2
-from tests.component.cloud import DEADLINE, Cloud, Etcd, consistent, everything, freeze, until
+from tests.component.cloud import Cloud, Etcd, consistent, everything, freeze
 from tests.component.test_store_client import Oracle
+from tests.waiting import DEADLINE, until
 
 PLACE = "/kumihimo/status/"
 ORIGIN = Origin(actor="test", project_id="", method="test")
@@ -242,13 +243,15 @@ async def test_etcd_killed_and_started_leaves_neither_ghost_nor_gap(etcd: Etcd, 
 
 async def _stubborn(store: Store, turns: int) -> None:
     for turn in range(turns):
-        while True:
+
+        async def written(turn: int = turn) -> bool:
             try:
                 await churn(store, 1, turn)
             except StoreUnavailable:
-                await asyncio.sleep(0.02)
-            else:
-                break
+                return False
+            return True
+
+        await until(written, "the store takes a write")
 
 
 async def test_what_was_deleted_and_compacted_while_cut_off_is_found_missing(etcd: Etcd, store: Store) -> None:
