@@ -44,7 +44,7 @@ def is_set(message: Message, field: Field) -> bool:
 
 def clear_output(message: Message) -> None:
     """Remove what only the server sets: it is ignored on input."""
-    for field in _fields(message):
+    for field, _ in message.ListFields():
         if behaves(field, OUTPUT_ONLY):
             message.ClearField(field.name)
 
@@ -55,7 +55,7 @@ def check(message: Message, *, operator: bool, old: Message | None = None) -> li
     old: what is stored, for an update: immutable fields must be equal, and a field reserved to operators may stay.
     """
     found: list[Violation] = []
-    for field in _fields(message):
+    for field in _concerned(message, old):
         before = len(found)
         found.extend(_field(message, field, ""))
         if len(found) > before:
@@ -90,6 +90,25 @@ def check(message: Message, *, operator: bool, old: Message | None = None) -> li
                 )
             )
     return found
+
+
+def _concerned(message: Message, old: Message | None) -> list[Field]:
+    """The fields that can be at fault: those that are set, were set, or must be; in the order of their numbers."""
+    found: dict[int, Field] = {field.number: field for field, _ in message.ListFields()}
+    found.update((field.number, field) for field in _required(message))
+    if old is not None:
+        found.update((field.number, field) for field, _ in old.ListFields())
+    return [found[number] for number in sorted(found)]
+
+
+_REQUIRED: dict[str, tuple[Field, ...]] = {}
+
+
+def _required(message: Message) -> tuple[Field, ...]:
+    name = message.DESCRIPTOR.full_name
+    if name not in _REQUIRED:
+        _REQUIRED[name] = tuple(field for field in _fields(message) if behaves(field, REQUIRED))
+    return _REQUIRED[name]
 
 
 def _field(message: Message, field: Field, path: str) -> Iterator[Violation]:

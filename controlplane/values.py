@@ -10,6 +10,7 @@ import re
 import unicodedata
 import uuid
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from kumihimo.v1 import resource_pb2 as pb
@@ -66,6 +67,7 @@ def slug(value: str) -> str:
     return value
 
 
+@lru_cache(maxsize=8192)
 def address(value: str) -> Address:
     """An IP address without zone id that is unicast: not unspecified, loopback or multicast."""
     try:
@@ -81,6 +83,7 @@ def address(value: str) -> Address:
     return parsed
 
 
+@lru_cache(maxsize=8192)
 def prefix(value: str) -> Network:
     """A prefix `address/length` whose host bits are zero."""
     head, slash, length = value.partition("/")

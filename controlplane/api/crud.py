@@ -346,8 +346,7 @@ class Crud:
 
 def _references(new: Any, old: Any | None) -> Iterator[tuple[str, str, str]]:
     """(path, kind, id) of every reference field that is set and changed, nested ones included."""
-    for field in new.DESCRIPTOR.fields:
-        value = getattr(new, field.name)
+    for field, value in new.ListFields():
         if old is not None and value == getattr(old, field.name):
             continue
         kind = rules(field).reference

@@ -29,7 +29,9 @@ class Binder(Controller):
 
     def changed(self, key: str, new: Entry | None) -> None:
         match keys.split(key):
-            case ["status", _, "port", port] | ["net", _, "port" | "bind", port]:
+            case ["status", _, "port", port] | ["net", _, "bind", port]:
+                self.mark(port)
+            case ["net", _, "port", port] if self.progress.seen(port):
                 self.mark(port)
             case ["alive" | "node", node]:
                 for folder in (keys.bound_to(node), keys.port_status(node)):
