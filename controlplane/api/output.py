@@ -28,6 +28,8 @@ MADE_AT_READ = (
     "routers",
 )
 LAGGING_SHOWN = 100
+# Reasons whose messages name no host, so that everybody may read them.
+_WITHOUT_HOSTS = ("NOT_ATTACHED", "ADMIN_DOWN")
 
 
 def strip(message: Any) -> None:
@@ -161,5 +163,5 @@ def _hide_hosts(message: Any) -> None:
     for lag in message.realization.lagging:
         lag.node = lag.message = ""
     for condition in message.conditions:
-        if condition.reason != "NOT_ATTACHED":
+        if condition.reason not in _WITHOUT_HOSTS:
             condition.message = ""
