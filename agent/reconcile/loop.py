@@ -62,6 +62,7 @@ class Loop:
         self._lost = False
         self._goals: dict[str, deque[_Goal]] = {}
         self._applied: dict[str, int] = {}
+        self._noted: dict[str, int] = {}  # the revision of each scope's last goal
         self._traces: dict[str, str] = {}
         self._tracer = trace.get_tracer("kumihimo.agent")
 
@@ -163,12 +164,13 @@ class Loop:
     # -- compile ------------------------------------------------------------------------------------------------------
 
     def _compile(self, tokens: set[Token]) -> None:
-        if self._started and not tokens:
+        stale = self._stale()
+        if self._started and not tokens and not stale:
             return
         self._engine.touch(tokens)
         changes = self._engine.run()
         self._number += 1
-        for scope in self._touched(tokens, changes):
+        for scope in stale | self._touched(tokens, changes):
             self._goals.setdefault(scope, deque()).append(self._goal(scope))
         for lane in self._lanes:
             lane.submit(self._number, changes.put, changes.delete, changes.scopes)
@@ -187,26 +189,33 @@ class Loop:
             revision=max((state.revision for state in self._state.networks.values()), default=self._state.nodes_revision),
         )
 
-    def _touched(self, tokens: set[Token], changes: Changes) -> set[str]:
-        """Every scope that may have come to a new revision, or has changed."""
-        scopes = {scope for found in changes.scopes.values() for scope in found}
-        for network, state in self._state.networks.items():
-            if state.listed and self._applied.get(network) != state.revision:
-                scopes.add(network)
-        if self._applied.get(NODE_SCOPE) != self._state.nodes_revision:
+    def _stale(self) -> set[str]:
+        """Scopes that have come to a new revision, even by a change that no unit reads."""
+        scopes = {
+            network
+            for network, state in self._state.networks.items()
+            if state.listed and self._noted.get(network) != state.revision
+        }
+        if self._noted.get(NODE_SCOPE) != self._state.nodes_revision:
             scopes.add(NODE_SCOPE)
-        for token in tokens:
-            if token[0] in ("network", "port", "local"):
-                scopes.add(str(token[1]))
+        return scopes
+
+    def _touched(self, tokens: set[Token], changes: Changes) -> set[str]:
+        """Scopes in which something has changed: what is wanted, or what of it can be had."""
+        scopes = {scope for found in changes.scopes.values() for scope in found}
+        scopes.update(str(token[1]) for token in tokens if token[0] in ("network", "port", "local"))
         return scopes
 
     def _goal(self, scope: str) -> _Goal:
         if scope == NODE_SCOPE:
+            self._noted[scope] = self._state.nodes_revision
             return _Goal(self._number, self._state.nodes_revision)
         state = self._state.networks.get(scope)
         if state is None:
+            self._noted.pop(scope, None)
             wanted = scope in self._state.wanted_networks()
             return _Goal(self._number, 0, gone=not wanted)
+        self._noted[scope] = state.revision
         view = View(self._state)
         goal = _Goal(self._number, state.revision)
         for port in self._state.local_ports(scope):

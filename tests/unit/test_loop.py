@@ -1,0 +1,173 @@
+"""The loop: a network is announced before it is read, and applied up to its last revision, whatever that changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from agent.compile import FEATURES
+from agent.compile.engine import Engine
+from agent.facts.model import HostFacts, Interface
+from agent.mirror.state import State
+from agent.reconcile.lane import Lane
+from agent.reconcile.loop import Loop
+from agent.reconcile.status import Status
+from controlplane.store import keys
+from controlplane.store.client import Entry, Written
+from controlplane.store.feed import Changed, Listed, Notice
+from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
+from tests.fakes.driver import FakeDriver
+from tests.unit.test_engine import NETWORKS, PORTS, port
+from tests.waiting import until
+
+NET = NETWORKS[0]
+PORT = PORTS[1]
+
+
+class Cloud:
+    """A store, a feed and a host for one loop; what the loop asked for and said is in `asked` and `said`."""
+
+    def __init__(self) -> None:
+        self.revision = 1
+        self.entries: dict[str, Entry] = {}
+        self.interfaces: dict[str, Interface] = {}
+        self.notices: asyncio.Queue[Notice] = asyncio.Queue()
+        self.watched: set[str] = set()
+        self.asked: list[str] = []
+        self.said: dict[str, bytes] = {}
+        self._changed: Callable[[], None] = lambda: None
+
+    # The store, as Status needs it.
+    async def transact(self, _: Any, operations: list[Any]) -> Written:
+        for operation in operations:
+            if operation.HasField("request_put"):
+                key = operation.request_put.key.decode()
+                self.said[key] = operation.request_put.value
+                self.asked.append(f"say {key}")
+            else:
+                self.said.pop(operation.request_delete_range.key.decode(), None)
+        return Written(True, 1)
+
+    # The feed.
+    def watch(self, prefix: str) -> None:
+        self.watched.add(prefix)
+        self.asked.append(f"watch {prefix}")
+        mine = {key: entry for key, entry in self.entries.items() if key.startswith(prefix)}
+        self.notices.put_nowait(Listed(prefix, self.revision, mine))
+
+    def forget(self, prefix: str) -> None:
+        self.watched.discard(prefix)
+
+    # The host.
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self._changed = callback
+
+    async def host_facts(self) -> HostFacts:
+        return HostFacts(dict(self.interfaces), ("netdev",), "3.1.0", ())
+
+    def plug(self, name: str, ofport: int, port_id: str | None) -> None:
+        self.interfaces[name] = Interface(name, "br-int", ofport, port_id, "", "")
+        self._changed()
+
+    def unplug(self, name: str) -> None:
+        del self.interfaces[name]
+        self._changed()
+
+    def write(self, **messages: Any) -> int:
+        """Put messages (keys without the root, "_" for "/") in one transaction; its revision."""
+        self.revision += 1
+        changes = []
+        for key, message in messages.items():
+            entry = Entry(message.SerializeToString(), 1, self.revision)
+            self.entries[key] = entry
+            changes.append((key, entry))
+        for prefix in self.watched:
+            mine = [change for change in changes if change[0].startswith(prefix)]
+            if mine:
+                self.notices.put_nowait(Changed(prefix, self.revision, mine))
+        return self.revision
+
+    def applied(self) -> int:
+        return store_pb2.Applied.FromString(self.said.get(keys.network_status("h1", NET), b"")).revision
+
+
+@asynccontextmanager
+async def running(refuse: bool = False) -> AsyncIterator[tuple[Cloud, FakeDriver]]:
+    """A loop over fakes, with one network of one port in the store."""
+    cloud = Cloud()
+    driver = FakeDriver(frozenset({"flow", "group", "bridge", "ovs-port", "namespace", "dhcp", "peer"}))
+    network = network_pb2.Network(id=NET, key=1, segmentation_id=100, admin_state_up=True)
+    cloud.write(
+        **{
+            keys.node("h1"): node_pb2.Node(id="h1", key=1),
+            keys.network(NET): network,
+            keys.ports(NET) + PORT: port(1, 0, 3),
+            keys.index("Port", PORT): store_pb2.Index(network_id=NET),
+        }
+    )
+    state = State("h1")
+    status = Status(cloud, "h1")  # type: ignore[arg-type]
+    loop = Loop(state, Engine(state, FEATURES), cloud, cloud, status)  # type: ignore[arg-type]
+    lane = Lane("all", [driver], loop.wake)
+    loop.use(lane)
+    tasks = [asyncio.create_task(work) for work in (status.run(), lane.run(), loop.run())]
+    try:
+        yield cloud, driver
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def test_c_06_a_network_is_announced_before_it_is_read_and_let_go_after_it_is_removed() -> None:
+    async with running() as (cloud, driver):
+        cloud.plug("tap1", 11, PORT)
+        await until(lambda: cloud.applied() == cloud.revision)
+        say, watch = f"say {keys.network_status('h1', NET)}", f"watch {keys.scope(NET)}"
+        assert cloud.asked.index(say) < cloud.asked.index(watch)
+        assert store_pb2.PortStatus.FromString(cloud.said[keys.port_status("h1", PORT)]).wired
+        assert any(key[0] == "group" for key in driver.there)
+        cloud.unplug("tap1")
+        await until(lambda: keys.network_status("h1", NET) not in cloud.said)
+        assert not any(key[0] == "group" for key in driver.there)
+        assert keys.port_status("h1", PORT) not in cloud.said
+
+
+async def test_c_06_a_revision_that_changes_nothing_here_is_applied_too() -> None:
+    async with running() as (cloud, _):
+        cloud.plug("tap1", 11, PORT)
+        await until(lambda: cloud.applied() == cloud.revision)
+        for interface in ("tap1", "tap1-renamed"):
+            binding = port_pb2.Binding(node="h1", interface=interface)
+            revision = cloud.write(
+                **{keys.bindings(NET) + PORT: binding, keys.change_of_network(NET): store_pb2.ChangeRecord()}
+            )
+            await until(lambda revision=revision: cloud.applied() == revision, "the revision is applied")
+
+
+async def test_c_06_what_fails_is_said_and_the_revision_does_not_count() -> None:
+    async with running() as (cloud, driver):
+        cloud.plug("tap1", 11, PORT)
+        await until(lambda: cloud.applied() == cloud.revision)
+        before = cloud.applied()
+        group = next(key for key in driver.there if key[0] == "group")
+        driver.refuse.add(group)
+        cloud.write(
+            **{
+                keys.ports(NET) + PORTS[2]: port(2, 0, 4),
+                keys.index("Port", PORTS[2]): store_pb2.Index(network_id=NET),
+            }
+        )
+        cloud.plug("tap2", 12, PORTS[2])
+
+        def errors() -> list[str]:
+            said = store_pb2.Applied.FromString(cloud.said[keys.network_status("h1", NET)])
+            return [error.reason for error in said.errors]
+
+        await until(lambda: errors() == ["REFUSED"], "the failure is said")
+        assert cloud.applied() <= cloud.revision
+        assert before <= cloud.applied()
+        driver.refuse.clear()
+        await until(lambda: not errors() and cloud.applied() == cloud.revision, "it is applied in the end")
