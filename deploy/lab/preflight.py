@@ -63,7 +63,7 @@ def borrow() -> None:
     with _locked():
         places = [*init.PERSISTENT.values(), *init.VOLATILE]
         made = [place for place in places if not Path(place).exists()]
-        if not os.path.ismount(_NETNS):  # `ip netns add` is about to mount it
+        if not _is_mounted(_NETNS):  # `ip netns add` is about to mount it
             made.append(_NETNS)
         with _BORROWED.open("a") as record:
             record.writelines(f"{place}\n" for place in made)
@@ -81,13 +81,18 @@ def give_back() -> None:
         if any(path.is_dir() for path in BASE.iterdir()):
             return
         for place in set(_BORROWED.read_text().split()) if _BORROWED.exists() else ():
-            if place == _NETNS and os.path.ismount(_NETNS) and not os.listdir(_NETNS):
+            if place == _NETNS and _is_mounted(_NETNS) and not os.listdir(_NETNS):
                 run(["umount", _NETNS], check=False)
             with contextlib.suppress(OSError):
                 os.rmdir(place)
         _BORROWED.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             BASE.rmdir()
+
+
+def _is_mounted(place: str) -> bool:
+    """Also true of a folder that is mounted on itself, which os.path.ismount cannot see."""
+    return any(line.split()[4] == place for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
 
 @contextlib.contextmanager

@@ -255,7 +255,7 @@ def test_another_process_finds_the_lab_as_it_is(lab: Lab) -> None:
 
 
 def test_down_leaves_nothing(lab: Lab) -> None:
-    before = namespaces(), mounts("ktgone")
+    before = namespaces(), mounts("ktgone"), mounts(" /run/netns ")
     gone = Lab("ktgone", hosts=1)
     gone.up()
     gone.start_etcd()
@@ -266,7 +266,7 @@ def test_down_leaves_nothing(lab: Lab) -> None:
     with workload.popen(["sleep", "3600"]), gone.outside.popen(["sleep", "3600"]), h1.popen(["sleep", "3600"]):
         assert any(space_of(pid, "net") in spaces for pid, _ in processes())
         Lab("ktgone").down()  # as another process would, which did not start it
-    assert (namespaces(), mounts("ktgone")) == before
+    assert (namespaces(), mounts("ktgone"), mounts(" /run/netns ")) == before
     assert not (BASE / "ktgone").exists()
     assert [pid for pid, _ in processes() if spaces & {space_of(pid, "net"), space_of(pid, "pid")}] == []
     assert [argv for _, argv in processes() if str(gone.directory) in argv] == []
