@@ -132,6 +132,12 @@ def tag(value: str) -> str:
     return text(value)
 
 
+def service_mac(key: int) -> str:
+    """The MAC of a network's DHCP service, the same on every node; follows from the network's key."""
+    octets = key.to_bytes(3, "big")
+    return "fa:16:3f:" + ":".join(f"{octet:02x}" for octet in octets)
+
+
 CANONICAL: dict[int, Callable[[str], str]] = {
     pb.FORMAT_UNSPECIFIED: text,
     pb.FORMAT_UUID: identifier,

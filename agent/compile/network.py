@@ -23,7 +23,7 @@ from agent.model.flow import Action, Flow, Group, Output, Resubmit, SetField, To
 from agent.model.host import DhcpServer, OvsPort, Peer, ServiceNamespace
 from agent.model.item import Item
 from agent.model.pipeline import FLAGS, FROM_SERVICE, FROM_TUNNEL, NODE_KEY, TARGET, CookieKind, Table, cookie
-from controlplane.services.network import service_mac
+from controlplane.values import service_mac
 from kumihimo.v1 import network_pb2, port_pb2
 
 INNER = "dhcp0"

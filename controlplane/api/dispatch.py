@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
-import grpc
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -129,7 +128,3 @@ def _packed(message: Any) -> AnyMessage:
     packed = AnyMessage()
     packed.Pack(message)
     return packed
-
-
-def not_running(servicer: Any, message: str) -> Awaitable[NoReturn]:
-    return abort(servicer, ApiError(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", message))

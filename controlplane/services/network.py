@@ -22,6 +22,7 @@ from controlplane.services.base import (
 from controlplane.store import keys
 from controlplane.store.cache import parse
 from controlplane.store.txn import Transaction
+from controlplane.values import service_mac
 from kumihimo.v1 import network_pb2 as pb
 
 # Bytes that an encapsulation adds to a frame's IP packet over an IPv4 underlay.
@@ -44,12 +45,6 @@ def type_name(network_type: int) -> str:
     if network_type not in pb.NetworkType.values():
         return str(network_type)
     return pb.NetworkType.Name(network_type).removeprefix("NETWORK_TYPE_")
-
-
-def service_mac(key: int) -> str:
-    """The MAC of a network's DHCP service, the same on every node; follows from the network's key."""
-    octets = key.to_bytes(3, "big")
-    return "fa:16:3f:" + ":".join(f"{octet:02x}" for octet in octets)
 
 
 class NetworkRules(Rules):

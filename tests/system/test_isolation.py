@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.services.network import service_mac
+from controlplane.values import service_mac
 from deploy.lab import Host, wait_until
 from tests.system import frames
 from tests.system.cloud import Cloud, Scene, Vm

@@ -77,7 +77,7 @@ RULES = {
         "agent.model",
         "agent.facts.model",
         "agent.mirror.state",
-        "controlplane.services.network.service_mac",
+        "controlplane.values.service_mac",
     ),
     "agent.drivers": ("agent.model", "agent.facts.ovsdb"),
     "agent.facts": ("agent.model", "agent.drivers.exec", "agent.drivers.unixctl"),
