@@ -44,15 +44,23 @@ class Caller:
 POLICY: dict[tuple[str, str], Role] = {
     ("*", "Get"): Role.READER,
     ("*", "List"): Role.READER,
+    ("*", "Watch"): Role.READER,
     ("*", "Create"): Role.MEMBER,
     ("*", "Update"): Role.MEMBER,
     ("*", "Delete"): Role.MEMBER,
     ("Node", "Get"): Role.OPERATOR,
     ("Node", "List"): Role.OPERATOR,
+    ("Node", "Watch"): Role.OPERATOR,
     ("Node", "Create"): Role.OPERATOR,
     ("Node", "Update"): Role.OPERATOR,
     ("Node", "Delete"): Role.OPERATOR,
+    ("Quota", "Create"): Role.OPERATOR,
+    ("Quota", "Update"): Role.OPERATOR,
+    ("Quota", "Delete"): Role.OPERATOR,
     ("Operations", "Wait"): Role.READER,
+    # What it contains is asked for object by object.
+    ("Operations", "Apply"): Role.READER,
+    ("Operations", "ListChanges"): Role.READER,
 }
 
 

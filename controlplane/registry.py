@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.api import field_behavior_pb2
-from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from kumihimo.v1 import network_pb2, node_pb2, port_pb2, resource_pb2
+from kumihimo.v1 import network_pb2, node_pb2, operations_pb2, port_pb2, quota_pb2, resource_pb2
 
 # google.protobuf has two classes for each descriptor (upb and pure Python) and the type stubs know only one.
 Descriptor = Any
 Field = Any
 Service = Any
 
-_FILES: tuple[Any, ...] = (network_pb2.DESCRIPTOR, port_pb2.DESCRIPTOR, node_pb2.DESCRIPTOR)
+_FILES: tuple[Any, ...] = (network_pb2.DESCRIPTOR, port_pb2.DESCRIPTOR, node_pb2.DESCRIPTOR, quota_pb2.DESCRIPTOR)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,20 +27,28 @@ class Kind:
     """One kind of resource.
 
     name: the message's name ("Network"). service: the gRPC service with its methods. options: nouns, columns, parent.
+    noun: its name in keys and on the command line. parent: the field that names the object it lives below, or "".
+    scope: the key folder of what belongs to one object of this kind, or "". owned: it belongs to a project.
     """
 
     name: str
     descriptor: Descriptor
     service: Service
     options: resource_pb2.ResourceOptions
+    message: type[Any]
+    noun: str
+    parent: str
+    scope: str
+    owned: bool
+    indexed: bool
 
-    @property
-    def message(self) -> type[Message]:
-        return GetMessageClass(self.descriptor)
+    def request(self, method: str) -> type[Any]:
+        """The request message of a method of its service, for example "Create"."""
+        return GetMessageClass(self.service.methods_by_name[method].input_type)
 
-    @property
-    def noun(self) -> str:
-        return self.options.singular
+    def reply(self, method: str) -> type[Any]:
+        """The reply message of a method of its service."""
+        return GetMessageClass(self.service.methods_by_name[method].output_type)
 
     def new(self, data: bytes = b"") -> Any:
         """A message of this kind, parsed from stored bytes (unknown fields are kept)."""
@@ -77,9 +84,25 @@ def _kinds() -> dict[str, Kind]:
             options = descriptor.GetOptions()
             if options.HasExtension(resource_pb2.resource):
                 resource = options.Extensions[resource_pb2.resource]
-                service = file.services_by_name[resource.plural.capitalize()]
-                found[name] = Kind(name, descriptor, service, resource)
+                found[name] = _kind(descriptor, file, resource)
     return found
 
 
+def _kind(descriptor: Descriptor, file: Any, options: resource_pb2.ResourceOptions) -> Kind:
+    service = "".join(word.capitalize() for word in options.plural.split("_"))
+    return Kind(
+        name=descriptor.name,
+        descriptor=descriptor,
+        service=file.services_by_name[service],
+        options=options,
+        message=GetMessageClass(descriptor),
+        noun=options.singular,
+        parent=options.parent,
+        scope=options.scope,
+        owned=not (options.operator_named or options.unowned),
+        indexed=bool(options.parent or options.quota),
+    )
+
+
 KINDS: dict[str, Kind] = _kinds()
+OPERATIONS: Service = operations_pb2.DESCRIPTOR.services_by_name["Operations"]

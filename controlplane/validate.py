@@ -153,7 +153,7 @@ def _repeated(message: Message, field: Field, name: str, rule: resource_pb2.Fiel
         return
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         for key, value in items.items():
-            for part in (key, value):
+            for part in (key, value) if isinstance(value, str) else (key,):
                 _, violation = _string(part, f"{name}[{key!r}]", rule)
                 if violation:
                     yield violation

@@ -7,7 +7,6 @@ would be accepted. Comparison is always on canonical form.
 from __future__ import annotations
 
 import re
-import unicodedata
 import uuid
 from collections.abc import Callable
 from functools import lru_cache
@@ -20,6 +19,7 @@ Network = IPv4Network | IPv6Network
 
 LONGEST_QUOTE = 80  # characters
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SLUG = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _MAC = re.compile(r"[0-9a-f]{2}([:-][0-9a-f]{2}){5}")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -40,7 +40,7 @@ def quoted(value: str) -> str:
 
 
 def text(value: str) -> str:
-    if any(unicodedata.category(character) == "Cc" for character in value):
+    if _CONTROL.search(value):
         raise Invalid("STRING_INVALID", "holds a control character; printable text would be accepted")
     return value
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
 import structlog
@@ -16,7 +17,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from controlplane.config import Defaults
 from controlplane.errors import ApiError, Code, StoreUnavailable, unavailable
 from controlplane.identity import Tokens, authorize
-from controlplane.services.base import Context, Hints
+from controlplane.services.base import Context
+from controlplane.store.commit import Hints
 from controlplane.store.txn import Origin
 
 DOMAIN = "kumihimo"
@@ -27,6 +29,8 @@ LONGEST_VIOLATIONS = 2000  # bytes of all violations together
 
 Handler = Callable[[Any, Context, Origin], Awaitable[Any]]
 Method = Callable[[Any, Any], Awaitable[Any]]
+StreamHandler = Callable[[Any, Context, Origin], AsyncGenerator[Any, None]]
+StreamMethod = Callable[[Any, Any], AsyncIterator[Any]]
 
 _log = structlog.get_logger("kumihimo.api")
 _trace_context = TraceContextTextMapPropagator()
@@ -35,50 +39,85 @@ _trace_context = TraceContextTextMapPropagator()
 class Dispatch:
     """Wraps handlers into gRPC methods."""
 
-    def __init__(self, tokens: Tokens, defaults: Defaults) -> None:
+    def __init__(self, tokens: Tokens, defaults: Defaults, hints: Hints) -> None:
         self._tokens = tokens
         self._defaults = defaults
-        self._hints = Hints()
+        self._hints = hints
         self._tracer = trace.get_tracer("kumihimo.api")
 
     def method(self, full_name: str, kind: str, verb: str, handler: Handler) -> Method:
         """The gRPC method of a handler. full_name: for example kumihimo.v1.Ports/Create."""
 
         async def call(request: Any, servicer: Any) -> Any:
-            metadata = {key: value for key, value in servicer.invocation_metadata() if isinstance(value, str)}
-            parent = _trace_context.extract(metadata)
             started = time.perf_counter()
-            log = _log.bind(method=full_name, request_id=getattr(request, "request_id", "") or None)
-            with self._tracer.start_as_current_span(full_name, context=parent, kind=SpanKind.SERVER):
-                try:
-                    caller = self._tokens.authenticate(metadata.get("authorization"))
-                    log = log.bind(actor=caller.identity)
-                    authorize(caller, kind, verb)
-                    outgoing: dict[str, str] = {}
+            async with self._answered(full_name, kind, verb, request, servicer) as (context, origin):
+                reply = await handler(request, context, origin)
+                _done(full_name, origin, getattr(reply, "revision", 0), started)
+                return reply
+
+        return call
+
+    def stream(self, full_name: str, kind: str, verb: str, handler: StreamHandler) -> StreamMethod:
+        """The same for a handler that yields its reply in parts."""
+
+        async def call(request: Any, servicer: Any) -> AsyncIterator[Any]:
+            started = time.perf_counter()
+            async with self._answered(full_name, kind, verb, request, servicer) as (context, origin):
+                async with contextlib.aclosing(handler(request, context, origin)) as parts:
+                    async for part in parts:
+                        yield part
+                _done(full_name, origin, 0, started)
+
+        return call
+
+    @contextlib.asynccontextmanager
+    async def _answered(
+        self, full_name: str, kind: str, verb: str, request: Any, servicer: Any
+    ) -> AsyncIterator[tuple[Context, Origin]]:
+        """Who calls, and in which trace; the one place where errors become status."""
+        metadata = {key: value for key, value in servicer.invocation_metadata() if isinstance(value, str)}
+        parent = _trace_context.extract(metadata)
+        log = _log.bind(method=full_name)
+        with self._tracer.start_as_current_span(full_name, context=parent, kind=SpanKind.SERVER) as span:
+            try:
+                caller = self._tokens.authenticate(metadata.get("authorization"))
+                log = log.bind(actor=caller.identity, request_id=getattr(request, "request_id", "") or None)
+                authorize(caller, kind, verb)
+                outgoing: dict[str, str] = {}
+                if span.get_span_context().is_valid:
                     _trace_context.inject(outgoing)
-                    origin = Origin(
+                yield (
+                    Context(caller, self._defaults, self._hints),
+                    Origin(
                         actor=caller.identity,
                         project_id=caller.project,
                         method=full_name,
                         request_id=getattr(request, "request_id", ""),
                         trace_context=outgoing.get("traceparent", metadata.get("traceparent", "")),
-                    )
-                    reply = await handler(request, Context(caller, self._defaults, self._hints), origin)
-                except ApiError as error:
-                    log.info("refused", reason=error.reason, detail=error.message)
-                    await abort(servicer, error)
-                except StoreUnavailable as error:
-                    log.warning("store unavailable", detail=str(error))
-                    await abort(servicer, unavailable(str(error)))
-                except Exception:
-                    # The top of a call: a defect of ours must not show its inside to the client, and must be in the log.
-                    log.exception("defect")
-                    text = f"a defect in {full_name}; the server's log has the rest"
-                    await abort(servicer, ApiError(Code.INTERNAL, "DEFECT", text))
-            log.info("done", revision=getattr(reply, "revision", 0), ms=round((time.perf_counter() - started) * 1e3, 2))
-            return reply
+                    ),
+                )
+            except ApiError as error:
+                log.info("refused", reason=error.reason, detail=error.message)
+                await abort(servicer, error)
+            except StoreUnavailable as error:
+                log.warning("store unavailable", detail=str(error))
+                await abort(servicer, unavailable(str(error)))
+            except Exception:
+                # The top of a call: a defect of ours must not show its inside to the client, and must be in the log.
+                log.exception("defect")
+                text = f"a defect in {full_name}; the server's log has the rest"
+                await abort(servicer, ApiError(Code.INTERNAL, "DEFECT", text))
 
-        return call
+
+def _done(full_name: str, origin: Origin, revision: int, started: float) -> None:
+    _log.info(
+        "done",
+        method=full_name,
+        actor=origin.actor,
+        request_id=origin.request_id or None,
+        revision=revision,
+        ms=round((time.perf_counter() - started) * 1e3, 2),
+    )
 
 
 async def abort(servicer: Any, error: ApiError) -> NoReturn:

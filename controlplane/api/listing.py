@@ -15,9 +15,9 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from controlplane.api.output import MADE_AT_READ
 from controlplane.errors import ApiError, Code, fault
 from controlplane.registry import Field, Kind
+from controlplane.services.kernel import MADE_AT_READ
 from controlplane.values import quoted
 
 DEFAULT_PAGE = 100

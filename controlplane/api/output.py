@@ -5,38 +5,19 @@ Output fields are made at each read and never stored, so an agent cannot overwri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from controlplane.identity import Caller
 from controlplane.progress import Lag, Progress
+from controlplane.services import quota
 from controlplane.store import keys
 from controlplane.store.cache import Cache
 from kumihimo.v1 import port_pb2, resource_pb2, store_pb2
 
-# Made at read; cleared before an object is stored.
-MADE_AT_READ = (
-    "revision",
-    "etag",
-    "state",
-    "conditions",
-    "realization",
-    "subnets",
-    "binding",
-    "agent",
-    "shared",
-    "availability_zones",
-    "routers",
-)
 LAGGING_SHOWN = 100
 # Reasons whose messages name no host, so that everybody may read them.
 _WITHOUT_HOSTS = ("NOT_ATTACHED", "ADMIN_DOWN")
-
-
-def strip(message: Any) -> None:
-    """Clear what is made at read."""
-    for name in MADE_AT_READ:
-        if name in message.DESCRIPTOR.fields_by_name:
-            message.ClearField(name)
 
 
 class Output:
@@ -45,10 +26,19 @@ class Output:
     def __init__(self, cache: Cache, progress: Progress) -> None:
         self._cache = cache
         self._progress = progress
+        self._makers: dict[str, Callable[[Any], None]] = {
+            "Network": self._network,
+            "Subnet": self._subnet,
+            "Port": self._port,
+            "Node": self._node,
+            "Quota": self._quota,
+        }
 
     def fill(self, message: Any, caller: Caller) -> Any:
         """The message with its output fields; revision and etag must be set."""
-        getattr(self, f"_{message.DESCRIPTOR.name.lower()}")(message)
+        make = self._makers.get(message.DESCRIPTOR.name)
+        if make is not None:
+            make(message)
         if not caller.is_operator:
             _hide_hosts(message)
         return message
@@ -62,7 +52,8 @@ class Output:
 
     def _scope(self, message: Any, network_id: str, up: bool) -> None:
         """State of what lives on every node concerned with a network."""
-        revision = self._progress.network_revision(network_id)
+        # What was written just now may be ahead of what the cache has heard.
+        revision = max(self._progress.network_revision(network_id), message.revision)
         lagging, dead = self._progress.behind(network_id, revision)
         self._realize(message, revision, lagging, dead)
         failed = [lag for lag in lagging if lag.reason not in ("NOT_YET_APPLIED", "NOT_YET_REMOVED")]
@@ -124,6 +115,11 @@ class Output:
         else:
             message.state = resource_pb2.STATE_ACTIVE
             _condition(message, "Wired", True, "WIRED", f"wired on node {node} at revision {applied.revision}")
+
+    def _quota(self, message: Any) -> None:
+        message.usage.update(quota.usage(self._cache, message.id))
+        message.effective_limits.update(quota.effective(message.limits))
+        message.state = resource_pb2.STATE_ACTIVE
 
     def _node(self, message: Any) -> None:
         alive = self._progress.is_alive(message.id)

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from controlplane import config, telemetry
+from controlplane.api.apply import Apply
+from controlplane.api.changes import Changes
 from controlplane.api.crud import Crud
-from controlplane.api.dispatch import Dispatch, Handler
-from controlplane.api.leases import RequestLease
+from controlplane.api.dispatch import Dispatch
 from controlplane.api.output import Output
 from controlplane.api.wait import Wait
+from controlplane.api.watch import Hub, Watch
 from controlplane.controllers import runner
 from controlplane.controllers.binder import Binder
 from controlplane.controllers.registrar import Registrar
@@ -32,11 +35,12 @@ from controlplane.controllers.release import Release
 from controlplane.errors import BadConfig, StoreUnavailable
 from controlplane.identity import Tokens
 from controlplane.progress import Progress
-from controlplane.registry import KINDS
+from controlplane.registry import KINDS, OPERATIONS
 from controlplane.store import client, keys
 from controlplane.store.cache import Cache
 from controlplane.store.client import Store
-from kumihimo.v1 import resource_pb2, store_pb2
+from controlplane.store.commit import Committer
+from kumihimo.v1 import store_pb2
 
 LARGEST_REQUEST = 8 << 20  # bytes
 NEEDED_OPERATIONS = 10_000
@@ -68,35 +72,49 @@ async def check_store(store: Store) -> None:
         raise Unfit(f"etcd at {store.endpoints} holds format {found}; this release reads format {keys.FORMAT_VERSION}")
 
 
-def handlers(dispatch: Dispatch, store: Store, cache: Cache, progress: Progress) -> list[grpc.GenericRpcHandler]:
+def handlers(dispatch: Dispatch, committer: Committer, progress: Progress) -> list[grpc.GenericRpcHandler]:
     """A gRPC handler per service, made from the descriptors."""
+    store, cache = committer.store, committer.cache
     output = Output(cache, progress)
-    lease = RequestLease(store)
+    hub = Hub(store, cache, output)
+    watches: Counter[str] = Counter()
     found = []
     for kind in KINDS.values():
-        crud = Crud(kind, store, cache, output, lease)
-        verbs: dict[str, Handler] = {
+        crud = Crud(kind, committer, output)
+        verbs: dict[str, Any] = {
             "Create": crud.create,
             "Get": crud.get,
             "List": crud.list,
+            "Watch": Watch(kind, hub, cache, watches).watch,
             "Update": crud.update,
             "Delete": crud.delete,
         }
         found.append(_service(kind.service, kind.name, verbs, dispatch))
-    operations = resource_pb2.DESCRIPTOR.services_by_name["Operations"]
-    found.append(_service(operations, "Operations", {"Wait": Wait(cache, progress, output).wait}, dispatch))
+    operations = {
+        "Wait": Wait(cache, progress, output).wait,
+        "Apply": Apply(committer).apply,
+        "ListChanges": Changes(store).changes,
+    }
+    found.append(_service(OPERATIONS, "Operations", operations, dispatch))
     return found
 
 
-def _service(descriptor: Any, kind: str, verbs: Mapping[str, Handler], dispatch: Dispatch) -> grpc.GenericRpcHandler:
-    methods = {}
+def _service(descriptor: Any, kind: str, verbs: Mapping[str, Any], dispatch: Dispatch) -> grpc.GenericRpcHandler:
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in descriptor.methods:
         name = f"{descriptor.full_name}/{method.name}"
-        methods[method.name] = grpc.unary_unary_rpc_method_handler(
-            dispatch.method(name, kind, method.name, verbs[method.name]),
-            request_deserializer=GetMessageClass(method.input_type).FromString,
-            response_serializer=GetMessageClass(method.output_type).SerializeToString,
-        )
+        parse = GetMessageClass(method.input_type).FromString
+        if method.server_streaming:
+            # What is told to many is serialized once, by the handler.
+            methods[method.name] = grpc.unary_stream_rpc_method_handler(
+                dispatch.stream(name, kind, method.name, verbs[method.name]), request_deserializer=parse
+            )
+        else:
+            methods[method.name] = grpc.unary_unary_rpc_method_handler(
+                dispatch.method(name, kind, method.name, verbs[method.name]),
+                request_deserializer=parse,
+                response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            )
     return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
 
 
@@ -117,13 +135,11 @@ async def serve(settings: config.Config) -> None:
         async with asyncio.timeout(STORE_DEADLINE):
             await cache.ready.wait()
         progress = Progress(cache)
-        for controller in (
-            Binder(store, cache, progress),
-            Release(store, cache, progress),
-            Registrar(store, cache, progress),
-        ):
-            tasks.append(group.create_task(runner.run(controller, store, cache, replica)))
-        server = _server(Dispatch(tokens, settings.defaults), store, cache, progress)
+        committer = Committer(store, cache)
+        tasks.append(group.create_task(committer.run()))
+        for controller in (Binder(committer, progress), Release(committer, progress), Registrar(committer, progress)):
+            tasks.append(group.create_task(runner.run(controller, replica)))
+        server = _server(handlers(Dispatch(tokens, settings.defaults, committer.hints), committer, progress))
         for address in settings.listen:
             _listen(server, address, credentials)
         await server.start()
@@ -151,7 +167,7 @@ async def _store_answers(store: Store) -> None:
         raise Unfit(f"etcd at {store.endpoints} has not answered for {STORE_DEADLINE:.0f} s; is it running?") from None
 
 
-def _server(dispatch: Dispatch, store: Store, cache: Cache, progress: Progress) -> grpc.aio.Server:
+def _server(services: list[grpc.GenericRpcHandler]) -> grpc.aio.Server:
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", LARGEST_REQUEST),
@@ -159,11 +175,11 @@ def _server(dispatch: Dispatch, store: Store, cache: Cache, progress: Progress) 
             ("grpc.keepalive_permit_without_calls", 1),
         ]
     )
-    server.add_generic_rpc_handlers(handlers(dispatch, store, cache, progress))
+    server.add_generic_rpc_handlers(services)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     names = [kind.service.full_name for kind in KINDS.values()]
-    names += ["kumihimo.v1.Operations", health.SERVICE_NAME, reflection.SERVICE_NAME]
+    names += [OPERATIONS.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
     reflection.enable_server_reflection(names, server)
     return server
 

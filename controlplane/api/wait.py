@@ -15,11 +15,12 @@ from controlplane.errors import ApiError, Code, StoreUnavailable, fault, unavail
 from controlplane.identity import Caller
 from controlplane.progress import Lag, Progress
 from controlplane.registry import KINDS
-from controlplane.services.base import Context, stored
+from controlplane.services import kernel
+from controlplane.services.base import Context
 from controlplane.store import keys
 from controlplane.store.cache import Cache
 from controlplane.store.txn import Origin
-from kumihimo.v1 import resource_pb2
+from kumihimo.v1 import operations_pb2, resource_pb2
 
 DEFAULT = 30.0
 LONGEST = 600.0
@@ -81,13 +82,14 @@ class Wait:
 
     def _scope_of(self, object_id: str, caller: Caller) -> str | None:
         for name, kind in KINDS.items():
-            found = stored(self._cache, name, object_id)
+            key = self._cache.locate(kind, object_id)
+            found = self._cache.message(kind, key) if key else None
             if found is None:
                 continue
-            if kind.options.operator_named:
+            if name == "Node":
                 return "" if caller.is_operator else None
-            if caller.sees(found.project_id):
-                return str(found.network_id if kind.options.parent else found.id)
+            if (kind.parent or kind.scope) and caller.sees(found.project_id):
+                return str(found.network_id if kind.parent else found.id)
         return None
 
     def _behind(self, scopes: set[str] | None, revision: int) -> tuple[list[Lag], list[Lag]]:
@@ -105,9 +107,11 @@ class Wait:
     def _inactive(self, ids: Iterable[str], caller: Caller) -> list[Lag]:
         found: list[Lag] = []
         for object_id in ids:
-            port = stored(self._cache, "Port", object_id)
-            if port is None or not caller.sees(port.project_id):
+            key = self._cache.locate(KINDS["Port"], object_id)
+            stored = self._cache.message(KINDS["Port"], key) if key else None
+            if stored is None or not caller.sees(stored.project_id):
                 continue
+            port = kernel.copy(stored)
             # The binding is written after the port, and an active port is one that the other nodes can reach.
             bound = self._cache.get(keys.bindings(port.network_id) + port.id)
             if bound is not None:
@@ -120,7 +124,7 @@ class Wait:
         return found
 
     def _response(self, dead: list[Lag], caller: Caller) -> Any:
-        response = resource_pb2.WaitResponse(revision=self._cache.revision)
+        response = operations_pb2.WaitResponse(revision=self._cache.revision)
         if caller.is_operator:
             response.dead.extend(lag.message_of() for lag in dead[:LAGGING_SHOWN])
         return response

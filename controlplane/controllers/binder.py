@@ -11,10 +11,9 @@ import structlog
 from controlplane.controllers.runner import Controller
 from controlplane.errors import ApiError
 from controlplane.registry import KINDS
-from controlplane.services.base import stored
 from controlplane.store import keys
 from controlplane.store.client import Entry
-from controlplane.store.txn import Origin, Transaction, commit
+from controlplane.store.txn import Origin, Transaction
 from kumihimo.v1 import port_pb2
 
 ORIGIN = Origin(actor="binder", project_id="", method="controller/binder")
@@ -46,7 +45,7 @@ class Binder(Controller):
             return sum(self._decide(transaction, port) for port in batch)
 
         try:
-            moved, revision = await commit(self.store, self.cache, attempt, ORIGIN)
+            moved, revision = await self.committer.commit(attempt, ORIGIN)
         except ApiError as error:
             # One port that others keep changing must not hold up the batch: each by itself.
             if len(batch) == 1:
@@ -60,7 +59,7 @@ class Binder(Controller):
 
     def _decide(self, transaction: Transaction, port_id: str) -> int:
         """Write what one port's binding should be; 1 when that is a change."""
-        port = stored(self.cache, "Port", port_id)
+        port = transaction.object(KINDS["Port"], port_id)
         if port is None:
             return 0
         key = keys.bindings(port.network_id) + port_id
@@ -70,7 +69,14 @@ class Binder(Controller):
         if new == old:
             return 0
         transaction.require(keys.place(KINDS["Port"], port_id, port.network_id))
-        transaction.resources.append(f"port/{port_id}")
+        transaction.record(
+            "Binding",
+            port_id,
+            project=port.project_id,
+            name=port.name,
+            before=old.SerializeToString() if old else b"",
+            after=new.SerializeToString() if new else b"",
+        )
         if old is not None and (new is None or new.node != old.node):
             transaction.delete(keys.bound_to(old.node, port_id))
         if new is None:

@@ -7,11 +7,11 @@ import structlog
 from controlplane.controllers.runner import Controller
 from controlplane.errors import ApiError
 from controlplane.registry import KINDS
-from controlplane.services.base import claim, stored
+from controlplane.services.base import claim
 from controlplane.services.node import TUNNEL_POOL
 from controlplane.store import keys
 from controlplane.store.client import Entry
-from controlplane.store.txn import Origin, Transaction, commit
+from controlplane.store.txn import Origin, Transaction
 from controlplane.values import Invalid, address
 from kumihimo.v1 import store_pb2
 
@@ -37,7 +37,7 @@ class Registrar(Controller):
     async def _complete(self, node_id: str) -> None:
         def attempt(transaction: Transaction) -> str:
             entry = transaction.read(keys.node(node_id))
-            node = stored(self.cache, "Node", node_id)
+            node = transaction.object(KINDS["Node"], node_id)
             reported = self.cache.get(keys.agent_status(node_id))
             if entry is None or node is None or node.tunnel_ip or reported is None:
                 return ""
@@ -46,12 +46,12 @@ class Registrar(Controller):
                     message = KINDS["Node"].new(entry.value)
                     message.tunnel_ip = candidate
                     transaction.put(keys.node(node_id), message)
-                    transaction.resources.append(f"node/{node_id}")
+                    transaction.record("Node", node_id, before=entry.value, after=message.SerializeToString())
                     return candidate
             return ""
 
         try:
-            chosen, _ = await commit(self.store, self.cache, attempt, ORIGIN)
+            chosen, _ = await self.committer.commit(attempt, ORIGIN)
         except ApiError as error:
             # The runner begins anew, with every node: one that is passed over would stay without its address.
             _log.warning("not completed", node=node_id, detail=error.message)

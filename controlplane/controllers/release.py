@@ -11,8 +11,8 @@ import asyncio
 from controlplane.controllers.runner import Controller
 from controlplane.progress import Progress
 from controlplane.store import client, keys
-from controlplane.store.cache import Cache
-from controlplane.store.client import Entry, Store
+from controlplane.store.client import Entry
+from controlplane.store.commit import Committer
 from kumihimo.v1 import store_pb2
 
 PAUSE = 0.05  # seconds between two sweeps: releasing has no hurry, and acknowledgements come in crowds
@@ -25,8 +25,8 @@ class Release(Controller):
 
     name = "release"
 
-    def __init__(self, store: Store, cache: Cache, progress: Progress) -> None:
-        super().__init__(store, cache, progress)
+    def __init__(self, committer: Committer, progress: Progress) -> None:
+        super().__init__(committer, progress)
         self._pending: dict[str, store_pb2.Claim] = {}
 
     def changed(self, key: str, new: Entry | None) -> None:

@@ -19,6 +19,7 @@ from controlplane.progress import Progress
 from controlplane.store import client, keys
 from controlplane.store.cache import Cache
 from controlplane.store.client import Entry, Store
+from controlplane.store.commit import Committer
 
 TTL = 4  # seconds
 
@@ -34,9 +35,10 @@ class Controller(ABC):
     name: str
     batch = 200  # marks handed to one call of work
 
-    def __init__(self, store: Store, cache: Cache, progress: Progress) -> None:
-        self.store = store
-        self.cache = cache
+    def __init__(self, committer: Committer, progress: Progress) -> None:
+        self.committer = committer
+        self.store = committer.store
+        self.cache = committer.cache
         self.progress = progress
         self._marked: dict[str, None] = {}
         self._woken = asyncio.Event()
@@ -77,8 +79,9 @@ class Lost(Exception):
     """The lease is gone, or may be."""
 
 
-async def run(controller: Controller, store: Store, cache: Cache, replica: str) -> None:
+async def run(controller: Controller, replica: str) -> None:
     """Campaign for a controller and run it while it is ours; for ever."""
+    store, cache = controller.store, controller.cache
     key = keys.controller(controller.name)
     log = _log.bind(controller=controller.name)
     while True:

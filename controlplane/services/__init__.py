@@ -9,6 +9,9 @@ from controlplane.services.base import Rules
 from controlplane.services.network import NetworkRules
 from controlplane.services.node import NodeRules
 from controlplane.services.port import PortRules
+from controlplane.services.quota import QuotaRules
 from controlplane.services.subnet import SubnetRules
 
-RULES: dict[str, Rules] = {rules.kind: rules for rules in (NetworkRules(), SubnetRules(), PortRules(), NodeRules())}
+RULES: dict[str, Rules] = {
+    rules.kind: rules for rules in (NetworkRules(), SubnetRules(), PortRules(), NodeRules(), QuotaRules())
+}

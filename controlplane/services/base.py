@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from controlplane.config import Defaults
@@ -12,20 +13,12 @@ from controlplane.errors import ApiError, Code, Violation
 from controlplane.identity import Caller
 from controlplane.registry import KINDS
 from controlplane.store import keys
-from controlplane.store.cache import Cache, parse
+from controlplane.store.commit import Hints
 from controlplane.store.txn import Transaction
 from kumihimo.v1 import store_pb2
 
 REFERRERS_SHOWN = 20
 LONGEST_NAME = 40  # characters of a name that messages show
-
-
-@dataclass(slots=True)
-class Hints:
-    """Where to look first for a free value of a pool. Only a hint: the claim in the transaction decides."""
-
-    next: dict[str, int] = field(default_factory=dict)
-    random: random.Random = field(default_factory=random.SystemRandom)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +28,7 @@ class Context:
     caller: Caller
     defaults: Defaults
     hints: Hints
+    random: random.Random = field(default_factory=random.SystemRandom)
 
 
 class Rules:
@@ -58,27 +52,31 @@ class Rules:
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
         """Refuse while others refer to it; release what it claimed; with force, delete what it owns."""
 
-
-def stored(cache: Cache, kind: str, object_id: str) -> Any | None:
-    """The stored message of an object, or None."""
-    key = cache.locate(KINDS[kind], object_id)
-    entry = cache.get(key) if key else None
-    return parse(KINDS[kind], entry) if entry else None
+    def default(self, object_id: str, context: Context) -> Any | None:
+        """An implicit kind: the object of an id that was never stored; None where there can be none."""
+        return None
 
 
 def network_of(transaction: Transaction, network_id: str) -> Any:
-    """The network of a child; the kernel has made sure that it exists and stays."""
-    entry = transaction.require(keys.network(network_id))
-    if entry is None:
+    """The network of a child, not to be changed; the kernel has made sure that it exists and stays."""
+    key = keys.network(network_id)
+    transaction.require(key)
+    network = transaction.message(KINDS["Network"], key)
+    if network is None:
         raise ApiError(Code.NOT_FOUND, "REFERENCE_NOT_FOUND", f"Network {network_id} does not exist")
-    return parse(KINDS["Network"], entry)
+    return network
 
 
-def subnets_of(cache: Cache, network_id: str) -> list[Any]:
-    """The subnets of a network, oldest first."""
-    kind = KINDS["Subnet"]
-    found = [parse(kind, entry) for entry in cache.folder(keys.subnets(network_id)).values()]
-    return sorted(found, key=lambda subnet: (subnet.create_time.ToNanoseconds(), subnet.id))
+def messages(transaction: Transaction, kind: str, folder: str) -> list[Any]:
+    """The objects of a kind in a folder, oldest first; not to be changed."""
+    cache = transaction.cache
+    found = [cache.parsed(KINDS[kind], key, entry) for key, entry in transaction.folder(folder).items()]
+    return sorted(found, key=lambda item: (item.create_time.ToNanoseconds(), item.id))
+
+
+def subnets_of(transaction: Transaction, network_id: str) -> list[Any]:
+    """The subnets of a network, oldest first; not to be changed."""
+    return messages(transaction, "Subnet", keys.subnets(network_id))
 
 
 # -- claims -----------------------------------------------------------------------------------------------------------
@@ -104,30 +102,21 @@ def claim(
 def release(transaction: Transaction, pool: str, value: object) -> None:
     """Give a value back; it is free to others when the nodes concerned have let go of it (controllers/release.py)."""
     key = keys.claim(pool, value)
-    entry = transaction.cache.get(key)
+    entry = transaction.get(key)
     if entry is not None:
         holder = store_pb2.Claim.FromString(entry.value)
         holder.releasing = True
         transaction.put(key, holder)
 
 
-def first_free(transaction: Transaction, pool: str, low: int, high: int, hints: Hints) -> int | None:
+def first_free(transaction: Transaction, pool: str, low: int, high: int, context: Context) -> int | None:
     """A number of [low, high] that nobody claims, beginning at the hint; None when there is none."""
-    start = hints.next.get(pool, low)
-    if not low <= start <= high:
-        start = low
-    taken: Mapping[str, object] = transaction.cache.folder(keys.claim(pool))
-    for number in _around(low, high, start):
-        key = keys.claim(pool, number)
-        if key not in taken and not transaction.planned(key):
-            hints.next[pool] = number + 1
+    start = context.hints.start(pool, low, high)
+    for number in chain(range(start, high + 1), range(low, start)):
+        if not transaction.holds(keys.claim(pool, number)):
+            context.hints.took(pool, number)
             return number
     return None
-
-
-def _around(low: int, high: int, start: int) -> Iterable[int]:
-    yield from range(start, high + 1)
-    yield from range(low, start)
 
 
 def in_use(kind: str, object_id: str, name: str, referrers: list[str]) -> ApiError:

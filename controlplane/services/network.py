@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from controlplane.errors import ApiError, Code, Violation, exhausted, precondition, reference_not_found, taken
+from controlplane.errors import Code, Violation, exhausted, precondition, reference_not_found, taken
 from controlplane.registry import KINDS
+from controlplane.services import kernel
 from controlplane.services.base import (
     Context,
-    Hints,
     Rules,
     claim,
     first_free,
     in_use,
     label,
+    messages,
     release,
-    stored,
     subnets_of,
 )
 from controlplane.store import keys
-from controlplane.store.cache import parse
 from controlplane.store.txn import Transaction
 from controlplane.values import service_mac
 from kumihimo.v1 import network_pb2 as pb
@@ -118,15 +117,15 @@ class NetworkRules(Rules):
         pool = type_name(new.network_type).lower()
         if not new.segmentation_id:
             low, high = SEGMENTS[new.network_type]
-            new.segmentation_id = self._free(transaction, pool, low, high, context.hints)
+            new.segmentation_id = self._free(transaction, pool, low, high, context)
         self._claim(transaction, pool, new.segmentation_id, new, "segmentation_id")
-        new.key = self._free(transaction, KEY_POOL, *KEYS, context.hints)
+        new.key = self._free(transaction, KEY_POOL, *KEYS, context)
         self._claim(transaction, KEY_POOL, new.key, new, "key")
         mac_pool = keys.mac_pool(new.id)
         claim(transaction, mac_pool, service_mac(new.key), owner=new.id, project=new.project_id, network=new.id)
 
-    def _free(self, transaction: Transaction, pool: str, low: int, high: int, hints: Hints) -> int:
-        number = first_free(transaction, pool, low, high, hints)
+    def _free(self, transaction: Transaction, pool: str, low: int, high: int, context: Context) -> int:
+        number = first_free(transaction, pool, low, high, context)
         if number is None:
             raise exhausted("NO_FREE_SEGMENT", f"every number of {low} to {high} is in use in the pool {pool}", pool=pool)
         return number
@@ -141,7 +140,7 @@ class NetworkRules(Rules):
                 f"{field} {number} was in use until now and is free again when the nodes have let go of it; try again",
                 holder.owner,
             )
-        network = stored(transaction.cache, "Network", holder.owner)
+        network = transaction.object(KINDS["Network"], holder.owner)
         name = label(holder.owner, network.name) if network else holder.owner
         raise taken("SEGMENT_TAKEN", f"{field} {number} is taken by Network {name}; leave it out to have one chosen", name)
 
@@ -149,12 +148,9 @@ class NetworkRules(Rules):
         new.key = old.key
 
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
-        from controlplane.services import RULES  # a network owns its children's deletion, and they know of networks
-
-        cache = transaction.cache
-        ports = [parse(KINDS["Port"], entry) for entry in cache.folder(keys.ports(old.id)).values()]
-        subnets = subnets_of(cache, old.id)
-        bound = {key.rsplit("/", 1)[1] for key in cache.folder(keys.bindings(old.id))}
+        ports = messages(transaction, "Port", keys.ports(old.id))
+        subnets = subnets_of(transaction, old.id)
+        bound = {key.rsplit("/", 1)[1] for key in transaction.folder(keys.bindings(old.id))}
         kept = [port for port in ports if not force or port.id in bound or port.device_owner]
         referrers = [f"Port {label(port.id, port.name)}" for port in kept]
         if not force:
@@ -171,10 +167,9 @@ class NetworkRules(Rules):
                 )
         for kind, children in (("Port", ports), ("Subnet", subnets)):
             for child in children:
-                RULES[kind].delete(transaction, child, force, context)
-                transaction.delete(keys.index(kind, child.id))
+                kernel.remove(transaction, KINDS[kind], child, force, context)
         for folder in (keys.ports(old.id), keys.subnets(old.id)):
-            if force:
+            if transaction.cache.folder(folder):
                 transaction.require_unchanged(folder)
             else:
                 transaction.require_empty(folder)
@@ -182,9 +177,3 @@ class NetworkRules(Rules):
         transaction.delete_prefix(keys.claim(f"net/{old.id}"))
         release(transaction, type_name(old.network_type).lower(), old.segmentation_id)
         release(transaction, KEY_POOL, old.key)
-
-
-def forbid_foreign_network(network: Any, context: Context) -> None:
-    """A child belongs to the network's project; another project's network is as good as missing."""
-    if not context.caller.sees(network.project_id):
-        raise ApiError(Code.NOT_FOUND, "REFERENCE_NOT_FOUND", f"Network {network.id} does not exist")

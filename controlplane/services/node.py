@@ -11,6 +11,7 @@ from controlplane.store import keys
 from controlplane.store.txn import Transaction
 from controlplane.values import address
 from kumihimo.v1 import node_pb2 as pb
+from kumihimo.v1 import store_pb2
 
 KEY_POOL = "node-key"
 KEYS = (1, (1 << 16) - 1)
@@ -45,7 +46,7 @@ class NodeRules(Rules):
             )
 
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:
-        key = first_free(transaction, KEY_POOL, *KEYS, context.hints)
+        key = first_free(transaction, KEY_POOL, *KEYS, context)
         if key is None:
             raise exhausted("NO_FREE_SEGMENT", f"all {KEYS[1]} node numbers are in use")
         claim(transaction, KEY_POOL, key, owner=new.id, project="")
@@ -61,7 +62,7 @@ class NodeRules(Rules):
 
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
         bound = keys.bound_to(old.id)
-        ports = [key.rsplit("/", 1)[1] for key in transaction.cache.folder(bound)]
+        ports = [key.rsplit("/", 1)[1] for key in transaction.folder(bound)]
         if ports and not force:
             raise in_use("Node", old.id, "", [f"Port {port}" for port in sorted(ports)])
         if transaction.cache.get(keys.alive(old.id)) is not None and force:
@@ -71,10 +72,13 @@ class NodeRules(Rules):
             )
         for port in ports:
             transaction.delete(bound + port)
-            for network in _networks_of(transaction, port):
-                # Read, so that a binding that moves to another node meanwhile is not taken away there.
-                if transaction.read(keys.bindings(network) + port) is not None:
-                    transaction.delete(keys.bindings(network) + port)
+            entry = transaction.get(keys.index("Port", port))
+            if entry is None:
+                continue
+            binding = keys.bindings(store_pb2.Index.FromString(entry.value).network_id) + port
+            # Read, so that a binding that moves to another node meanwhile is not taken away there.
+            if transaction.read(binding) is not None:
+                transaction.delete(binding)
         if ports:
             transaction.require_unchanged(bound)
         else:
@@ -91,11 +95,3 @@ class NodeRules(Rules):
         holder = claim(transaction, TUNNEL_POOL, new.tunnel_ip, owner=new.id, project="")
         if holder is not None:
             raise taken("ADDRESS_TAKEN", f"tunnel_ip {new.tunnel_ip} is taken by Node {holder.owner}", holder.owner)
-
-
-def _networks_of(transaction: Transaction, port_id: str) -> Iterator[str]:
-    from kumihimo.v1 import store_pb2
-
-    entry = transaction.cache.get(keys.index("Port", port_id))
-    if entry is not None:
-        yield store_pb2.Index.FromString(entry.value).network_id

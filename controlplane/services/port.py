@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from controlplane.errors import ApiError, Code, Violation, exhausted, fault, precondition, taken
-from controlplane.services.base import Context, Rules, claim, label, network_of, release, stored, subnets_of
+from controlplane.registry import KINDS
+from controlplane.services.base import Context, Rules, claim, label, network_of, release, subnets_of
 from controlplane.services.subnet import ranges, usable
 from controlplane.store import keys
 from controlplane.store.txn import Transaction
@@ -110,6 +111,7 @@ class PortRules(Rules):
             self._claim_mac(transaction, new)
             release(transaction, keys.mac_pool(old.network_id), old.mac_address)
         held = {fixed.ip_address: fixed.subnet_id for fixed in old.fixed_ips}
+        self._keep_addresses(new, held)
         self._claim_addresses(transaction, new, held, context)
         kept = {fixed.ip_address for fixed in new.fixed_ips}
         for ip, subnet_id in held.items():
@@ -151,9 +153,9 @@ class PortRules(Rules):
     def _make_mac(self, transaction: Transaction, new: Any, context: Context) -> str:
         pool = keys.mac_pool(new.network_id)
         for _ in range(MAC_TRIES):
-            low = context.hints.random.randbytes(3).hex(":")
+            low = context.random.randbytes(3).hex(":")
             mac = f"{context.defaults.mac_base}:{low}"
-            if transaction.cache.get(keys.claim(pool, mac)) is None:
+            if not transaction.holds(keys.claim(pool, mac)):
                 owner, project = new.id, new.project_id
                 claim(transaction, pool, mac, owner=owner, project=project, network=new.network_id)
                 return mac
@@ -164,7 +166,7 @@ class PortRules(Rules):
     def _default_addresses(self, transaction: Transaction, new: Any) -> None:
         """One address per family that has a subnet; the first subnet of the family with room for it."""
         transaction.require_unchanged(keys.subnets(new.network_id))
-        subnets = subnets_of(transaction.cache, new.network_id)
+        subnets = subnets_of(transaction, new.network_id)
         for family in (4, 6):
             of_family = [subnet for subnet in subnets if subnet.ip_version == family]
             if not of_family:
@@ -172,9 +174,19 @@ class PortRules(Rules):
             chosen = next((subnet for subnet in of_family if _has_room(transaction, subnet)), of_family[0])
             new.fixed_ips.add(subnet_id=chosen.id)
 
+    def _keep_addresses(self, new: Any, held: dict[str, str]) -> None:
+        """An entry that names a subnet only is content with an address of it that the port has already."""
+        free = dict(held)
+        for fixed in new.fixed_ips:
+            free.pop(fixed.ip_address, None)
+        for fixed in new.fixed_ips:
+            if not fixed.ip_address:
+                fixed.ip_address = next((ip for ip, subnet in free.items() if subnet == fixed.subnet_id), "")
+                free.pop(fixed.ip_address, None)
+
     def _claim_addresses(self, transaction: Transaction, new: Any, held: dict[str, str], context: Context) -> None:
         """Complete and claim every address; `held` are those the port has already."""
-        subnets = {subnet.id: subnet for subnet in subnets_of(transaction.cache, new.network_id)}
+        subnets = {subnet.id: subnet for subnet in subnets_of(transaction, new.network_id)}
         # Those that are asked for by address first, or one that is chosen may be the same.
         for number, fixed in sorted(enumerate(new.fixed_ips), key=lambda item: not item[1].ip_address):
             place = f"fixed_ips[{number}]"
@@ -228,20 +240,18 @@ class PortRules(Rules):
 
     def _pick_address(self, transaction: Transaction, subnet: Any, new: Any, context: Context) -> str:
         pool = keys.ip_pool(new.network_id, subnet.id)
-        used = transaction.cache.folder(keys.claim(pool))
-        network = prefix(subnet.cidr)
-        make = type(network.network_address)
-        hint = context.hints.next.get(pool, 0)
+        folder = keys.claim(pool)
+        make = type(address(subnet.allocation_pools[0].start)) if subnet.allocation_pools else str
         spans = ranges(subnet)
+        hint = context.hints.start(pool, spans[0][0], spans[-1][1]) if spans else 0
         # From the hint to the end, then from the beginning: addresses of the recently deleted come last.
         ordered = [(max(low, hint), high) for low, high in spans if high >= hint]
         ordered += [(low, min(high, hint - 1)) for low, high in spans if low < hint]
         for low, high in ordered:
             for candidate in range(low, high + 1):
                 ip = str(make(candidate))
-                key = keys.claim(pool, ip)
-                if key not in used and not transaction.planned(key):
-                    context.hints.next[pool] = candidate + 1
+                if not transaction.holds(folder + ip):
+                    context.hints.took(pool, candidate)
                     owner, project = new.id, new.project_id
                     claim(transaction, pool, ip, owner=owner, project=project, network=new.network_id)
                     return ip
@@ -253,12 +263,12 @@ class PortRules(Rules):
 
 
 def _has_room(transaction: Transaction, subnet: Any) -> bool:
-    used = len(transaction.cache.folder(keys.claim(keys.ip_pool(subnet.network_id, subnet.id))))
+    used = transaction.count(keys.claim(keys.ip_pool(subnet.network_id, subnet.id)))
     return used < sum(high - low + 1 for low, high in ranges(subnet))
 
 
 def _holder(transaction: Transaction, holder: store_pb2.Claim) -> str:
-    port = stored(transaction.cache, "Port", holder.owner)
+    port = transaction.object(KINDS["Port"], holder.owner)
     if port is not None:
         return f"Port {label(port.id, port.name)}"
     if holder.releasing:

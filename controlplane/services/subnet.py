@@ -7,6 +7,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from controlplane.errors import Code, Violation, exhausted, precondition, taken
+from controlplane.registry import KINDS
 from controlplane.services.base import (
     Context,
     Rules,
@@ -15,7 +16,6 @@ from controlplane.services.base import (
     label,
     network_of,
     release,
-    stored,
     subnets_of,
 )
 from controlplane.store import keys
@@ -140,6 +140,13 @@ class SubnetRules(Rules):
                     f"gateway_ip {gateway} is no host's address of {network}; {_address(network, first)} to"
                     f" {_address(network, last)} is accepted",
                 )
+        server = _parsed(new.dhcp_server_ip)
+        if server is not None and (server not in network or not first <= int(server) <= last or server == gateway):
+            yield Violation(
+                "dhcp_server_ip",
+                "IP_NOT_IN_SUBNET",
+                f"dhcp_server_ip {server} is the gateway or no host's address of {network}; leave it out to have one chosen",
+            )
         seen: list[tuple[int, int]] = []
         for number, pool in enumerate(new.allocation_pools):
             place = f"allocation_pools[{number}]"
@@ -187,31 +194,42 @@ class SubnetRules(Rules):
         network = network_of(transaction, new.network_id)
         new.project_id = network.project_id
         self._refuse_overlap(transaction, new)
-        if new.enable_dhcp:
-            new.dhcp_server_ip = self._claim_server(transaction, new)
+        self._serve(transaction, new, "")
 
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
         if new.cidr != old.cidr:
             self._refuse_overlap(transaction, new)
         if new.gateway_ip != old.gateway_ip and new.gateway_ip:
             self._refuse_taken_gateway(transaction, new)
-        new.dhcp_server_ip = old.dhcp_server_ip
-        if new.enable_dhcp and not new.dhcp_server_ip:
-            new.dhcp_server_ip = self._claim_server(transaction, new)
-        elif not new.enable_dhcp and new.dhcp_server_ip:
-            release(transaction, keys.ip_pool(new.network_id, new.id), new.dhcp_server_ip)
+        self._serve(transaction, new, old.dhcp_server_ip)
+
+    def _serve(self, transaction: Transaction, new: Any, old: str) -> None:
+        """Claim the address at which DHCP answers, given or chosen; let go of the one it had."""
+        pool = keys.ip_pool(new.network_id, new.id)
+        if not new.enable_dhcp:
             new.dhcp_server_ip = ""
+        elif not new.dhcp_server_ip:
+            new.dhcp_server_ip = old or self._claim_server(transaction, new)
+        elif new.dhcp_server_ip != old:
+            owner, project = new.id, new.project_id
+            holder = claim(transaction, pool, new.dhcp_server_ip, owner=owner, project=project, network=new.network_id)
+            if holder is not None:
+                port = transaction.object(KINDS["Port"], holder.owner)
+                name = f"Port {label(port.id, port.name)}" if port is not None else holder.owner
+                text = f"dhcp_server_ip {new.dhcp_server_ip} is taken by {name}; leave it out to have one chosen"
+                raise taken("ADDRESS_TAKEN", text, name)
+        if old and old != new.dhcp_server_ip:
+            release(transaction, pool, old)
 
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
         pool = keys.claim(keys.ip_pool(old.network_id, old.id))
         holders: set[str] = set()
-        for key, entry in transaction.cache.folder(pool).items():
+        for entry in transaction.folder(pool).values():
             held = store_pb2.Claim.FromString(entry.value)
-            # What this same transaction releases (a network deleted with its ports) holds nothing.
-            if not held.releasing and held.owner != old.id and not transaction.planned(key):
+            if not held.releasing and held.owner != old.id:
                 holders.add(held.owner)
         if holders:
-            ports = [stored(transaction.cache, "Port", holder) for holder in sorted(holders)]
+            ports = [transaction.object(KINDS["Port"], holder) for holder in sorted(holders)]
             raise in_use(
                 "Subnet", old.id, old.name, [f"Port {label(port.id, port.name)}" for port in ports if port is not None]
             )
@@ -221,7 +239,7 @@ class SubnetRules(Rules):
     def _refuse_overlap(self, transaction: Transaction, new: Any) -> None:
         transaction.require_unchanged(keys.subnets(new.network_id))
         mine = prefix(new.cidr)
-        for other in subnets_of(transaction.cache, new.network_id):
+        for other in subnets_of(transaction, new.network_id):
             if other.id != new.id and _overlap(mine, prefix(other.cidr)):
                 name = label(other.id, other.name)
                 raise taken("CIDR_OVERLAP", f"cidr {new.cidr} overlaps {other.cidr} of Subnet {name}", name)
@@ -230,18 +248,17 @@ class SubnetRules(Rules):
         entry = transaction.read(keys.claim(keys.ip_pool(new.network_id, new.id), new.gateway_ip))
         if entry is not None:
             owner = store_pb2.Claim.FromString(entry.value).owner
-            port = stored(transaction.cache, "Port", owner)
+            port = transaction.object(KINDS["Port"], owner)
             name = f"Port {label(port.id, port.name)}" if port is not None else "the subnet's DHCP service"
             raise taken("ADDRESS_TAKEN", f"gateway_ip {new.gateway_ip} is taken by {name}", owner)
 
     def _claim_server(self, transaction: Transaction, new: Any) -> str:
         """The highest free address of the pools: ports are given the lowest first, so the two seldom meet."""
         pool = keys.ip_pool(new.network_id, new.id)
-        used = transaction.cache.folder(keys.claim(pool))
         for low, high in reversed(ranges(new)):
             for number in range(high, low - 1, -1):
                 candidate = str(_address(prefix(new.cidr), number))
-                if keys.claim(pool, candidate) not in used:
+                if not transaction.holds(keys.claim(pool, candidate)):
                     owner, project = new.id, new.project_id
                     claim(transaction, pool, candidate, owner=owner, project=project, network=new.network_id)
                     return candidate

@@ -4,18 +4,23 @@ Invariants:
 - `revision` is that of the last event (or list) taken in; everything up to it is here, nothing after it.
 - A read that must see all that was acknowledged before it calls `sync()` first: one coalesced linearizable read of etcd's
   revision, then a wait until the cache has come that far. The watch covers the whole key space, so every revision arrives.
-- Values stay bytes and are parsed on use: a parsed message holds five times as much.
+- Values stay bytes and are parsed on use: a parsed message holds five times as much. The last ones parsed are kept, so what
+  `message` gives must not be changed.
+- What is only ever looked up in etcd itself (request records, the history) passes by and is not kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 import bisect
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from controlplane.errors import StoreUnavailable
-from controlplane.registry import KINDS, Kind
+from controlplane.registry import Kind
 from controlplane.store import keys
 from controlplane.store.client import Entry, Store
 from controlplane.store.feed import Changed, Feed, Listed, Lost, Notice
@@ -25,6 +30,8 @@ from kumihimo.v1 import store_pb2
 Observer = Callable[[str, Entry | None, Entry | None], None]
 
 CATCH_UP = 5.0  # seconds a read waits for the watch before the store counts as unavailable
+PARSED = 4096  # messages kept parsed
+NOT_KEPT = (keys.REQUESTS, keys.CHANGES)
 
 
 class Cache:
@@ -33,12 +40,19 @@ class Cache:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._folders: dict[str, dict[str, Entry]] = {}
-        self._ids: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        # By (kind, project): what is listed is looked for among one project's objects; "" has those of all.
+        self._ids: dict[tuple[str, str], list[str]] = {}
+        self._parsed: OrderedDict[str, tuple[Entry, Any]] = OrderedDict()
         self._observers: list[Observer] = []
         self._moved = asyncio.Event()
         self._sync: asyncio.Task[int] | None = None
         self._next_sync: asyncio.Task[int] | None = None
         self.revision = 0
+        # The revision of the change that observers are told of; and whether it is a list, which shows what is and not what was.
+        self.changing = 0
+        self.listing = True
+        # Called with the revision of each list after the first.
+        self.relisted: list[Callable[[int], None]] = []
         self.ready = asyncio.Event()
         self.lost: str = ""
 
@@ -53,19 +67,36 @@ class Cache:
 
     def locate(self, kind: Kind, object_id: str) -> str | None:
         """The key of an object; None when there is none."""
-        network_id = ""
-        if kind.options.parent:
+        parent_id = ""
+        if kind.parent:
             index = self.get(keys.index(kind.name, object_id))
             if index is None:
                 return None
-            network_id = store_pb2.Index.FromString(index.value).network_id
-        key = keys.place(kind, object_id, network_id)
+            parent_id = store_pb2.Index.FromString(index.value).network_id
+        key = keys.place(kind, object_id, parent_id)
         # Keys that hold something else (node/.change) must not be found by an id that spells them.
-        return key if self.get(key) and kind_of(key) == (kind.name, object_id) else None
+        return key if self.get(key) and keys.resource(key) == (kind, object_id) else None
 
-    def ids(self, kind: Kind) -> list[str]:
-        """Ids of all objects of a kind, sorted. Not to be changed."""
-        return self._ids[kind.name]
+    def message(self, kind: Kind, key: str) -> Any | None:
+        """The object at a key, with its revision and etag; not to be changed. None when there is none."""
+        entry = self.get(key)
+        return self.parsed(kind, key, entry) if entry else None
+
+    def parsed(self, kind: Kind, key: str, entry: Entry) -> Any:
+        """An entry's message, which is not to be changed."""
+        kept = self._parsed.get(key)
+        if kept is not None and kept[0] is entry:
+            self._parsed.move_to_end(key)
+            return kept[1]
+        found = parse(kind, entry)
+        self._parsed[key] = entry, found
+        if len(self._parsed) > PARSED:
+            self._parsed.popitem(last=False)
+        return found
+
+    def ids(self, kind: Kind, project: str = "") -> list[str]:
+        """Ids of the objects of a kind, of one project or of all, sorted. Not to be changed."""
+        return self._ids.get((kind.name, project), [])
 
     def keys(self) -> Iterable[str]:
         for folder in self._folders.values():
@@ -135,23 +166,33 @@ class Cache:
                 self.lost = detail
                 return
             case Listed(_, revision, entries):
-                gone = [key for key in self.keys() if key not in entries]
-                for key in gone:
-                    self._change(key, None)
-                for key, entry in entries.items():
-                    if self.get(key) != entry:
-                        self._change(key, entry)
-                self.revision = revision
-                self.ready.set()
-            case Changed(_, revision, changes):
-                for key, new in changes:
+                self._list(revision, entries)
+            case Changed(_, revision, changes, revisions):
+                for (key, new), self.changing in zip(changes, revisions, strict=True):
                     self._change(key, new)
                 self.revision = revision
         self.lost = ""
         self._moved.set()
         self._moved = asyncio.Event()
 
+    def _list(self, revision: int, entries: Mapping[str, Entry]) -> None:
+        self.listing = True
+        self.changing = revision
+        for key in [key for key in self.keys() if key not in entries]:
+            self._change(key, None)
+        for key, entry in entries.items():
+            if self.get(key) != entry:
+                self._change(key, entry)
+        self.listing = False
+        self.revision = revision
+        if self.ready.is_set():
+            for told in self.relisted:
+                told(revision)
+        self.ready.set()
+
     def _change(self, key: str, new: Entry | None) -> None:
+        if key.startswith(NOT_KEPT):
+            return
         folder = keys.folder(key) if "/" in key else ""
         inside = self._folders.setdefault(folder, {})
         old = inside.get(key)
@@ -162,34 +203,35 @@ class Cache:
         else:
             inside[key] = new
         if (old is None) != (new is None):
-            self._count(key, present=new is not None)
+            self._count(key, old, new)
         for observer in self._observers:
             observer(key, old, new)
 
-    def _count(self, key: str, present: bool) -> None:
-        kind, object_id = kind_of(key)
-        if kind is None:
+    def _count(self, key: str, old: Entry | None, new: Entry | None) -> None:
+        found = keys.resource(key)
+        if found is None:
             return
-        ids = self._ids[kind]
-        place = bisect.bisect_left(ids, object_id)
-        if present:
-            ids.insert(place, object_id)
-        elif place < len(ids) and ids[place] == object_id:
-            del ids[place]
+        kind, object_id = found
+        self._parsed.pop(key, None)
+        entry = new or old
+        # The project of an object never changes.
+        project = _project(kind, entry.value) if kind.owned and entry else ""
+        for name in {"", project}:
+            ids = self._ids.setdefault((kind.name, name), [])
+            place = bisect.bisect_left(ids, object_id)
+            if new is not None:
+                ids.insert(place, object_id)
+            elif place < len(ids) and ids[place] == object_id:
+                del ids[place]
+                if not ids:
+                    del self._ids[kind.name, name]
 
 
-def kind_of(key: str) -> tuple[str | None, str]:
-    """(kind, id) of a key that holds a resource, else (None, "")."""
-    match keys.split(key):
-        case ["net", network_id, "network"]:
-            return "Network", network_id
-        case ["net", _, "subnet", subnet_id]:
-            return "Subnet", subnet_id
-        case ["net", _, "port", port_id]:
-            return "Port", port_id
-        case ["node", node_id] if node_id != ".change":
-            return "Node", node_id
-    return None, ""
+def _project(kind: Kind, value: bytes) -> str:
+    try:
+        return str(kind.new(value).project_id)
+    except DecodeError:
+        return ""  # whatever stands there: `kumi doctor` names it
 
 
 def parse(kind: Kind, entry: Entry) -> Any:

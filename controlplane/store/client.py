@@ -81,7 +81,7 @@ class Store:
         try:
             return await method(request, timeout=TIMEOUT)
         except grpc.aio.AioRpcError as error:
-            if error.code() in _UNAVAILABLE:
+            if error.code() in _UNAVAILABLE or "lease not found" in (error.details() or ""):
                 detail = (error.details() or error.code().name).splitlines()[0]
                 raise StoreUnavailable(f"etcd at {self.endpoints}: {detail}") from error
             raise
@@ -97,13 +97,14 @@ class Store:
         reply = await self.call(self.kv.Range, request)
         return int(reply.header.revision)
 
-    async def get(self, key: str) -> Entry | None:
-        reply = await self.call(self.kv.Range, pb.RangeRequest(key=key.encode()))
+    async def get(self, key: str, at: int = 0) -> Entry | None:
+        """What is at a key, or was at a revision."""
+        reply = await self.call(self.kv.Range, pb.RangeRequest(key=key.encode(), revision=at))
         return entry(reply.kvs[0]) if reply.kvs else None
 
-    async def pages(self, prefix: str, limit: int = PAGE) -> AsyncIterator[tuple[int, Sequence[Any]]]:
-        """(revision, key-values) pages of one snapshot of all keys with this prefix; at least one page."""
-        key, end, revision = prefix.encode() or b"\0", keys.end_of(prefix), 0
+    async def pages(self, prefix: str, limit: int = PAGE, at: int = 0) -> AsyncIterator[tuple[int, Sequence[Any]]]:
+        """(revision, key-values) pages of one snapshot of all keys with this prefix; at least one page. at: its revision."""
+        key, end, revision = prefix.encode() or b"\0", keys.end_of(prefix), at
         while True:
             request = pb.RangeRequest(key=key, range_end=end, limit=limit, revision=revision)
             reply = await self.call(self.kv.Range, request)
@@ -112,6 +113,19 @@ class Store:
             if not reply.more:
                 return
             key = reply.kvs[-1].key + b"\0"
+
+    async def newest(self, prefix: str, limit: int, until: int = 0, since: int = 0) -> Sequence[Any]:
+        """Key-values below a prefix, the last changed first, changed between two revisions; 0: no bound."""
+        request = pb.RangeRequest(
+            key=prefix.encode(),
+            range_end=keys.end_of(prefix),
+            limit=limit,
+            min_mod_revision=since,
+            max_mod_revision=until,
+            sort_order=pb.RangeRequest.DESCEND,
+            sort_target=pb.RangeRequest.MOD,
+        )
+        return list((await self.call(self.kv.Range, request)).kvs)
 
     async def grant(self, ttl: int) -> int:
         """A new lease of `ttl` seconds; its id."""

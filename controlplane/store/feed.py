@@ -43,11 +43,12 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """Changes of one batch, in order; None: the key is gone. revision: that of the last one."""
+    """Changes of one batch, in order; None: the key is gone. revision: that of the last one; revisions: that of each."""
 
     prefix: str
     revision: int
     changes: Sequence[tuple[str, Entry | None]]
+    revisions: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +174,11 @@ class Feed:
         self._deliver(prefix, revision, self._early.pop(number, ()))
 
     def _deliver(self, prefix: str, listed_at: int, events: Sequence[Any]) -> None:
-        changes = [
-            (event.kv.key.decode(), entry(event.kv) if event.type == Event.PUT else None)
-            for event in events
-            if event.kv.mod_revision > listed_at
-        ]
-        if changes:
-            self.notices.put_nowait(Changed(prefix, events[-1].kv.mod_revision, changes))
+        new = [event for event in events if event.kv.mod_revision > listed_at]
+        if new:
+            changes = [(event.kv.key.decode(), entry(event.kv) if event.type == Event.PUT else None) for event in new]
+            revisions = [event.kv.mod_revision for event in new]
+            self.notices.put_nowait(Changed(prefix, revisions[-1], changes, revisions))
 
     async def _stop_lists(self) -> None:
         tasks = list(self._lists)
@@ -188,6 +187,54 @@ class Feed:
         for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+
+class Compacted(Exception):
+    """The store no longer knows what happened then."""
+
+
+async def replay(store: Store, first: int, last: int) -> AsyncIterator[tuple[int, str, Entry | None, Entry | None]]:
+    """(revision, key, before, after) of every change in [first, last], which has been. Raises Compacted, StoreUnavailable.
+
+    It watches the whole key space: there every revision has an event, so the end is seen.
+    """
+    ended = asyncio.Event()
+
+    async def requests() -> AsyncIterator[Any]:
+        request = _create("", 1)
+        request.create_request.start_revision = first
+        request.create_request.prev_kv = True
+        yield request
+        await ended.wait()
+
+    call = store.watches.Watch(requests())
+    replies = aiter(call)
+    try:
+        while True:
+            async with asyncio.timeout(SILENCE):
+                reply = await anext(replies, None)
+            if reply is None:
+                raise StoreUnavailable("the watch stream ended")
+            if reply.compact_revision:
+                raise Compacted
+            if reply.canceled:
+                raise StoreUnavailable(reply.cancel_reason)
+            for event in reply.events:
+                at = event.kv.mod_revision
+                if at > last:
+                    return
+                old = entry(event.prev_kv) if event.HasField("prev_kv") else None
+                yield at, event.kv.key.decode(), old, entry(event.kv) if event.type == Event.PUT else None
+            # All events of one revision come in one reply.
+            if reply.events and reply.events[-1].kv.mod_revision >= last:
+                return
+    except TimeoutError:
+        raise StoreUnavailable("the store tells nothing of the past") from None
+    except grpc.aio.AioRpcError as error:
+        raise StoreUnavailable(_reason(error)) from error
+    finally:
+        ended.set()
+        call.cancel()
 
 
 def _create(prefix: str, number: int, progress: bool = False) -> Any:

@@ -5,17 +5,18 @@
     net/{net}/change             who changed the network last; rewritten by every transaction that changes the scope, so
                                  its mod revision is the revision of the scope, deletions included
     node/{id}                    a node                   node/.change            the same for all nodes
+    {noun}/{id}                  every other resource
     status/{node}/agent          what an agent says of itself
     status/{node}/port/{port}    a port seen on br-int there
     status/{node}/net/{net}      revision of the network up to which that node's data plane is complete
     status/{node}/nodes          the same for the node scope
     alive/{node}                 leased
-    index/{kind}/{id}            the network that holds an object
+    index/{kind}/{id}            the network that holds an object, and its quota slot
     index/bind/{node}/{port}     ports bound to a node
     claim/{pool}/{value}         a unique value in use; pools: vxlan, network-key, node-key, tunnel-ip,
-                                 net/{net}/mac, net/{net}/ip/{subnet}
-    request/{actor}/{id}         first result of a named request, leased for 24 h
-    change/{id}                  change record; id is a version 7 uuid, in order of time
+                                 net/{net}/mac, net/{net}/ip/{subnet}, quota/{project}/{plural}
+    request/{actor}/{project}/{id}   first result of a named request, leased for 24 h
+    change/{object}/{id}         one change of an object, leased for 90 days; id is a version 7 uuid, in order of time
     controller/{name}            leased: the API replica that runs a controller
     meta/format                  version of this layout
 
@@ -24,7 +25,9 @@ A key's last element never holds "/"; a *folder* is a key less its last element,
 
 from __future__ import annotations
 
-from controlplane.registry import Kind
+from urllib.parse import quote
+
+from controlplane.registry import KINDS, Kind
 
 ROOT = "/kumihimo/"
 NETWORKS = ROOT + "net/"
@@ -33,8 +36,13 @@ NODES_CHANGE = NODES + ".change"
 STATUS = ROOT + "status/"
 ALIVE = ROOT + "alive/"
 CLAIMS = ROOT + "claim/"
+REQUESTS = ROOT + "request/"
+CHANGES = ROOT + "change/"
 FORMAT = ROOT + "meta/format"
 FORMAT_VERSION = 1
+
+_SCOPED = {kind.scope: kind for kind in KINDS.values() if kind.scope}
+_BY_NOUN = {kind.noun: kind for kind in KINDS.values()}
 
 
 def scope(network_id: str) -> str:
@@ -46,11 +54,26 @@ def network(network_id: str) -> str:
     return f"{NETWORKS}{network_id}/network"
 
 
-def place(kind: Kind, object_id: str, network_id: str = "") -> str:
-    """Where an object stands. network_id: its parent, for kinds that have one."""
-    if kind.options.parent:
-        return f"{NETWORKS}{network_id}/{kind.noun}/{object_id}"
-    return node(object_id) if kind.options.operator_named else network(object_id)
+def place(kind: Kind, object_id: str, parent_id: str = "") -> str:
+    """Where an object stands. parent_id: for kinds that have a parent."""
+    if kind.parent:
+        return f"{NETWORKS}{parent_id}/{kind.noun}/{object_id}"
+    if kind.scope:
+        return f"{ROOT}{kind.scope}/{object_id}/{kind.noun}"
+    return f"{ROOT}{kind.noun}/{object_id}"
+
+
+def resource(key: str) -> tuple[Kind, str] | None:
+    """(kind, id) of a key that holds a resource."""
+    match split(key):
+        case [folder, object_id, noun] if folder in _SCOPED and _SCOPED[folder].noun == noun:
+            return _SCOPED[folder], object_id
+        case [folder, _, noun, object_id] if folder in _SCOPED and noun in _BY_NOUN and _BY_NOUN[noun].parent:
+            return _BY_NOUN[noun], object_id
+        case [noun, object_id] if noun in _BY_NOUN and not object_id.startswith("."):
+            kind = _BY_NOUN[noun]
+            return None if kind.parent or kind.scope else (kind, object_id)
+    return None
 
 
 def subnets(network_id: str) -> str:
@@ -118,12 +141,17 @@ def ip_pool(network_id: str, subnet_id: str) -> str:
     return f"net/{network_id}/ip/{subnet_id}"
 
 
-def request(actor: str, request_id: str) -> str:
-    return f"{ROOT}request/{actor.replace('/', '_')}/{request_id.replace('/', '_')}"
+def quota_pool(project_id: str, kind: Kind) -> str:
+    """The claims that count a project's objects of a kind: a slot each."""
+    return f"quota/{quote(project_id, safe='')}/{kind.options.plural}"
 
 
-def change(change_id: str) -> str:
-    return f"{ROOT}change/{change_id}"
+def request(actor: str, project_id: str, request_id: str) -> str:
+    return f"{REQUESTS}{quote(actor, safe='')}/{quote(project_id, safe='')}/{quote(request_id, safe='')}"
+
+
+def change(object_id: str, change_id: str = "") -> str:
+    return f"{CHANGES}{object_id}/{change_id}"
 
 
 def controller(name: str) -> str:

@@ -1,42 +1,30 @@
-"""The one commit. Every write, of one object or of many, goes through `commit`.
+"""One write: what it has read, and what it wants written.
 
-An *attempt* is a function that reads from the cache through a `Transaction`, decides, and states what it wants written.
-The transaction remembers what was read and compares exactly that in etcd:
-- comparisons fail: someone was faster. The cache is brought up to date and the attempt runs again, a bounded number of
-  times. Attempts must therefore have no effect but on the transaction.
-- the attempt refuses (ApiError): that may be the fault of a cache that lags another replica. The refusal stands when the
-  attempt saw all that was written before the call; else the cache is synced and the attempt runs again. (Not "until
-  nobody writes any more": on a busy store that never comes.)
-- etcd's answer was lost: the outcome is unknown. Each commit creates a change record under an id of its own, so a look at
-  that key tells whether it happened, and the same transaction sent twice cannot happen twice.
+An *attempt* is a function that reads through a `Transaction`, decides, and states what it wants written. It may run several
+times, so it has no effect but on its transaction. `commit.py` runs attempts and writes what they want.
 
-Contributors: the scope contributor puts `net/{net}/change` for each network whose scope is written (see keys), so agents
-find the request and trace that caused a change beside the change, and the scope's revision outlives deletions.
+Attempts of several requests share a `Batch`, which becomes one etcd transaction. They are as good as one after the other,
+because an attempt that would touch what an earlier one of the batch has written, or write what an earlier one has read, is
+`Deferred` to the next batch. What is shared on purpose: values chosen from a pool (`holds` sees what others of the batch
+have taken), and the change key of a scope. One attempt (an Apply) sees its own writes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from google.protobuf.message import Message
 
-from controlplane.errors import ApiError, StoreUnavailable, conflict, unavailable
+from controlplane.registry import Kind
 from controlplane.store import client, keys
 from controlplane.store.cache import Cache
-from controlplane.store.client import Entry, Store
+from controlplane.store.client import Entry
 from kumihimo.v1 import store_pb2
-
-T = TypeVar("T")
-
-ATTEMPTS = 16
-UNKNOWN_ATTEMPTS = 4
-UNKNOWN_PAUSE = 0.1  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,140 +38,292 @@ class Origin:
     trace_context: str = ""
 
 
-class Transaction:
-    """What one attempt has read and wants written."""
+class Deferred(Exception):
+    """The attempt and an earlier one of its batch touch the same: it has to run after that one is written."""
 
-    def __init__(self, cache: Cache) -> None:
+
+class Batch:
+    """What the attempts so far have read and want written, together.
+
+    history_lease, request_lease: what history and request records are put under.
+    """
+
+    def __init__(self, cache: Cache, history_lease: int = 0, request_lease: int = 0) -> None:
         self.cache = cache
         self.revision = cache.revision
-        self.resources: list[str] = []
+        self.history_lease = history_lease
+        self.request_lease = request_lease
+        self.record_key = ""
         self._compare: dict[tuple[str, str], Any] = {}
         self._put: dict[str, tuple[bytes, int]] = {}
-        self._delete: dict[str, bool] = {}
-
-    def read(self, key: str) -> Entry | None:
-        """What is at a key; the commit happens only if that is still so."""
-        seen = self.cache.get(key)
-        self._compare[key, "mod"] = client.modified_at(key, seen.mod_revision if seen else 0)
-        return seen
-
-    def require(self, key: str) -> Entry | None:
-        """What is at a key; the commit happens only if the same object is still there, changed or not."""
-        seen = self.cache.get(key)
-        self._compare.setdefault((key, "create"), client.created_at(key, seen.create_revision if seen else 0))
-        return seen
-
-    def require_empty(self, prefix: str) -> None:
-        """The commit happens only if no key has this prefix."""
-        self._compare[prefix, "empty"] = client.empty(prefix)
-
-    def require_unchanged(self, prefix: str) -> None:
-        """The commit happens only if no key with this prefix was added or changed since the cache was read."""
-        self._compare[prefix, "unchanged"] = client.unchanged_since(prefix, self.revision)
-
-    def put(self, key: str, message: Message, lease: int = 0) -> None:
-        self._put[key] = (message.SerializeToString(), lease)
-        self._delete.pop(key, None)
-
-    def delete(self, key: str) -> None:
-        self._put.pop(key, None)
-        self._delete[key] = False
-
-    def delete_prefix(self, prefix: str) -> None:
-        for key in [key for key in self._put if key.startswith(prefix)]:
-            del self._put[key]
-        for key in [key for key in self._delete if key.startswith(prefix)]:
-            del self._delete[key]
-        self._delete[prefix] = True
-
-    def planned(self, key: str) -> bool:
-        """Whether this transaction already puts the key."""
-        return key in self._put
+        self._deleted: dict[str, bool] = {}
+        self._shared: dict[str, bytes] = {}
+        # Keys and prefixes that attempts depend on; folders that hold what is written, at any depth; keys put by folder.
+        self._read: set[str] = set()
+        self._prefixes: set[str] = set()
+        self._above: set[str] = set()
+        self._puts: dict[str, int] = {}
 
     @property
     def is_empty(self) -> bool:
-        return not self._put and not self._delete
+        return not self._put and not self._deleted
 
-    def contribute(self, change_id: str, origin: Origin) -> None:
-        """Add the change record, and the change key of every scope that is written."""
-        record = store_pb2.ChangeRecord(
-            actor=origin.actor,
-            project_id=origin.project_id,
-            request_id=origin.request_id,
-            method=origin.method,
-            resources=self.resources,
-            trace_context=origin.trace_context,
-        )
-        record.time.GetCurrentTime()
-        for key in [*self._put, *self._delete]:
-            match keys.split(key):
-                case ["net", network_id, leaf, *_] if leaf and not self._delete.get(keys.scope(network_id)):
-                    self.put(keys.change_of_network(network_id), record)
-                case ["node", _]:
-                    self.put(keys.NODES_CHANGE, record)
-        self.put(keys.change(change_id), record)
-        self._compare[keys.change(change_id), "create"] = client.created_at(keys.change(change_id), 0)
+    @property
+    def size(self) -> int:
+        """Operations or comparisons, whichever are more: what etcd limits."""
+        return max(len(self._put) + len(self._deleted) + len(self._shared), len(self._compare))
+
+    def include(self, transaction: Transaction) -> None:
+        """Take over what an attempt wants."""
+        self._compare.update(transaction.compare)
+        self._put.update(transaction.puts)
+        self._deleted.update(transaction.deleted)
+        self._shared.update(transaction.shared)
+        self.record_key = self.record_key or transaction.record_key
+        for name, mode in transaction.compare:
+            (self._prefixes if mode in _OF_PREFIX else self._read).add(name)
+        for key in transaction.puts:
+            folder = keys.folder(key)
+            self._puts[folder] = self._puts.get(folder, 0) + 1
+        for key in (*transaction.puts, *transaction.deleted):
+            self._above.update(_folders(key))
+
+    def puts(self, key: str) -> bool:
+        return key in self._put
+
+    def puts_in(self, folder: str) -> int:
+        return self._puts.get(folder, 0)
+
+    def wrote(self, key: str) -> bool:
+        """Whether an attempt has put or deleted the key."""
+        if key in self._put or key in self._deleted:
+            return True
+        return any(whole and key.startswith(prefix) for prefix, whole in self._deleted.items())
+
+    def wrote_below(self, prefix: str) -> bool:
+        """Whether an attempt has put or deleted a key with this prefix, which ends with "/"."""
+        return prefix in self._above
+
+    def depends_on(self, key: str) -> bool:
+        """Whether the batch holds only while nobody writes this key."""
+        return key in self._read or not self._prefixes.isdisjoint(_folders(key))
 
     def compare(self) -> list[Any]:
         return list(self._compare.values())
 
     def operations(self) -> list[Any]:
         puts = [client.put(key, value, lease) for key, (value, lease) in self._put.items()]
-        return puts + [client.delete(key, prefix) for key, prefix in self._delete.items()]
+        puts += [client.put(key, value) for key, value in self._shared.items()]
+        return puts + [client.delete(key, prefix) for key, prefix in self._deleted.items()]
 
 
-async def commit(
-    store: Store, cache: Cache, attempt: Callable[[Transaction], T], origin: Origin, *, dry_run: bool = False
-) -> tuple[T, int]:
-    """Run an attempt until it is written or refused; (its result, the revision written at or read at).
-
-    dry_run: everything but the write. Raises what the attempt raises, ABORTED after too many conflicts, UNAVAILABLE.
-    """
-    fresh: int | None = None  # a revision the store had during this call
-    try:
-        for _ in range(ATTEMPTS):
-            transaction = Transaction(cache)
-            try:
-                result = attempt(transaction)
-            except ApiError:
-                if fresh is None:
-                    fresh = await cache.sync()
-                if transaction.revision < fresh:
-                    continue
-                raise
-            if dry_run or transaction.is_empty:
-                await cache.sync()
-                return result, cache.revision
-            change_id = time_ordered_id()
-            transaction.contribute(change_id, origin)
-            revision = await _write(store, transaction, keys.change(change_id))
-            if revision:
-                return result, revision
-            fresh = await cache.sync()
-        raise conflict()
-    except StoreUnavailable as error:
-        raise unavailable(str(error)) from error
+def _folders(key: str) -> list[str]:
+    """Every folder that a key lies in, below the root."""
+    found = []
+    end = key.find("/", len(keys.ROOT))
+    while end >= 0:
+        found.append(key[: end + 1])
+        end = key.find("/", end + 1)
+    return found
 
 
-async def _write(store: Store, transaction: Transaction, record_key: str) -> int:
-    """The revision written at; 0 when a comparison failed."""
-    compare, operations = transaction.compare(), transaction.operations()
-    for turn in range(UNKNOWN_ATTEMPTS):
-        try:
-            # The one before may have happened, or happen while we look: then ours fails its comparison.
-            record = await store.get(record_key) if turn else None
-            if record is None:
-                written = await store.transact(compare, operations)
-                if written.succeeded:
-                    return written.revision
-                record = await store.get(record_key) if turn else None
-            return record.mod_revision if record else 0
-        except StoreUnavailable:
-            if turn == UNKNOWN_ATTEMPTS - 1:
-                raise
-            # A connection that broke takes more than one call with it.
-            await asyncio.sleep(UNKNOWN_PAUSE)
-    return 0
+_OF_PREFIX = ("empty", "unchanged")
+
+
+class Transaction:
+    """What one attempt has read and wants written. Reads show its own writes."""
+
+    def __init__(self, batch: Batch, origin: Origin) -> None:
+        self.cache = batch.cache
+        self.revision = batch.revision
+        self.origin = origin
+        self.promised: set[tuple[str, str]] = set()
+        self.compare: dict[tuple[str, str], Any] = {}
+        self.puts: dict[str, tuple[bytes, int]] = {}
+        self.deleted: dict[str, bool] = {}
+        self.shared: dict[str, bytes] = {}
+        self.record_key = ""
+        self.request_lease = batch.request_lease
+        self._batch = batch
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> Entry | None:
+        """What is at a key; nothing is compared at commit."""
+        written = self.puts.get(key)
+        if written is not None:
+            return Entry(written[0], 0, 0)
+        return None if self._is_deleted(key) else self.cache.get(key)
+
+    def read(self, key: str) -> Entry | None:
+        """What is at a key; the commit happens only if that is still so."""
+        return self._compared(key, "mod")
+
+    def require(self, key: str) -> Entry | None:
+        """What is at a key; the commit happens only if the same object is still there, changed or not."""
+        return self._compared(key, "create")
+
+    def _compared(self, key: str, mode: str) -> Entry | None:
+        if key in self.puts or self._is_deleted(key):
+            return self.get(key)
+        if self._batch.wrote(key):
+            raise Deferred
+        seen = self.cache.get(key)
+        if mode == "mod":
+            self.compare[key, mode] = client.modified_at(key, seen.mod_revision if seen else 0)
+        else:
+            self.compare.setdefault((key, mode), client.created_at(key, seen.create_revision if seen else 0))
+        return seen
+
+    def require_empty(self, prefix: str) -> None:
+        """The commit happens only if no key has this prefix (but for those that it deletes itself)."""
+        self._of_prefix(prefix, "empty", client.empty(prefix))
+
+    def require_unchanged(self, prefix: str) -> None:
+        """The commit happens only if no key with this prefix was added or changed since the cache was read."""
+        self._of_prefix(prefix, "unchanged", client.unchanged_since(prefix, self.revision))
+
+    def _of_prefix(self, prefix: str, mode: str, compare: Any) -> None:
+        if self._batch.wrote_below(prefix):
+            raise Deferred
+        self.compare[prefix, mode] = compare
+
+    def folder(self, folder: str) -> Mapping[str, Entry]:
+        """All keys directly in a folder, by key; in no order. What others of the batch do is not among them."""
+        there = self.cache.folder(folder)
+        mine = [key for key in self.puts if key.startswith(folder) and "/" not in key[len(folder) :]]
+        if not mine and not self.deleted:
+            return there
+        found = {key: entry for key, entry in there.items() if not self._is_deleted(key)}
+        found.update((key, Entry(self.puts[key][0], 0, 0)) for key in mine)
+        return found
+
+    def holds(self, key: str) -> bool:
+        """Whether anybody has the key, others of the batch included."""
+        if key in self.puts or self._batch.puts(key):
+            return True
+        return self.cache.get(key) is not None and not self._is_deleted(key)
+
+    def count(self, folder: str) -> int:
+        """How many keys stand directly in a folder, at the least those of the batch included."""
+        there = self.cache.folder(folder)
+        mine = sum(key.startswith(folder) and key not in there for key in self.puts)
+        gone = sum(key.startswith(folder) and key in there for key in self.deleted)
+        return len(there) + mine - gone + self._batch.puts_in(folder)
+
+    def locate(self, kind: Kind, object_id: str) -> str | None:
+        """The key of an object; None when there is none."""
+        parent_id = ""
+        if kind.parent:
+            index = self.get(keys.index(kind.name, object_id))
+            if index is None:
+                return None
+            parent_id = store_pb2.Index.FromString(index.value).network_id
+        key = keys.place(kind, object_id, parent_id)
+        return key if self.get(key) and keys.resource(key) == (kind, object_id) else None
+
+    def message(self, kind: Kind, key: str) -> Any | None:
+        """The object at a key, not to be changed; nothing is compared. None when there is none."""
+        entry = self.get(key)
+        return self.cache.parsed(kind, key, entry) if entry else None
+
+    def object(self, kind: Kind, object_id: str) -> Any | None:
+        """The object of an id, not to be changed; nothing is compared. None when there is none."""
+        key = self.locate(kind, object_id)
+        return self.message(kind, key) if key else None
+
+    def _is_deleted(self, key: str) -> bool:
+        if not self.deleted:
+            return False
+        return key in self.deleted or any(whole and key.startswith(prefix) for prefix, whole in self.deleted.items())
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def put(self, key: str, message: Message, lease: int = 0) -> None:
+        self.put_bytes(key, message.SerializeToString(), lease)
+
+    def put_bytes(self, key: str, value: bytes, lease: int = 0) -> None:
+        if self._batch.wrote(key) or self._batch.depends_on(key):
+            raise Deferred
+        self.puts[key] = (value, lease)
+        self.deleted.pop(key, None)
+
+    def create(self, key: str, message: Message, lease: int = 0) -> None:
+        """Put a key that the store does not have; the commit happens only if that is so."""
+        self.put(key, message, lease)
+        self.compare[key, "create"] = client.created_at(key, 0)
+
+    def delete(self, key: str) -> None:
+        if self._batch.wrote(key) or self._batch.depends_on(key):
+            raise Deferred
+        self.puts.pop(key, None)
+        self.deleted[key] = False
+
+    def delete_prefix(self, prefix: str) -> None:
+        if not self._batch.is_empty:
+            raise Deferred
+        for key in [key for key in self.puts if key.startswith(prefix)]:
+            del self.puts[key]
+        for key in [key for key in self.deleted if key.startswith(prefix)]:
+            del self.deleted[key]
+        self.deleted[prefix] = True
+
+    def writes(self, key: str) -> bool:
+        """Whether this attempt puts the key."""
+        return key in self.puts
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.puts and not self.deleted
+
+    @property
+    def size(self) -> int:
+        """Operations or comparisons, whichever are more: what etcd limits."""
+        return max(len(self.puts) + len(self.deleted) + len(self.shared), len(self.compare))
+
+    def record(
+        self, kind: str, object_id: str, *, project: str = "", name: str = "", before: bytes = b"", after: bytes = b""
+    ) -> None:
+        """Note a change of an object in its history, and in the scope that it belongs to."""
+        record = store_pb2.ChangeRecord(
+            actor=self.origin.actor,
+            project_id=project,
+            request_id=self.origin.request_id,
+            method=self.origin.method,
+            trace_context=self.origin.trace_context,
+            kind=kind,
+            id=object_id,
+            name=name,
+            before=before,
+            after=after,
+        )
+        record.time.GetCurrentTime()
+        key = keys.change(object_id, time_ordered_id())
+        self.puts[key] = (record.SerializeToString(), self._batch.history_lease)
+        # Settles what came of a commit whose answer was lost.
+        self.record_key = self.record_key or key
+        self.compare[key, "create"] = client.created_at(key, 0)
+
+    def close(self) -> None:
+        """After the attempt: the change key of every scope that is written."""
+        scopes = set()
+        for key in (*self.puts, *self.deleted):
+            match keys.split(key):
+                case ["net", network_id, leaf, *_] if leaf and not self.deleted.get(keys.scope(network_id)):
+                    scopes.add(keys.change_of_network(network_id))
+                case ["node", _]:
+                    scopes.add(keys.NODES_CHANGE)
+        if not scopes:
+            return
+        record = store_pb2.ChangeRecord(
+            actor=self.origin.actor,
+            request_id=self.origin.request_id,
+            method=self.origin.method,
+            trace_context=self.origin.trace_context,
+        )
+        record.time.GetCurrentTime()
+        value = record.SerializeToString()
+        self.shared.update((key, value) for key in scopes)
 
 
 def time_ordered_id() -> str:

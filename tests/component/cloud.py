@@ -24,11 +24,12 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
 from controlplane.errors import StoreUnavailable
-from controlplane.registry import KINDS
+from controlplane.registry import KINDS, OPERATIONS
+from controlplane.services import quota
 from controlplane.services.network import type_name
 from controlplane.store import keys
 from controlplane.store.client import Entry, Store, delete, entry, put
-from kumihimo.v1 import port_pb2, resource_pb2, store_pb2
+from kumihimo.v1 import operations_pb2, port_pb2, resource_pb2, store_pb2
 from tests.waiting import DEADLINE, until
 
 SERVER_NAME = "kumi-api"
@@ -221,7 +222,7 @@ class Client:
         """One call, for example ("Networks", "Create", request)."""
         name = f"kumihimo.v1.{service}"
         found = next((kind.service for kind in KINDS.values() if kind.service.full_name == name), None)
-        descriptor = (found or resource_pb2.DESCRIPTOR.services_by_name[service]).methods_by_name[method]
+        descriptor = (found or OPERATIONS).methods_by_name[method]
         invoke = self.channel.unary_unary(
             f"/{name}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
@@ -263,7 +264,7 @@ class Client:
         return await self.call(service_of(kind), "Delete", message, f"{by}-token")
 
     async def wait(self, *, by: str = "root", seconds: float = 30.0, **request: Any) -> Any:
-        message = resource_pb2.WaitRequest(**request)
+        message = operations_pb2.WaitRequest(**request)
         message.timeout.FromMilliseconds(int(seconds * 1000))
         return await self.call("Operations", "Wait", message, f"{by}-token")
 
@@ -304,6 +305,8 @@ class Cloud:
             self.store = Store([self.etcd.endpoint])
             self._exit.push_async_callback(self.store.close)
             self.api = await self.replica()
+            for project in {project for project, _ in IDENTITIES.values()}:
+                await self.api.update("Quota", project, limits=dict.fromkeys(quota.COUNTED, quota.UNLIMITED))
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -456,12 +459,16 @@ def faults(entries: Mapping[str, Entry]) -> list[str]:
         claims[key] = owner
 
     for (kind, object_id), message in objects.items():
+        if KINDS[kind].indexed:
+            others.add(keys.index(kind, object_id))
+        if KINDS[kind].options.quota:
+            index = entries.get(keys.index(kind, object_id))
+            slot = store_pb2.Index.FromString(index.value).quota_slot if index else 0
+            needs(keys.quota_pool(message.project_id, KINDS[kind]), slot, object_id)
         if message.id != object_id:
             found.append(f"{kind} {object_id}: its id is {message.id}")
-        if kind in ("Subnet", "Port"):
-            if ("Network", message.network_id) not in objects:
-                found.append(f"{kind} {object_id}: its network {message.network_id} is gone")
-            others.add(keys.index(kind, object_id))
+        if kind in ("Subnet", "Port") and ("Network", message.network_id) not in objects:
+            found.append(f"{kind} {object_id}: its network {message.network_id} is gone")
         if kind == "Network":
             others.add(keys.change_of_network(object_id))
             needs(type_name(message.network_type).lower(), message.segmentation_id, object_id)
@@ -514,11 +521,12 @@ def _faults_of(
                 yield f"{key}: its port is gone"
             if ("Node", binding.node) not in objects or keys.bound_to(binding.node, port) not in entries:
                 yield f"{key}: its node is gone, or the index"
-        case ["index", "subnet" | "port" as noun, object_id]:
+        case ["index", "network" | "subnet" | "port" as noun, object_id]:
             message = objects.get((noun.capitalize(), object_id))
-            if message is None or store_pb2.Index.FromString(item.value).network_id != message.network_id:
+            parent = getattr(message, "network_id", "")
+            if message is None or store_pb2.Index.FromString(item.value).network_id != parent:
                 yield f"{key}: its object is gone or elsewhere"
-        case ["net", _, "network"] | ["net", _, "subnet" | "port", _] | ["node", _]:
+        case ["net", _, "network"] | ["net", _, "subnet" | "port", _] | ["node" | "quota", _]:
             pass
         case ["net", _, "change"] if key in others:
             pass

@@ -7,8 +7,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from controlplane.api.filtering import predicate
 from controlplane.api.listing import Order, later_than, page_size
-from controlplane.api.masks import merged, read_mask
 from controlplane.errors import ApiError
+from controlplane.masks import merged, read_mask
 from controlplane.registry import KINDS
 from kumihimo.v1 import network_pb2, port_pb2
 

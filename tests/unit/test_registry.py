@@ -8,7 +8,6 @@ from google.api import field_behavior_pb2
 from controlplane.registry import KINDS, Kind, rules
 from controlplane.services import RULES
 from controlplane.store import keys
-from controlplane.store.cache import kind_of
 from controlplane.validate import OUTPUT_ONLY, behaves
 from controlplane.values import CANONICAL
 from kumihimo.v1 import resource_pb2 as pb
@@ -30,11 +29,11 @@ STANDARD = {
     "conditions": 16,
     "realization": 17,
 }
-VERBS = {"Create", "Get", "List", "Update", "Delete"}
+VERBS = {"Create", "Get", "List", "Watch", "Update", "Delete"}
 
 
 def test_there_is_a_set_of_rules_for_every_kind() -> None:
-    assert set(RULES) == set(KINDS) == {"Network", "Subnet", "Port", "Node"}
+    assert set(RULES) == set(KINDS) == {"Network", "Subnet", "Port", "Node", "Quota"}
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -93,7 +92,7 @@ class TestKind:
             assert {field_behavior_pb2.REQUIRED, field_behavior_pb2.IMMUTABLE} <= values
 
     def test_a_key_tells_which_kind_and_object_it_holds(self, kind: Kind) -> None:
-        assert kind_of(keys.place(kind, "one", "net")) == (kind.name, "one")
+        assert keys.resource(keys.place(kind, "one", "net")) == (kind, "one")
 
 
 def test_keys_that_hold_no_resource_are_of_no_kind() -> None:
@@ -106,4 +105,4 @@ def test_keys_that_hold_no_resource_are_of_no_kind() -> None:
         keys.agent_status("n"),
         keys.FORMAT,
     ):
-        assert kind_of(key) == (None, "")
+        assert keys.resource(key) is None

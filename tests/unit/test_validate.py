@@ -120,7 +120,9 @@ def _scribble(message: Any, chance: random.Random, depth: int) -> None:
         if chance.random() < 0.4:
             continue
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            getattr(message, field.name).update({chance.choice(texts): chance.choice(texts)})
+            of_text = field.message_type.fields_by_name["value"].type == field.TYPE_STRING
+            value = chance.choice(texts) if of_text else chance.randrange(200)
+            getattr(message, field.name).update({chance.choice(texts): value})
         elif field.message_type is not None:
             if depth and field.is_repeated:
                 for _ in range(chance.randrange(3)):

@@ -1,0 +1,410 @@
+"""Apply: many objects as a request says, in one transaction, in whatever order they stand there.
+
+The way: read every object of the request (its kind, the existing object it means, the objects its fields mean) → delete what
+is pruned, children first → make or change the rest, parents first. All of it runs on one transaction that sees its own
+writes, through the same kernel as single writes, and every fault found is told with the object's place in the request.
+Ids are given out before anything else, so objects may refer to each other in a circle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from controlplane import services
+from controlplane.api.changes import of_kind
+from controlplane.api.crud import caught_up, repeat_of
+from controlplane.errors import ApiError, Code, Violation, refuse
+from controlplane.identity import Caller, authorize
+from controlplane.registry import KINDS, Kind, rules
+from controlplane.services import kernel
+from controlplane.services.base import Context
+from controlplane.store.commit import Committer
+from controlplane.store.txn import Origin, Transaction, time_ordered_id
+from controlplane.values import Invalid, identifier, quoted
+from kumihimo.v1 import operations_pb2 as pb
+
+MOST = 500
+
+
+def _in_order() -> list[Kind]:
+    """Kinds, each after those that its fields refer to."""
+    found: list[Kind] = []
+
+    def visit(kind: Kind) -> None:
+        if kind in found or kind in visiting:
+            return
+        visiting.append(kind)
+        for name in sorted(_referred(kind.descriptor)):
+            if name in KINDS:
+                visit(KINDS[name])
+        found.append(kind)
+
+    visiting: list[Kind] = []
+    for kind in KINDS.values():
+        visit(kind)
+    return found
+
+
+def _referred(descriptor: Any) -> set[str]:
+    names = set()
+    for item in descriptor.fields:
+        if rules(item).reference:
+            names.add(rules(item).reference)
+        elif item.message_type is not None and item.message_type.full_name.startswith("kumihimo."):
+            names |= _referred(item.message_type)
+    return names
+
+
+ORDER = _in_order()
+
+
+@dataclass(slots=True)
+class Desired:
+    """One object of the request. message: as it shall be; its references are ids once `_Plan.resolve` has seen it."""
+
+    index: int
+    kind: Kind
+    message: Any
+    fields: list[str]
+    key: str
+    exists: bool = False
+    asked_project: str = ""
+
+
+@dataclass(slots=True)
+class Faults:
+    """What is wrong, by place in the request."""
+
+    found: list[pb.ApplyFault] = field(default_factory=list)
+    first: ApiError | None = None
+
+    def add(self, index: int, error: ApiError) -> None:
+        self.first = self.first or error
+        if error.violations:
+            for item in error.violations:
+                self.found.append(pb.ApplyFault(index=index, field=item.field, reason=item.reason, message=item.message))
+        else:
+            where = error.metadata.get("field", "")
+            self.found.append(pb.ApplyFault(index=index, field=where, reason=error.reason, message=error.message))
+
+    def at(self, index: int) -> bool:
+        return any(fault.index == index for fault in self.found)
+
+    def error(self) -> ApiError:
+        """One error that names every fault with its place."""
+        assert self.first is not None
+        violations = [
+            Violation(_path(item), item.reason, f"{_path(item)}: {item.message}") for item in sorted(self.found, key=_place)
+        ]
+        return ApiError(
+            self.first.code,
+            violations[0].reason,
+            violations[0].message,
+            {**self.first.metadata, "faults": str(len(violations))},
+            violations,
+        )
+
+
+def _place(item: pb.ApplyFault) -> int:
+    return item.index
+
+
+def _path(item: pb.ApplyFault) -> str:
+    where = f"objects[{item.index}]" if item.index >= 0 else "prune_tag"
+    return f"{where}.{item.field}" if item.field else where
+
+
+class Apply:
+    """The method `Operations.Apply`."""
+
+    def __init__(self, committer: Committer) -> None:
+        self._committer = committer
+
+    async def apply(self, request: Any, context: Context, origin: Origin) -> Any:
+        if len(request.objects) > MOST:
+            text = f"objects has {len(request.objects)} entries; at most {MOST} are accepted"
+            refuse([Violation("objects", "TOO_MANY_VALUES", text)])
+        project = request.project_id or context.caller.project
+        if not context.caller.sees(project):
+            text = f"project_id may be {context.caller.project} only; another project's needs the operator role"
+            refuse([Violation("project_id", "FIELD_FORBIDDEN", text, Code.PERMISSION_DENIED)])
+        desired, faults = _read(request, context.caller, project)
+        # Made once: an attempt that runs again must not give out others.
+        ids = [time_ordered_id() for _ in desired]
+
+        def attempt(transaction: Transaction) -> Any:
+            plan = _Plan(transaction, context, project, request.prune_tag, Faults(list(faults.found), faults.first))
+            return plan.run(desired, ids)
+
+        if request.validate_only:
+            try:
+                reply, _ = await self._committer.rehearse(attempt, origin)
+            except PlanError as error:
+                return pb.ApplyResponse(faults=error.faults)
+            return reply
+        repeat = repeat_of(request, origin, _dump, _load)
+        reply, revision = await self._committer.commit(attempt, origin, repeat)
+        if not reply.revision and any(item.action != pb.ACTION_NONE for item in reply.objects):
+            reply.revision = revision
+            await caught_up(self._committer.cache, revision)
+        return reply
+
+
+class PlanError(ApiError):
+    """The error of an apply, with its faults as data."""
+
+    faults: list[pb.ApplyFault]
+
+
+def _dump(reply: Any) -> bytes:
+    return bytes(reply.SerializeToString())
+
+
+def _load(stored: bytes, revision: int) -> Any:
+    reply = pb.ApplyResponse.FromString(stored)
+    if any(item.action != pb.ACTION_NONE for item in reply.objects):
+        reply.revision = revision
+    return reply
+
+
+def _read(request: Any, caller: Caller, project: str) -> tuple[list[Desired], Faults]:
+    """The objects that can be read at all, and the faults of the others."""
+    found: list[Desired] = []
+    faults = Faults()
+    for index, item in enumerate(request.objects):
+        name = item.resource.type_url.rpartition(".")[2]
+        kind = KINDS.get(name)
+        try:
+            if kind is None:
+                accepted = ", ".join(KINDS)
+                raise _wrong("resource", "ENUM_INVALID", f"{quoted(name)} is no kind of resource; accepted: {accepted}")
+            try:
+                message = kind.new(item.resource.value)
+            except DecodeError:
+                raise _wrong("resource", "STRING_INVALID", f"the bytes are no {kind.name}") from None
+            unknown = sorted(set(item.fields.paths) - set(kind.descriptor.fields_by_name))
+            if unknown:
+                raise _wrong("fields", "FIELD_MASK_INVALID", f"{quoted(unknown[0])} is no field of {kind.name}")
+            asked = message.project_id if kind.owned else ""
+            if kind.owned and not message.project_id:
+                message.project_id = project
+            if not message.id and not message.name:
+                raise _wrong("name", "MISSING_FIELD", f"the {kind.noun} needs a name or an id to be known by")
+        except ApiError as error:
+            faults.add(index, error)
+            continue
+        found.append(Desired(index, kind, message, list(item.fields.paths), item.key or message.name, asked_project=asked))
+    return found, faults
+
+
+def _wrong(where: str, reason: str, text: str) -> ApiError:
+    return ApiError(Code.INVALID_ARGUMENT, reason, text, {"field": where})
+
+
+class _Plan:
+    """One attempt."""
+
+    def __init__(self, transaction: Transaction, context: Context, project: str, prune_tag: str, faults: Faults) -> None:
+        self._transaction = transaction
+        self._context = context
+        self._project = project
+        self._prune_tag = prune_tag
+        self._faults = faults
+        self._by_key: dict[tuple[str, str], list[Desired]] = {}
+        self._by_name: dict[tuple[str, str], dict[str, list[str]]] = {}
+
+    def run(self, given: list[Desired], ids: list[str]) -> pb.ApplyResponse:
+        desired = [
+            Desired(item.index, item.kind, kernel.copy(item.message), item.fields, item.key, False, item.asked_project)
+            for item in given
+        ]
+        for item in desired:
+            if item.key:
+                self._by_key.setdefault((item.kind.name, item.key), []).append(item)
+        self._identify(desired, ids)
+        for item in desired:
+            self._try(item.index, self._resolve, item)
+        reply = pb.ApplyResponse()
+        if self._prune_tag:
+            self._prune(desired, reply)
+        for item in sorted(desired, key=lambda item: ORDER.index(item.kind)):
+            if not self._faults.at(item.index):
+                self._try(item.index, self._make, item, reply)
+        if self._faults.found:
+            error = self._faults.error()
+            told = PlanError(error.code, error.reason, error.message, error.metadata, error.violations)
+            told.faults = sorted(self._faults.found, key=_place)
+            raise told
+        return reply
+
+    def _try(self, index: int, step: Any, *arguments: Any) -> None:
+        try:
+            step(*arguments)
+        except ApiError as error:
+            self._faults.add(index, error)
+
+    # -- which object is meant ----------------------------------------------------------------------------------------
+
+    def _identify(self, desired: list[Desired], ids: list[str]) -> None:
+        """Give every object its id: parents first, since a child's name is looked for in its network."""
+        taken: dict[tuple[str, str], int] = {}
+        fresh = dict(zip((item.index for item in desired), ids, strict=True))
+        for item in sorted(desired, key=lambda item: ORDER.index(item.kind)):
+            self._try(item.index, self._identify_one, item, fresh[item.index])
+            twin = taken.setdefault((item.kind.name, item.message.id), item.index)
+            if item.message.id and twin != item.index:
+                text = f"it is the same {item.kind.noun} as objects[{twin}]; state it once"
+                self._faults.add(item.index, _wrong("id", "DUPLICATE_VALUE", text))
+            elif item.message.id:
+                self._transaction.promised.add((item.kind.name, item.message.id))
+
+    def _identify_one(self, item: Desired, fresh: str) -> None:
+        kind, message = item.kind, item.message
+        if message.id:
+            message.id = message.id.lower()
+            stored = self._transaction.object(kind, message.id)
+            item.exists = kind.options.implicit or (stored is not None and kernel.visible(kind, stored, self._context.caller))
+            return
+        if kind.parent:
+            value = getattr(message, kind.parent)
+            if value:
+                setattr(message, kind.parent, self._meant(kind.parent, "Network", value))
+        found = list(self._named(kind, message.name, message.project_id, message.network_id if kind.parent else ""))
+        if len(found) > 1:
+            shown = ", ".join(sorted(other.id for other in found))
+            raise _wrong(
+                "name",
+                "DUPLICATE_VALUE",
+                f"{len(found)} {kind.options.plural} have the name {message.name}: {shown}; give the id",
+            )
+        item.exists = bool(found)
+        message.id = found[0].id if found else fresh
+
+    def _named(self, kind: Kind, name: str, project: str, parent_id: str = "") -> Iterator[Any]:
+        """Existing objects of a name in a project (and network) that the caller may see."""
+        if not kind.owned:
+            project = ""
+        index = self._by_name.get((kind.name, project))
+        if index is None:
+            index = self._by_name[kind.name, project] = {}
+            for object_id in self._transaction.cache.ids(kind, project):
+                stored = self._transaction.object(kind, object_id)
+                if stored is not None and kernel.visible(kind, stored, self._context.caller):
+                    index.setdefault(stored.name, []).append(object_id)
+        for object_id in index.get(name, ()):
+            stored = self._transaction.object(kind, object_id)
+            if stored is not None and (not parent_id or stored.network_id == parent_id):
+                yield stored
+
+    # -- what its fields mean -----------------------------------------------------------------------------------------
+
+    def _resolve(self, item: Desired) -> None:
+        """Put ids where fields hold keys or names."""
+        self._resolve_message(item.message, "")
+
+    def _resolve_message(self, message: Any, path: str) -> None:
+        for item, value in message.ListFields():
+            kind = rules(item).reference
+            where = f"{path}{item.name}"
+            if kind and item.is_repeated:
+                value[:] = [self._meant(f"{where}[{number}]", kind, text) for number, text in enumerate(value)]
+            elif kind:
+                setattr(message, item.name, self._meant(where, kind, value))
+            elif item.message_type is not None and item.message_type.full_name.startswith("kumihimo."):
+                for number, inner in enumerate(value if item.is_repeated else [value]):
+                    self._resolve_message(inner, f"{where}[{number}]." if item.is_repeated else f"{where}.")
+
+    def _meant(self, where: str, kind_name: str, text: str) -> str:
+        """The id of the object that a field's text means: an id, a key of the request, a name."""
+        kind = KINDS.get(kind_name)
+        if kind is None or kind.options.operator_named:
+            return text
+        try:
+            return identifier(text)
+        except Invalid:
+            pass
+        known = self._by_key.get((kind_name, text), [])
+        ids = [item.message.id for item in known] or [found.id for found in self._named(kind, text, self._project)]
+        if len(ids) == 1 and ids[0]:
+            return str(ids[0])
+        if not ids:
+            text = (
+                f"{where} names the {kind.noun} {quoted(text)}, which is neither in the request nor in project {self._project}"
+            )
+            raise ApiError(Code.NOT_FOUND, "REFERENCE_NOT_FOUND", text, {"field": where, "kind": kind_name})
+        if not any(ids):
+            return text
+        shown = ", ".join(sorted(ids))
+        raise _wrong(where, "DUPLICATE_VALUE", f"{where}: {quoted(text)} may be {shown}; give the id")
+
+    # -- doing it -----------------------------------------------------------------------------------------------------
+
+    def _prune(self, desired: list[Desired], reply: pb.ApplyResponse) -> None:
+        """Delete what carries the tag and is not in the request, children first; what is in it gets the tag."""
+        wanted = {(item.kind.name, item.message.id) for item in desired}
+        for item in desired:
+            stated = "tags" in item.fields if item.fields else bool(item.message.tags)
+            stored = None if stated else self._transaction.object(item.kind, item.message.id)
+            tags = {*item.message.tags, *(stored.tags if stored is not None else ()), self._prune_tag}
+            item.message.tags[:] = sorted(tags)
+            if item.fields and not stated:
+                item.fields = [*item.fields, "tags"]
+        for kind in reversed(ORDER):
+            if not kind.owned:
+                continue
+            for object_id in list(self._transaction.cache.ids(kind, self._project)):
+                stored = self._transaction.object(kind, object_id)
+                if stored is None or self._prune_tag not in stored.tags or (kind.name, object_id) in wanted:
+                    continue
+                self._try(-1, self._delete, kind, stored, reply)
+
+    def _delete(self, kind: Kind, stored: Any, reply: pb.ApplyResponse) -> None:
+        authorize(self._context.caller, kind.name, "Delete")
+        kernel.delete(self._transaction, kind, stored.id, self._context)
+        reply.objects.add(
+            index=-1,
+            action=pb.ACTION_DELETE,
+            kind=kind.name,
+            id=stored.id,
+            name=stored.name,
+            fields=of_kind(kind, stored, None),
+        )
+
+    def _make(self, item: Desired, reply: pb.ApplyResponse) -> None:
+        kind, message = item.kind, item.message
+        if not item.exists:
+            authorize(self._context.caller, kind.name, "Create")
+            prepared, violations = kernel.prepare(kind, message, self._context)
+            refuse(violations)
+            # A child is of its network's project, whatever the project of the request is.
+            new = kernel.create(self._transaction, kind, prepared, self._context, item.asked_project)
+            reply.objects.add(
+                index=item.index,
+                action=pb.ACTION_CREATE,
+                kind=kind.name,
+                id=new.id,
+                name=new.name,
+                fields=of_kind(kind, None, new),
+            )
+            return
+        authorize(self._context.caller, kind.name, "Update")
+        before = self._transaction.object(kind, message.id) or services.RULES[kind.name].default(message.id, self._context)
+        before = kernel.copy(before)
+        paths = [name for name in item.fields if name not in ("id", "project_id")]
+        # What the server has set and the request leaves out stays; an immutable field may be stated as it is.
+        if kind.owned and not item.asked_project:
+            message.ClearField("project_id")
+        after = kernel.update(self._transaction, kind, message, paths, self._context)
+        fields = of_kind(kind, before, after)
+        reply.objects.add(
+            index=item.index,
+            action=pb.ACTION_UPDATE if fields else pb.ACTION_NONE,
+            kind=kind.name,
+            id=message.id,
+            name=after.name,
+            fields=fields,
+        )

@@ -1,0 +1,280 @@
+"""What the create, update and delete of every kind do inside a transaction. The kind's own rules are called from here.
+
+The way of a write: rules of the descriptor → defaults → the kind's checks (`prepare`) → in the attempt: references, the
+kind's claims, quota, index, history. Everything an attempt decides on it reads through its transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from controlplane import services
+from controlplane.errors import (
+    ApiError,
+    Code,
+    Violation,
+    etag_mismatch,
+    not_found,
+    precondition,
+    reference_not_found,
+    refuse,
+)
+from controlplane.identity import Caller
+from controlplane.masks import merged
+from controlplane.registry import KINDS, Kind, rules
+from controlplane.services import quota
+from controlplane.services.base import Context, label
+from controlplane.store import keys
+from controlplane.store.txn import Transaction, time_ordered_id
+from controlplane.validate import check, clear_output
+from kumihimo.v1 import store_pb2
+
+LARGEST_RESOURCE = 256 * 1024  # bytes stored
+
+# Made at read (api/output.py); cleared before an object is stored.
+MADE_AT_READ = (
+    "revision",
+    "etag",
+    "state",
+    "conditions",
+    "realization",
+    "subnets",
+    "binding",
+    "agent",
+    "shared",
+    "availability_zones",
+    "routers",
+    "usage",
+    "used",
+    "available",
+    "nodes",
+)
+_MADE: dict[str, tuple[str, ...]] = {}
+
+
+def strip(message: Any) -> None:
+    """Clear what is made at read."""
+    name = message.DESCRIPTOR.name
+    if name not in _MADE:
+        _MADE[name] = tuple(field for field in MADE_AT_READ if field in message.DESCRIPTOR.fields_by_name)
+    for field in _MADE[name]:
+        message.ClearField(field)
+
+
+def copy(message: Any) -> Any:
+    twin = type(message)()
+    twin.CopyFrom(message)
+    return twin
+
+
+def visible(kind: Kind, message: Any, caller: Caller) -> bool:
+    """Whether the caller may know that the object is there."""
+    return not kind.owned or caller.sees(message.project_id)
+
+
+# -- create -----------------------------------------------------------------------------------------------------------
+
+
+def prepare(kind: Kind, given: Any, context: Context) -> tuple[Any, list[Violation]]:
+    """The object that a create asks for, complete but for what depends on the store, and its faults."""
+    new = copy(given)
+    clear_output(new)
+    new.ClearField("etag")
+    rules_of = services.RULES[kind.name]
+    found = [*_set_project(kind, new, context.caller), *check(new, operator=context.caller.is_operator)]
+    rules_of.complete(new, context)
+    found += rules_of.check(new, None, context)
+    new.id = new.id or time_ordered_id()
+    return new, found
+
+
+def create(transaction: Transaction, kind: Kind, prepared: Any, context: Context, project: str = "") -> Any:
+    """Make an object that `prepare` gave, in a project if that was asked for; what is stored."""
+    new = copy(prepared)
+    _refuse_taken_id(transaction, kind, new.id)
+    _require_references(transaction, new, None, context.caller)
+    if kind.parent and project:
+        _refuse_foreign_parent(transaction, new, project)
+    services.RULES[kind.name].create(transaction, new, context)
+    new.create_time.GetCurrentTime()
+    new.creator = transaction.origin.actor
+    if kind.indexed:
+        index = store_pb2.Index(network_id=new.network_id if kind.parent else "")
+        if kind.options.quota:
+            index.quota_slot = quota.take(transaction, kind, new, context)
+            index.project_id = new.project_id
+        transaction.put(keys.index(kind.name, new.id), index)
+    _write(transaction, kind, new, b"")
+    return new
+
+
+def _set_project(kind: Kind, new: Any, caller: Caller) -> Iterator[Violation]:
+    if not kind.owned:
+        return
+    if new.project_id and new.project_id != caller.project and not caller.is_operator:
+        yield Violation(
+            "project_id",
+            "FIELD_FORBIDDEN",
+            f"project_id may be {caller.project} only; another project's needs the operator role",
+            Code.PERMISSION_DENIED,
+        )
+    new.project_id = new.project_id or caller.project
+
+
+def _refuse_taken_id(transaction: Transaction, kind: Kind, object_id: str) -> None:
+    key = keys.index(kind.name, object_id) if kind.indexed else keys.place(kind, object_id)
+    if transaction.read(key) is not None:
+        raise ApiError(
+            Code.ALREADY_EXISTS,
+            "ID_TAKEN",
+            f"{kind.name} {object_id} exists; leave id out to have one made",
+            {"id": object_id},
+        )
+
+
+def _refuse_foreign_parent(transaction: Transaction, new: Any, project: str) -> None:
+    """A child belongs to its parent's project; one that is asked for in another project cannot see the parent."""
+    parent = transaction.object(KINDS["Network"], new.network_id)
+    if parent is not None and parent.project_id != project:
+        raise reference_not_found("network_id", "Network", new.network_id)
+
+
+# -- update -----------------------------------------------------------------------------------------------------------
+
+
+def find(transaction: Transaction, kind: Kind, object_id: str, context: Context) -> tuple[str, Any]:
+    """(key, the stored object, not to be changed); the commit happens only if it is still so. Raises NOT_FOUND."""
+    key = transaction.locate(kind, object_id)
+    message = None
+    if key is not None:
+        transaction.read(key)
+        message = transaction.message(kind, key)
+    elif kind.options.implicit:
+        key = keys.place(kind, object_id)
+        transaction.read(key)
+        message = services.RULES[kind.name].default(object_id, context)
+    if key is None or message is None or not visible(kind, message, context.caller):
+        raise not_found(kind.name, object_id or '""')
+    return key, message
+
+
+def update(transaction: Transaction, kind: Kind, given: Any, paths: list[str], context: Context) -> Any:
+    """Change an object to what the masked fields of `given` say; the object, with its old revision when nothing differs."""
+    key, stored = find(transaction, kind, given.id, context)
+    _check_etag(kind, stored, given.etag)
+    old = copy(stored)
+    new = merged(old, given, paths)
+    rules_of = services.RULES[kind.name]
+    found = check(new, operator=context.caller.is_operator, old=old)
+    rules_of.complete(new, context)
+    refuse([*found, *rules_of.check(new, old, context)])
+    _require_references(transaction, new, old, context.caller)
+    rules_of.update(transaction, old, new, context)
+    strip(old)
+    strip(new)
+    if new == old:
+        return copy(stored)
+    before = transaction.get(key)
+    _write(transaction, kind, new, before.value if before else b"")
+    return new
+
+
+def _check_etag(kind: Kind, old: Any, etag: str) -> None:
+    if etag and etag != old.etag:
+        raise etag_mismatch(kind.name, old.id, old.etag)
+
+
+def _require_references(transaction: Transaction, new: Any, old: Any | None, caller: Caller) -> None:
+    """Every object that a new or changed field names exists, is visible, and stays until the commit."""
+    for path, kind_name, object_id in references(new, old):
+        kind = KINDS.get(kind_name)
+        if kind is not None and (kind_name, object_id) in transaction.promised:
+            continue
+        key = transaction.locate(kind, object_id) if kind else None
+        if kind is None or key is None or transaction.require(key) is None:
+            raise reference_not_found(path, kind_name, object_id)
+        target = transaction.message(kind, key)
+        if target is None or not visible(kind, target, caller):
+            raise reference_not_found(path, kind_name, object_id)
+
+
+def references(new: Any, old: Any | None = None) -> Iterator[tuple[str, str, str]]:
+    """(path, kind, id) of every reference field that is set and changed, nested ones included."""
+    for field, value in new.ListFields():
+        kind = rules(field).reference
+        nested = field.message_type is not None and field.is_repeated
+        if not kind and not nested:
+            continue
+        if old is not None and value == getattr(old, field.name):
+            continue
+        if kind and field.is_repeated:
+            for number, item in enumerate(value):
+                yield f"{field.name}[{number}]", kind, item
+        elif kind:
+            yield field.name, kind, value
+        elif not field.message_type.GetOptions().map_entry:
+            for number, item in enumerate(value):
+                for path, inner, object_id in references(item):
+                    yield f"{field.name}[{number}].{path}", inner, object_id
+
+
+# -- delete -----------------------------------------------------------------------------------------------------------
+
+
+def delete(
+    transaction: Transaction, kind: Kind, object_id: str, context: Context, *, etag: str = "", force: bool = False
+) -> Any:
+    """Delete an object; the object as it was. Raises NOT_FOUND and what stands in the way."""
+    key, old = find(transaction, kind, object_id, context)
+    _check_etag(kind, old, etag)
+    if old.deletion_protection:
+        raise precondition(
+            "DELETION_PROTECTED",
+            f"{kind.name} {label(old.id, old.name)} is protected; set deletion_protection to false first",
+        )
+    if transaction.get(key) is None:
+        return old  # it stands at its defaults
+    remove(transaction, kind, old, force, context)
+    return old
+
+
+def remove(transaction: Transaction, kind: Kind, old: Any, force: bool, context: Context) -> None:
+    """Delete a stored object with all that stands for it."""
+    services.RULES[kind.name].delete(transaction, old, force, context)
+    key = keys.place(kind, old.id, old.network_id if kind.parent else "")
+    before = transaction.get(key)
+    if not kind.scope:  # else the whole scope is gone with it
+        transaction.delete(key)
+    if kind.indexed:
+        index_key = keys.index(kind.name, old.id)
+        entry = transaction.get(index_key)
+        if entry is not None and kind.options.quota:
+            quota.give_back(transaction, kind, store_pb2.Index.FromString(entry.value))
+        transaction.delete(index_key)
+    transaction.record(
+        kind.name, old.id, project=old.project_id, name=old.name, before=_recorded(kind, before.value if before else b"")
+    )
+
+
+def _write(transaction: Transaction, kind: Kind, message: Any, before: bytes) -> None:
+    strip(message)
+    message.update_time.GetCurrentTime()
+    message.last_modifier = transaction.origin.actor
+    value = message.SerializeToString()
+    if len(value) > LARGEST_RESOURCE:
+        raise ApiError(Code.INVALID_ARGUMENT, "TOO_MANY_VALUES", f"the object has {len(value)} bytes; {LARGEST_RESOURCE} fit")
+    transaction.put_bytes(keys.place(kind, message.id, message.network_id if kind.parent else ""), value)
+    transaction.record(
+        kind.name,
+        message.id,
+        project=message.project_id,
+        name=message.name,
+        before=_recorded(kind, before),
+        after=_recorded(kind, value),
+    )
+
+
+def _recorded(kind: Kind, value: bytes) -> bytes:
+    """What the history keeps of a stored object: no secret."""
+    return value

@@ -1,0 +1,303 @@
+"""The one commit. Every write, of one object or of many, goes through a `Committer`.
+
+Attempts that come while a transaction is under way wait for the next one and share it (txn.py: Batch): with many clients a
+write costs etcd and us a part of a transaction each. Then:
+- comparisons fail: someone was faster. The cache is brought up to date and the attempts run again, together, and when that
+  does not help each by itself, a bounded number of times.
+- an attempt refuses (ApiError): that may be the fault of a cache that lags another replica, or of others in the batch. It
+  runs again by itself on a cache that holds all that was written before, and what it says then stands.
+- etcd's answer was lost: the outcome is unknown. Each commit creates history records under ids of its own, so a look at
+  one tells whether it happened, and the same transaction sent twice cannot happen twice.
+- a request names itself (`Repeat`): its record is created in the same transaction, so a repetition fails its comparison
+  and gets the first result. Nobody pays for a look at the record but he who repeats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from controlplane.errors import ApiError, Code, StoreUnavailable, conflict, fault, unavailable
+from controlplane.store.cache import Cache
+from controlplane.store.client import Entry, Store
+from controlplane.store.leases import RollingLease
+from controlplane.store.txn import Batch, Deferred, Origin, Transaction
+from kumihimo.v1 import store_pb2
+
+T = TypeVar("T")
+
+_random = random.SystemRandom()
+_log = structlog.get_logger("kumihimo.commit")
+
+ATTEMPTS = 16
+TOGETHER = 3  # of these in a batch
+LARGEST_BATCH = 100  # attempts
+LARGEST_TRANSACTION = 9_000  # operations: etcd is started with --max-txn-ops 10000
+UNKNOWN_ATTEMPTS = 4
+UNKNOWN_PAUSE = 0.1  # seconds
+HISTORY = 90 * 24 * 3600  # seconds that changes are kept, at least
+REQUESTS = 24 * 3600  # seconds that a request id is remembered, at least
+RENEW = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat(Generic[T]):
+    """How a request that names itself is known again.
+
+    name: its request id. key: where its record stands. digest: of what it asks. dump and load: its result as bytes.
+    """
+
+    name: str
+    key: str
+    digest: bytes
+    dump: Callable[[T], bytes]
+    load: Callable[[bytes, int], T]  # (bytes, revision of the first time)
+
+    def remember(self, transaction: Transaction, result: T) -> None:
+        record = store_pb2.RequestRecord(digest=self.digest, reply=self.dump(result))
+        transaction.create(self.key, record, transaction.request_lease)
+
+    def first_result(self, entry: Entry) -> T:
+        record = store_pb2.RequestRecord.FromString(entry.value)
+        if record.digest != self.digest:
+            raise ApiError(
+                Code.ALREADY_EXISTS,
+                "REQUEST_ID_REUSED",
+                f"request_id {self.name} was used for another request; use a new one",
+            )
+        return self.load(record.reply, entry.create_revision)
+
+
+@dataclass(slots=True)
+class Hints:
+    """Where to look first for a free value of a pool. Only a hint: the claim in the transaction decides.
+
+    scattered: somebody else was faster; begin anywhere, so that two replicas that take from one pool seldom meet again.
+    """
+
+    next: dict[str, int] = field(default_factory=dict)
+    scattered: bool = False
+
+    def start(self, pool: str, low: int, high: int) -> int:
+        """A number of [low, high] to begin at."""
+        if self.scattered:
+            return _random.randint(low, high)
+        start = self.next.get(pool, low)
+        return start if low <= start <= high else low
+
+    def took(self, pool: str, number: int) -> None:
+        if not self.scattered:
+            self.next[pool] = number + 1
+
+
+@dataclass(slots=True)
+class _Job(Generic[T]):
+    attempt: Callable[[Transaction], T]
+    origin: Origin
+    repeat: Repeat[T] | None
+    done: asyncio.Future[tuple[T, int]]
+    conflicts: int = 0
+    result: T | None = None
+
+    def run(self, batch: Batch, hints: Hints) -> Transaction:
+        """One attempt. Raises what the attempt raises, and Deferred."""
+        hints.scattered = self.conflicts > 0
+        transaction = Transaction(batch, self.origin)
+        self.result = self.attempt(transaction)
+        if self.repeat is not None:
+            self.repeat.remember(transaction, self.result)
+        transaction.close()
+        if transaction.size > LARGEST_TRANSACTION:
+            raise fault(
+                "resource",
+                "TOO_MANY_VALUES",
+                f"the change takes {transaction.size} operations of the store; {LARGEST_TRANSACTION} are accepted",
+            )
+        return transaction
+
+    def finish(self, revision: int) -> None:
+        if not self.done.done():
+            self.done.set_result((self.result, revision))  # type: ignore[arg-type]
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class Committer:
+    """See the module. `run()` must be running; `hints` are those of all attempts."""
+
+    def __init__(self, store: Store, cache: Cache) -> None:
+        self.store = store
+        self.cache = cache
+        self.hints = Hints()
+        self._history = RollingLease(store, HISTORY + RENEW, RENEW)
+        self._requests = RollingLease(store, REQUESTS + RENEW, RENEW)
+        self._waiting: deque[_Job[Any]] = deque()
+        self._woken = asyncio.Event()
+        self._alone: set[asyncio.Task[None]] = set()
+
+    async def commit(
+        self, attempt: Callable[[Transaction], T], origin: Origin, repeat: Repeat[T] | None = None
+    ) -> tuple[T, int]:
+        """Run an attempt until it is written or refused; (its result, the revision written at or read at).
+
+        Raises what the attempt raises, ABORTED after too many conflicts, UNAVAILABLE.
+        """
+        job = _Job(attempt, origin, repeat, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        self._woken.set()
+        return await job.done
+
+    async def rehearse(self, attempt: Callable[[Transaction], T], origin: Origin) -> tuple[T, int]:
+        """Run an attempt on a current cache and write nothing."""
+        try:
+            await self.cache.sync()
+        except StoreUnavailable as error:
+            raise unavailable(str(error)) from error
+        return attempt(Transaction(Batch(self.cache), origin)), self.cache.revision
+
+    async def run(self) -> None:
+        """Write what is asked for, until cancelled."""
+        try:
+            while True:
+                await self._woken.wait()
+                self._woken.clear()
+                while self._waiting:
+                    await self._next()
+        finally:
+            for task in self._alone:
+                task.cancel()
+
+    # -- a batch ------------------------------------------------------------------------------------------------------
+
+    async def _next(self) -> None:
+        """Run what waits, as far as it goes together, and write it."""
+        jobs: list[_Job[Any]] = []
+        try:
+            batch = await self._batch()
+            jobs = self._gather(batch)
+            if not jobs:
+                return
+            revision = await self._write(batch)
+            if revision:
+                for job in jobs:
+                    job.finish(revision)
+                # The next batch reads what this one has written.
+                await self.cache.reach(revision)
+                return
+            for job in jobs:
+                job.conflicts += 1
+            await self.cache.sync()
+        except StoreUnavailable as error:
+            for job in jobs or [self._waiting.popleft()]:
+                job.fail(unavailable(str(error)))
+            return
+        except Exception as error:
+            # The top of a loop: what etcd refuses for a defect of ours is for those who asked, not for all who come after.
+            _log.exception("not written", jobs=len(jobs))
+            for job in jobs:
+                job.fail(error)
+            return
+        for job in reversed(jobs):
+            # One whose request was there before fails again and again: by itself it looks for its record.
+            if job.conflicts >= TOGETHER or job.repeat is not None:
+                self._by_itself(job)
+            else:
+                self._waiting.appendleft(job)
+
+    def _gather(self, batch: Batch) -> list[_Job[Any]]:
+        taken: list[_Job[Any]] = []
+        deferred: list[_Job[Any]] = []
+        while self._waiting and len(taken) + len(deferred) < LARGEST_BATCH and batch.size < LARGEST_TRANSACTION:
+            job = self._waiting.popleft()
+            if job.done.done():  # its client has gone
+                continue
+            try:
+                transaction = job.run(batch, self.hints)
+            except Deferred:
+                deferred.append(job)
+            except ApiError:
+                self._by_itself(job)
+            except Exception as error:
+                job.fail(error)  # a defect: its caller reports it
+            else:
+                if transaction.is_empty:
+                    self._by_itself(job)
+                elif batch.size + transaction.size > LARGEST_TRANSACTION and taken:
+                    deferred.append(job)
+                else:
+                    batch.include(transaction)
+                    taken.append(job)
+        self._waiting.extendleft(reversed(deferred))
+        return taken
+
+    # -- one by itself ------------------------------------------------------------------------------------------------
+
+    def _by_itself(self, job: _Job[Any]) -> None:
+        task = asyncio.create_task(self._alone_until_done(job))
+        self._alone.add(task)
+        task.add_done_callback(self._alone.discard)
+
+    async def _alone_until_done(self, job: _Job[Any]) -> None:
+        try:
+            job.result, revision = await self._alone_once(job)
+            job.finish(revision)
+        except StoreUnavailable as error:
+            job.fail(unavailable(str(error)))
+        except asyncio.CancelledError:
+            job.fail(unavailable("the server is stopping"))
+            raise
+        except Exception as error:
+            job.fail(error)  # what the attempt raised; its caller reports it
+
+    async def _alone_once(self, job: _Job[T]) -> tuple[T, int]:
+        for _ in range(ATTEMPTS):
+            await self.cache.sync()
+            if job.repeat is not None:
+                known = await self.store.get(job.repeat.key)
+                if known is not None:
+                    return job.repeat.first_result(known), known.mod_revision
+            batch = await self._batch()
+            transaction = job.run(batch, self.hints)
+            if transaction.is_empty:
+                return job.result, self.cache.revision  # type: ignore[return-value]
+            batch.include(transaction)
+            revision = await self._write(batch)
+            if revision:
+                await self.cache.reach(revision)
+                return job.result, revision  # type: ignore[return-value]
+            job.conflicts += 1
+        raise conflict()
+
+    async def _batch(self) -> Batch:
+        return Batch(self.cache, await self._history.current(), await self._requests.current())
+
+    async def _write(self, batch: Batch) -> int:
+        """The revision written at; 0 when a comparison failed. Raises StoreUnavailable when the outcome stays unknown."""
+        compare, operations = batch.compare(), batch.operations()
+        for turn in range(UNKNOWN_ATTEMPTS):
+            try:
+                # The one before may have happened, or happen while we look: then ours fails its comparison.
+                record = await self.store.get(batch.record_key) if turn else None
+                if record is None:
+                    written = await self.store.transact(compare, operations)
+                    if written.succeeded:
+                        return written.revision
+                    record = await self.store.get(batch.record_key) if turn else None
+                return record.mod_revision if record else 0
+            except StoreUnavailable:
+                # A store that was restored from a backup does not know our leases.
+                self._history.forget()
+                self._requests.forget()
+                if turn == UNKNOWN_ATTEMPTS - 1:
+                    raise
+                # A connection that broke takes more than one call with it.
+                await asyncio.sleep(UNKNOWN_PAUSE)
+        return 0
