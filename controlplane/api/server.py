@@ -30,12 +30,12 @@ from controlplane.controllers.binder import Binder
 from controlplane.controllers.registrar import Registrar
 from controlplane.controllers.release import Release
 from controlplane.errors import BadConfig, StoreUnavailable
-from controlplane.identity import Tokens
 from controlplane.progress import Progress
 from controlplane.registry import KINDS
 from controlplane.store import client, keys
 from controlplane.store.cache import Cache
 from controlplane.store.client import Store
+from controlplane.tokens import Tokens
 from kumihimo.v1 import resource_pb2, store_pb2
 
 LARGEST_REQUEST = 8 << 20  # bytes
@@ -102,7 +102,7 @@ def _service(descriptor: Any, kind: str, verbs: Mapping[str, Handler], dispatch:
 
 async def serve(settings: config.Config) -> None:
     """Run until SIGTERM or SIGINT. Raises Unfit, StoreUnavailable and BadConfig before it listens."""
-    tokens = Tokens(settings.tokens)
+    tokens = Tokens(settings.tokens, settings.oidc)
     credentials = grpc.ssl_server_credentials([(settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())])
     store = Store(settings.etcd)
     cache = Cache(store)
@@ -113,7 +113,7 @@ async def serve(settings: config.Config) -> None:
     await _store_answers(store)
     await check_store(store)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(cache.run())]
+        tasks = [group.create_task(cache.run()), group.create_task(tokens.run())]
         async with asyncio.timeout(STORE_DEADLINE):
             await cache.ready.wait()
         progress = Progress(cache)

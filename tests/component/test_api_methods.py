@@ -1,4 +1,4 @@
-"""The standard methods, the same for every kind: masks, etags, replays, pages, filters, projects, policy."""
+"""The standard methods, the same for every kind: masks, etags, replays, pages, filters."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from controlplane.api.output import MADE_AT_READ
-from controlplane.identity import POLICY, Role
 from controlplane.registry import KINDS
 from controlplane.store import client as operations
 from controlplane.store import keys
 from controlplane.store.txn import time_ordered_id
 from controlplane.validate import IMMUTABLE, OUTPUT_ONLY, behaves
-from kumihimo.v1 import resource_pb2, store_pb2
-from tests.component.cloud import IDENTITIES, Client, Cloud, Refused, consistent, refused, request_class, service_of
+from kumihimo.v1 import store_pb2
+from tests.component.cloud import Client, Cloud, Refused, consistent, refused, service_of
 from tests.waiting import until
 
 Code = grpc.StatusCode
 EVERY = tuple(KINDS)
-OWNED = tuple(name for name, kind in KINDS.items() if not kind.options.operator_named)
 Make = Callable[..., Awaitable[Any]]
 
 
@@ -419,115 +417,7 @@ async def test_b_api_07_filter(cloud: Cloud, make: Make) -> None:
     assert set(await ids("Port", 'fixed_ips.ip_address in_cidr "10.0.0.0/30" AND NOT state = ACTIVE')) >= {port.id}
 
 
-# -- projects and policy ----------------------------------------------------------------------------------------------
-
-
-async def test_projects_do_not_see_or_refer_to_each_other(cloud: Cloud, make: Make) -> None:
-    api = cloud.api
-    theirs = {
-        "Network": await make("Network", by="bob"),
-        "Subnet": await make("Subnet", by="bob"),
-        "Port": await make("Port", by="bob"),
-    }
-    before = await cloud.settled()
-    for kind, item in theirs.items():
-        missing = time_ordered_id()
-        for call, absent in (
-            (api.get(kind, item.id, by="alice"), api.get(kind, missing, by="alice")),
-            (api.update(kind, item.id, by="alice", name="x"), api.update(kind, missing, by="alice", name="x")),
-            (api.delete(kind, item.id, by="alice"), api.delete(kind, missing, by="alice")),
-        ):
-            hidden, gone = await refused(call), await refused(absent)
-            assert (hidden.code, hidden.reason) == (gone.code, gone.reason) == (Code.NOT_FOUND, "RESOURCE_NOT_FOUND")
-            assert hidden.message.replace(item.id, missing) == gone.message
-        # Nor by asking to delete what may be missing.
-        assert (await api.delete(kind, item.id, by="alice", allow_missing=True)).revision == before
-        assert (await api.list(kind, by="alice")).items == []
-        error = await refused(api.list(kind, by="alice", project_id="other"))
-        assert (error.code, error.reason) == (Code.PERMISSION_DENIED, "FIELD_FORBIDDEN")
-        assert item.id in [found.id for found in (await api.list(kind)).items]
-        assert item.id in [found.id for found in (await api.list(kind, project_id="other")).items]
-        assert item.id not in [found.id for found in (await api.list(kind, project_id="demo")).items]
-    assert await cloud.store.revision() == before
-    network_id = theirs["Network"].id
-    for kind, fields in (("Subnet", {"cidr": "10.0.0.0/24"}), ("Port", {})):
-        error = await refused(api.create(kind, by="alice", network_id=network_id, **fields))
-        assert (error.code, error.reason) == (Code.NOT_FOUND, "REFERENCE_NOT_FOUND")
-        assert error.metadata["field"] == "network_id"
-    mine = await make("Network", by="alice")
-    foreign = [{"subnet_id": theirs["Subnet"].id}]
-    error = await refused(api.create("Port", by="alice", network_id=mine.id, fixed_ips=foreign))
-    assert (error.code, error.reason) == (Code.NOT_FOUND, "REFERENCE_NOT_FOUND")
-    assert error.metadata["field"] == "fixed_ips[0].subnet_id"
-
-
-async def test_a_child_belongs_to_its_networks_project(make: Make, api: Client) -> None:
-    network = await make("Network", by="alice")
-    assert (await make("Subnet", network_id=network.id)).project_id == "demo"
-    assert (await make("Port", network_id=network.id)).project_id == "demo"
-
-
-def _calls() -> list[tuple[str, str, str]]:
-    return [
-        (service.name, method.name, kind)
-        for service, kind in [
-            *((kind.service, name) for name, kind in KINDS.items()),
-            (resource_pb2.DESCRIPTOR.services_by_name["Operations"], "Operations"),
-        ]
-        for method in service.methods
-    ]
-
-
-LEAST = {"Get": Role.READER, "List": Role.READER, "Wait": Role.READER}
-
-
-@pytest.mark.parametrize("identity", IDENTITIES)
-@pytest.mark.parametrize(("service", "method", "kind"), _calls(), ids=lambda text: text)
-async def test_b_api_02_policy_of_every_method_and_role(
-    shared_cloud: Cloud, identity: str, service: str, method: str, kind: str
-) -> None:
-    role = Role[IDENTITIES[identity][1].upper()]
-    least = Role.OPERATOR if kind == "Node" else LEAST.get(method, Role.MEMBER)
-    if kind == "Operations":
-        request: Any = resource_pb2.WaitRequest()
-    elif method in ("Create", "Update"):
-        request = request_class(kind, method)(validate_only=True)
-        request.resource.id = "nobody" if kind == "Node" else time_ordered_id()
-    else:
-        request = {"Get": resource_pb2.GetRequest, "List": resource_pb2.ListRequest, "Delete": resource_pb2.DeleteRequest}[
-            method
-        ]()
-    error: Refused | None = None
-    try:
-        await shared_cloud.api.call(service, method, request, f"{identity}-token")
-    except Refused as found:
-        error = found
-    reason = error.reason if error else ""
-    if error and reason == "ROLE_REQUIRED":
-        assert error.code is Code.PERMISSION_DENIED
-        assert f"needs the role {least.name.lower()}" in error.message
-    assert (reason == "ROLE_REQUIRED") == (role < least), reason
-    assert reason in ("", "ROLE_REQUIRED", "MISSING_FIELD", "RESOURCE_NOT_FOUND"), reason
-
-
-def test_the_policy_table_covers_every_method() -> None:
-    for _, method, kind in _calls():
-        assert (kind, method) in POLICY or ("*", method) in POLICY
-
-
-@pytest.mark.parametrize(("service", "method", "kind"), _calls(), ids=lambda text: text)
-async def test_without_a_good_token_nothing_answers(shared_cloud: Cloud, service: str, method: str, kind: str) -> None:
-    descriptor = next(item for item in _descriptors(service) if item.name == method)
-    request = request_class(kind, method)() if kind in KINDS else resource_pb2.WaitRequest()
-    assert type(request).DESCRIPTOR is descriptor.input_type
-    for token, reason in ((None, "TOKEN_MISSING"), ("wrong", "TOKEN_INVALID"), ("", "TOKEN_INVALID")):
-        error = await refused(shared_cloud.api.call(service, method, request, token))
-        assert (error.code, error.reason) == (Code.UNAUTHENTICATED, reason)
-
-
-def _descriptors(service: str) -> Any:
-    found = next((kind.service for kind in KINDS.values() if kind.service.name == service), None)
-    return (found or resource_pb2.DESCRIPTOR.services_by_name[service]).methods
+# -- the server -------------------------------------------------------------------------------------------------------
 
 
 async def test_health_and_reflection_answer_without_a_token(shared_cloud: Cloud) -> None:
