@@ -45,8 +45,8 @@ ALGORITHMS: Mapping[tuple[str, str], tuple[str, ...]] = {
 }
 _PUBLIC = ("kty", "crv", "n", "e", "x", "y")
 _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
-# Nobody may make the libraries stumble over what a token holds: these are all that they raise for it.
-_UNREADABLE = (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError)
+# All that the libraries raise for a token or a key that they stumble over.
+_UNREADABLE = (jwt.PyJWTError, ValueError, TypeError)
 
 _log = structlog.get_logger("kumihimo.oidc")
 

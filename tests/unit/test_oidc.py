@@ -96,7 +96,7 @@ async def test_claims_have_the_names_that_are_configured(issuer: Issuer) -> None
 
 NOW = int(time.time())
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
-    "expired": ({"exp": NOW - LEEWAY - 5}, "TOKEN_EXPIRED", "has expired"),
+    "expired": ({"exp": NOW - 20}, "TOKEN_EXPIRED", "has expired"),
     "not yet valid": ({"nbf": NOW + 3600}, "TOKEN_INVALID", "not valid yet"),
     "issued in the future": ({"iat": NOW + 3600}, "TOKEN_INVALID", "not valid yet"),
     "never expires": ({"exp": None}, "TOKEN_INVALID", "no claim exp"),
@@ -130,7 +130,7 @@ async def test_refused(issuer: Issuer, verifier: Verifier, changes: dict[str, An
 
 async def test_clocks_may_differ_a_little(issuer: Issuer, verifier: Verifier) -> None:
     now = int(time.time())
-    assert await caller(verifier, issuer.token(exp=now - LEEWAY + 5, iat=now + LEEWAY - 5, nbf=now + LEEWAY - 5)) == CAROL
+    assert await caller(verifier, issuer.token(exp=now - 4, iat=now + 4, nbf=now + 4)) == CAROL
 
 
 def _segment(value: Any) -> str:
@@ -185,7 +185,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> tuple[Issuer, Verifier]:
     return issuer, Verifier(Oidc(ISSUER, AUDIENCE, str(path)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 async def test_garbage_is_refused_and_nothing_else(data: st.DataObject, ready: tuple[Issuer, Verifier]) -> None:
     """Never INTERNAL: whatever stands where a token should is TOKEN_INVALID."""
@@ -203,8 +203,19 @@ async def test_garbage_is_refused_and_nothing_else(data: st.DataObject, ready: t
     assert (await reason(verifier, token))[0] == "TOKEN_INVALID"
 
 
-@pytest.mark.parametrize("claims", [b"[]", b"1", b"null", b"{", b"\xff", b"[" * 5000, b'{"exp": 1e999}', b'{"exp": -1e999}'])
+TIMES = (b"1e999", b"-1e999", b"NaN", b'"soon"', b"[1]", b"{}", b"[" * 5000, b"1" * 5000)
+SIGNED = [b"[]", b"1", b"null", b"{", b"\xff", b"[" * 5000]
+SIGNED += [b'{"' + claim + b'": ' + value + b"}" for claim in (b"exp", b"iat", b"nbf") for value in TIMES]
+SIGNED += [b'{"exp": 9999999999, "' + claim + b'": ' + value + b"}" for claim in (b"iss", b"aud") for value in TIMES]
+SIGNED += [b'{"exp": 9999999999, "sub": ' + value + b"}" for value in TIMES if value != b'"soon"']
+
+
+@pytest.mark.parametrize("claims", SIGNED)
 async def test_garbage_that_is_signed_is_refused_too(issuer: Issuer, verifier: Verifier, claims: bytes) -> None:
+    """With the claims that are right, and one that is not."""
+    if claims.startswith(b'{"'):
+        right = {name: value for name, value in issuer.claims().items() if f'"{name}"'.encode() not in claims}
+        claims = claims[:-1] + b", " + json.dumps(right).encode()[1:]
     token = jwt.api_jws.encode(claims, issuer.keys["one"][1], "ES256", {"kid": "one"})
     assert (await reason(verifier, token))[0] == "TOKEN_INVALID"
 
@@ -290,6 +301,7 @@ async def test_unknown_keys_cause_one_reading_in_a_while(issuer: Issuer, verifie
     assert {found for found, _ in results} == {"TOKEN_INVALID"}
     assert issuer.asked == 1
     # Within the pause the keys that are known serve, and nothing is asked.
+    assert (await reason(verifier, other.token("k0", sub="x")))[0] == "TOKEN_INVALID"
     assert await caller(verifier, issuer.token()) == CAROL
     assert issuer.asked == 1
 
@@ -316,7 +328,7 @@ async def test_a_slow_issuer_delays_those_alone_whose_key_is_not_known(issuer: I
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     "document",
-    [None, b"", b"{", b"[]", b'{"keys": 5}', b"\xff", b"[" * 100_000, b'{"keys": [], "x": "' + bytes(1 << 20) + b'"}'],
+    [None, b"", b"{", b"[]", b'{"keys": 5}', b"\xff", b"[" * 100_000, b'{"keys": [], "x": "' + b"x" * (1 << 20) + b'"}'],
 )
 async def test_an_issuer_that_is_away_or_broken_keeps_the_last_keys(
     issuer: Issuer, verifier: Verifier, document: bytes | None
