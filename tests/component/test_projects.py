@@ -257,14 +257,6 @@ async def test_what_one_project_does_to_its_own_does_nothing_to_its_twin(cloud: 
     await consistent(cloud.store)
 
 
-async def test_one_request_id_is_two_requests_for_two_callers(api: Client) -> None:
-    request = {"request_id": "same"}
-    first = await api.create("Network", by="alice", name="n", request=request)
-    second = await api.create("Network", by="bob", name="n", request=request)
-    assert (first.project_id, second.project_id) == (ALICE, BOB)
-    assert await api.create("Network", by="alice", name="n", request=request) == first
-
-
 async def test_a_child_belongs_to_its_networks_project(api: Client, twins: Twins) -> None:
     _, bobs = twins
     network_id = bobs["Network"].id
