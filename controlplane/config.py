@@ -4,7 +4,14 @@ listen = ["127.0.0.1:7443"]          # host:port or unix:/path; TLS on all
 etcd = ["127.0.0.1:2379"]
 tls_certificate = "/etc/kumihimo/api.crt"
 tls_key = "/etc/kumihimo/api.key"
-tokens = "/etc/kumihimo/tokens.toml"
+tokens = "/etc/kumihimo/tokens.toml"  # read again when it changes
+[oidc]                               # JWTs beside the tokens of the file
+issuer = "https://id.example.com"    # must be equal to the claim iss
+audience = "kumihimo"                # must be in the claim aud
+jwks = "https://id.example.com/keys" # or a file; http for loopback only
+project_claim = "project_id"
+roles_claim = "roles"                # a list, or words with spaces between
+subject_prefix = "oidc:"             # identity = this + sub
 [defaults]
 underlay_mtu = 1500                  # bytes
 [tracing]
@@ -16,10 +23,21 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from controlplane.errors import BadConfig
+
+_OIDC_EXAMPLES = {
+    "issuer": "https://id.example.com",
+    "audience": "kumihimo",
+    "jwks": "https://id.example.com/keys",
+    "project_claim": "project_id",
+    "roles_claim": "roles",
+    "subject_prefix": "oidc:",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +52,19 @@ class Defaults:
 
 
 @dataclass(frozen=True, slots=True)
+class Oidc:
+    """Whose JWTs are accepted, and which of their claims say what."""
+
+    issuer: str
+    audience: str
+    jwks: str
+    project_claim: str = "project_id"
+    roles_claim: str = "roles"
+    # Without one, a subject of the issuer and an identity of the token file may be the same caller.
+    subject_prefix: str = "oidc:"
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """See the module."""
 
@@ -42,6 +73,7 @@ class Config:
     tls_certificate: Path
     tls_key: Path
     tokens: Path
+    oidc: Oidc | None = None
     defaults: Defaults = field(default_factory=Defaults)
     trace_file: Path | None = None
 
@@ -49,7 +81,7 @@ class Config:
 def load(path: Path) -> Config:
     """Read and check a file. Raises BadConfig with file, field and what would be accepted."""
     raw = read_toml(path)
-    known = {"listen", "etcd", "tls_certificate", "tls_key", "tokens", "defaults", "tracing"}
+    known = {"listen", "etcd", "tls_certificate", "tls_key", "tokens", "oidc", "defaults", "tracing"}
     refuse_unknown(path, "", raw, known)
     return Config(
         listen=strings(path, raw, "listen"),
@@ -57,6 +89,7 @@ def load(path: Path) -> Config:
         tls_certificate=_file(path, raw, "tls_certificate"),
         tls_key=_file(path, raw, "tls_key"),
         tokens=_file(path, raw, "tokens"),
+        oidc=_oidc(path, raw["oidc"]) if "oidc" in raw else None,
         defaults=_defaults(path, raw.get("defaults", {})),
         trace_file=trace_file(path, raw),
     )
@@ -97,6 +130,26 @@ def _file(path: Path, raw: Mapping[str, Any], name: str) -> Path:
     if not Path(value).is_file():
         raise BadConfig(f"{path}: {name} names {value}, which is not a readable file")
     return Path(value)
+
+
+def _oidc(path: Path, raw: Mapping[str, Any]) -> Oidc:
+    refuse_unknown(path, "oidc.", raw, {item.name for item in fields(Oidc)})
+    for item in fields(Oidc):
+        value = raw.get(item.name, item.default)
+        if not isinstance(value, str) or (not value and item.name != "subject_prefix"):
+            raise BadConfig(f"{path}: oidc.{item.name} must be a text, for example {_OIDC_EXAMPLES[item.name]!r}")
+    found = Oidc(**raw)
+    url = urlsplit(found.jwks)
+    if url.scheme == "http" and not _is_loopback(url.hostname or ""):
+        raise BadConfig(f"{path}: oidc.jwks is {found.jwks}; plain http is accepted for loopback only, use https")
+    return found
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _defaults(path: Path, raw: Mapping[str, Any]) -> Defaults:

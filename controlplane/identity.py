@@ -1,17 +1,15 @@
-"""Who calls, and what they may do: tokens, roles, and the one policy table.
+"""Who calls, and what they may do: roles, and the one policy table.
 
-A token is a secret of the client's; the server's file holds only its SHA-256, so that the file gives nothing away.
+The table denies by default: what has no line in it is allowed to nobody.
 """
 
 from __future__ import annotations
 
-import hashlib
-import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 
-from controlplane.errors import ApiError, BadConfig, Code
+from controlplane.errors import ApiError, Code
 
 
 class Role(IntEnum):
@@ -40,33 +38,36 @@ class Caller:
         return self.is_operator or project_id == self.project
 
 
-# (kind, verb) → the least role; "*" stands for every kind that has no line of its own.
-POLICY: dict[tuple[str, str], Role] = {
-    ("*", "Get"): Role.READER,
-    ("*", "List"): Role.READER,
-    ("*", "Watch"): Role.READER,
-    ("*", "Create"): Role.MEMBER,
-    ("*", "Update"): Role.MEMBER,
-    ("*", "Delete"): Role.MEMBER,
-    ("Node", "Get"): Role.OPERATOR,
-    ("Node", "List"): Role.OPERATOR,
-    ("Node", "Watch"): Role.OPERATOR,
-    ("Node", "Create"): Role.OPERATOR,
-    ("Node", "Update"): Role.OPERATOR,
-    ("Node", "Delete"): Role.OPERATOR,
-    ("Quota", "Create"): Role.OPERATOR,
-    ("Quota", "Update"): Role.OPERATOR,
-    ("Quota", "Delete"): Role.OPERATOR,
-    ("Operations", "Wait"): Role.READER,
-    # What it contains is asked for object by object.
-    ("Operations", "Apply"): Role.READER,
-    ("Operations", "ListChanges"): Role.READER,
+_READ = ("Get", "List", "Watch")
+_WRITE = ("Create", "Update", "Delete")
+
+
+def _standard(read: Role, write: Role) -> dict[str, Role]:
+    return dict.fromkeys(_READ, read) | dict.fromkeys(_WRITE, write)
+
+
+# kind → verb → the least role. "*" are the kinds that have no line here; a kind that has one has no verb beside its own.
+POLICY: Mapping[str, Mapping[str, Role]] = {
+    "*": _standard(Role.READER, Role.MEMBER),
+    "AvailabilityZone": _standard(Role.READER, Role.OPERATOR),
+    "NetworkSegmentRange": _standard(Role.READER, Role.OPERATOR),
+    "Node": _standard(Role.OPERATOR, Role.OPERATOR),
+    "PhysicalNetwork": _standard(Role.READER, Role.OPERATOR),
+    "Quota": _standard(Role.READER, Role.OPERATOR),
+    "Settings": _standard(Role.OPERATOR, Role.OPERATOR),
+    "Operations": {
+        "Apply": Role.MEMBER,  # and each object in it as if it came alone
+        "ListChanges": Role.READER,
+        "Wait": Role.READER,
+    },
 }
 
 
 def authorize(caller: Caller, kind: str, verb: str) -> None:
     """Raise PERMISSION_DENIED / ROLE_REQUIRED unless the policy table allows the call."""
-    least = POLICY.get((kind, verb)) or POLICY["*", verb]
+    least = POLICY.get(kind, POLICY["*"]).get(verb)
+    if least is None:
+        raise ApiError(Code.PERMISSION_DENIED, "ROLE_REQUIRED", f"{verb} of {kind} is allowed to no role")
     if caller.role < least:
         raise ApiError(
             Code.PERMISSION_DENIED,
@@ -74,41 +75,3 @@ def authorize(caller: Caller, kind: str, verb: str) -> None:
             f"{verb} of {kind} needs the role {least.name.lower()}; {caller.identity} has {caller.role.name.lower()}",
             {"role": least.name.lower()},
         )
-
-
-class Tokens:
-    """The callers of a token file: `[[tokens]]` with sha256 (hex), identity, project, roles."""
-
-    def __init__(self, path: Path) -> None:
-        self._callers = dict(_read(path))
-
-    def authenticate(self, authorization: str | None) -> Caller:
-        """The caller of an `authorization: Bearer …` header. Raises UNAUTHENTICATED."""
-        if not authorization:
-            raise ApiError(Code.UNAUTHENTICATED, "TOKEN_MISSING", "the call has no token; send authorization: Bearer …")
-        scheme, _, token = authorization.partition(" ")
-        digest = hashlib.sha256(token.strip().encode()).hexdigest()
-        caller = self._callers.get(digest) if scheme.lower() == "bearer" else None
-        if caller is None:
-            raise ApiError(Code.UNAUTHENTICATED, "TOKEN_INVALID", "the token is not known here; ask for a new one")
-        return caller
-
-
-def _read(path: Path) -> list[tuple[str, Caller]]:
-    try:
-        content = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise BadConfig(f"tokens: {path}: {error}") from None
-    found = []
-    for number, line in enumerate(content.get("tokens", [])):
-        try:
-            role = max(Role[name.upper()] for name in line["roles"])
-            caller = Caller(str(line["identity"]), str(line["project"]), role)
-            digest = bytes.fromhex(line["sha256"]).hex()
-        except (KeyError, ValueError, TypeError) as error:
-            raise BadConfig(
-                f"{path}: tokens[{number}]: {error}; accepted: sha256, identity, project and"
-                " roles of reader, member, admin, operator"
-            ) from None
-        found.append((digest, caller))
-    return found

@@ -11,10 +11,11 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from controlplane import redaction
 from controlplane.api.crud import refuse_foreign_project
 from controlplane.api.listing import page_size
 from controlplane.errors import ApiError, Code, StoreUnavailable, unavailable
-from controlplane.registry import KINDS, Field, Kind, rules
+from controlplane.registry import KINDS, Field, Kind
 from controlplane.services.base import Context
 from controlplane.services.kernel import MADE_AT_READ
 from controlplane.store import keys
@@ -37,8 +38,6 @@ def field_changes(descriptor: Any, before: Any | None, after: Any | None) -> Ite
         old, new = _shown(field, before), _shown(field, after)
         if old == new:
             continue
-        if rules(field).secret:
-            old, new = "changed" if old else "", "changed" if new else ""
         yield operations_pb2.FieldChange(path=field.name, before=old, after=new)
 
 
@@ -153,6 +152,10 @@ def change_of(record: store_pb2.ChangeRecord, revision: int) -> operations_pb2.C
 
 
 def of_kind(kind: Kind, before: Any | None, after: Any | None) -> list[operations_pb2.FieldChange]:
+    """What differs between two states of an object; secrets are not shown."""
+    if redaction.holds_secrets(kind.descriptor):
+        old, new = redaction.masked_change(before or kind.new(), after or kind.new())
+        before, after = before and old, after and new
     return list(field_changes(kind.descriptor, before, after))
 
 

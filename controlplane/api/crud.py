@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from controlplane import redaction
 from controlplane.api import filtering, listing
 from controlplane.api.output import Output
 from controlplane.api.past import Past
@@ -44,7 +45,7 @@ class Crud:
             found = await self._past.get(self._kind, request.id, request.at_revision)
             if found is None or not kernel.visible(self._kind, found, context.caller):
                 raise not_found(self._kind.name, request.id or '""')
-            return shown(found)
+            return shown(redaction.without_secrets(found))
         key = self._cache.locate(self._kind, request.id)
         message = self._cache.message(self._kind, key) if key else None
         if message is None and self._kind.options.implicit:
@@ -66,7 +67,7 @@ class Crud:
         fill: Callable[[Any], Any]
         if request.at_revision:
             candidates = iter(await self._past.list(self._kind, request.at_revision))
-            fill = kernel.copy
+            fill = redaction.without_secrets
         else:
             candidates = self._candidates(request.project_id, caller, after if order.is_by_id else None)
 

@@ -16,10 +16,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from controlplane.config import Defaults
 from controlplane.errors import ApiError, Code, StoreUnavailable, unavailable
-from controlplane.identity import Tokens, authorize
+from controlplane.identity import authorize
 from controlplane.services.base import Context
 from controlplane.store.commit import Hints
 from controlplane.store.txn import Origin
+from controlplane.tokens import Tokens
 
 DOMAIN = "kumihimo"
 RETRY_DELAY_MS = 500
@@ -80,7 +81,7 @@ class Dispatch:
         log = _log.bind(method=full_name)
         with self._tracer.start_as_current_span(full_name, context=parent, kind=SpanKind.SERVER) as span:
             try:
-                caller = self._tokens.authenticate(metadata.get("authorization"))
+                caller = await self._tokens.authenticate(metadata.get("authorization"))
                 log = log.bind(actor=caller.identity, request_id=getattr(request, "request_id", "") or None)
                 authorize(caller, kind, verb)
                 outgoing: dict[str, str] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from controlplane import redaction
 from controlplane.identity import Caller
 from controlplane.progress import Lag, Progress
 from controlplane.services import quota
@@ -41,7 +42,7 @@ class Output:
             make(message)
         if not caller.is_operator:
             _hide_hosts(message)
-        return message
+        return redaction.without_secrets(message) if redaction.holds_secrets(message.DESCRIPTOR) else message
 
     def _network(self, message: Any) -> None:
         message.subnets.extend(sorted(key.rsplit("/", 1)[1] for key in self._cache.folder(keys.subnets(message.id))))

@@ -33,13 +33,13 @@ from controlplane.controllers.binder import Binder
 from controlplane.controllers.registrar import Registrar
 from controlplane.controllers.release import Release
 from controlplane.errors import BadConfig, StoreUnavailable
-from controlplane.identity import Tokens
 from controlplane.progress import Progress
 from controlplane.registry import KINDS, OPERATIONS
 from controlplane.store import client, keys
 from controlplane.store.cache import Cache
 from controlplane.store.client import Store
 from controlplane.store.commit import Committer
+from controlplane.tokens import Tokens
 from kumihimo.v1 import store_pb2
 
 LARGEST_REQUEST = 8 << 20  # bytes
@@ -120,7 +120,7 @@ def _service(descriptor: Any, kind: str, verbs: Mapping[str, Any], dispatch: Dis
 
 async def serve(settings: config.Config) -> None:
     """Run until SIGTERM or SIGINT. Raises Unfit, StoreUnavailable and BadConfig before it listens."""
-    tokens = Tokens(settings.tokens)
+    tokens = Tokens(settings.tokens, settings.oidc)
     credentials = grpc.ssl_server_credentials([(settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())])
     store = Store(settings.etcd)
     cache = Cache(store)
@@ -131,7 +131,7 @@ async def serve(settings: config.Config) -> None:
     await _store_answers(store)
     await check_store(store)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(cache.run())]
+        tasks = [group.create_task(cache.run()), group.create_task(tokens.run())]
         async with asyncio.timeout(STORE_DEADLINE):
             await cache.ready.wait()
         progress = Progress(cache)

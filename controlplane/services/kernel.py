@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from controlplane import services
+from controlplane import redaction, services
 from controlplane.errors import (
     ApiError,
     Code,
@@ -252,9 +252,7 @@ def remove(transaction: Transaction, kind: Kind, old: Any, force: bool, context:
         if entry is not None and kind.options.quota:
             quota.give_back(transaction, kind, store_pb2.Index.FromString(entry.value))
         transaction.delete(index_key)
-    transaction.record(
-        kind.name, old.id, project=old.project_id, name=old.name, before=_recorded(kind, before.value if before else b"")
-    )
+    _record(transaction, kind, old, before.value if before else b"", b"")
 
 
 def _write(transaction: Transaction, kind: Kind, message: Any, before: bytes) -> None:
@@ -265,16 +263,12 @@ def _write(transaction: Transaction, kind: Kind, message: Any, before: bytes) ->
     if len(value) > LARGEST_RESOURCE:
         raise ApiError(Code.INVALID_ARGUMENT, "TOO_MANY_VALUES", f"the object has {len(value)} bytes; {LARGEST_RESOURCE} fit")
     transaction.put_bytes(keys.place(kind, message.id, message.network_id if kind.parent else ""), value)
-    transaction.record(
-        kind.name,
-        message.id,
-        project=message.project_id,
-        name=message.name,
-        before=_recorded(kind, before),
-        after=_recorded(kind, value),
-    )
+    _record(transaction, kind, message, before, value)
 
 
-def _recorded(kind: Kind, value: bytes) -> bytes:
-    """What the history keeps of a stored object: no secret."""
-    return value
+def _record(transaction: Transaction, kind: Kind, message: Any, before: bytes, after: bytes) -> None:
+    """Note a change in the history, which keeps no secret."""
+    if redaction.holds_secrets(kind.descriptor):
+        old, new = redaction.masked_change(kind.new(before), kind.new(after))
+        before, after = before and old.SerializeToString(), after and new.SerializeToString()
+    transaction.record(kind.name, message.id, project=message.project_id, name=message.name, before=before, after=after)

@@ -136,6 +136,7 @@ class Api(Process):
         config.write_text(
             f'listen = ["unix:{folder}/{name}.sock"]\netcd = ["{endpoint}"]\n'
             f'tls_certificate = "{folder}/tls.crt"\ntls_key = "{folder}/tls.key"\ntokens = "{folder}/tokens.toml"\n'
+            f"{cloud.config}"
         )
         super().__init__(name, [str(Path(sys.executable).parent / "kumi-api"), "--config", str(config)], folder)
         self.target = f"unix:{folder}/{name}.sock"
@@ -287,9 +288,13 @@ def service_of(kind: str) -> str:
 
 
 class Cloud:
-    """An etcd and its API replicas. `api` is the first replica's client, `store` the way past it."""
+    """An etcd and its API replicas. `api` is the first replica's client, `store` the way past it.
 
-    def __init__(self) -> None:
+    config: what else stands in the configuration of each replica, in TOML.
+    """
+
+    def __init__(self, config: str = "") -> None:
+        self.config = config
         self._holder = tempfile.TemporaryDirectory(prefix="kumi-test-")
         self.folder = Path(self._holder.name)
         self.etcd = Etcd(self.folder)

@@ -1,4 +1,4 @@
-"""The standard methods, the same for every kind: masks, etags, replays, pages, filters, projects, policy."""
+"""The standard methods, the same for every kind: masks, etags, replays, pages, filters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from tests.waiting import until
 
 Code = grpc.StatusCode
 EVERY = [name for name, kind in KINDS.items() if not kind.options.implicit]
-OWNED = tuple(name for name, kind in KINDS.items() if not kind.options.operator_named)
 Make = Callable[..., Awaitable[Any]]
 
 
@@ -418,52 +417,7 @@ async def test_b_api_07_filter(cloud: Cloud, make: Make) -> None:
     assert set(await ids("Port", 'fixed_ips.ip_address in_cidr "10.0.0.0/30" AND NOT state = ACTIVE')) >= {port.id}
 
 
-# -- projects and policy ----------------------------------------------------------------------------------------------
-
-
-async def test_projects_do_not_see_or_refer_to_each_other(cloud: Cloud, make: Make) -> None:
-    api = cloud.api
-    theirs = {
-        "Network": await make("Network", by="bob"),
-        "Subnet": await make("Subnet", by="bob"),
-        "Port": await make("Port", by="bob"),
-    }
-    before = await cloud.settled()
-    for kind, item in theirs.items():
-        missing = time_ordered_id()
-        for call, absent in (
-            (api.get(kind, item.id, by="alice"), api.get(kind, missing, by="alice")),
-            (api.update(kind, item.id, by="alice", name="x"), api.update(kind, missing, by="alice", name="x")),
-            (api.delete(kind, item.id, by="alice"), api.delete(kind, missing, by="alice")),
-        ):
-            hidden, gone = await refused(call), await refused(absent)
-            assert (hidden.code, hidden.reason) == (gone.code, gone.reason) == (Code.NOT_FOUND, "RESOURCE_NOT_FOUND")
-            assert hidden.message.replace(item.id, missing) == gone.message
-        # Nor by asking to delete what may be missing.
-        assert (await api.delete(kind, item.id, by="alice", allow_missing=True)).revision == before
-        assert (await api.list(kind, by="alice")).items == []
-        error = await refused(api.list(kind, by="alice", project_id="other"))
-        assert (error.code, error.reason) == (Code.PERMISSION_DENIED, "FIELD_FORBIDDEN")
-        assert item.id in [found.id for found in (await api.list(kind)).items]
-        assert item.id in [found.id for found in (await api.list(kind, project_id="other")).items]
-        assert item.id not in [found.id for found in (await api.list(kind, project_id="demo")).items]
-    assert await cloud.store.revision() == before
-    network_id = theirs["Network"].id
-    for kind, fields in (("Subnet", {"cidr": "10.0.0.0/24"}), ("Port", {})):
-        error = await refused(api.create(kind, by="alice", network_id=network_id, **fields))
-        assert (error.code, error.reason) == (Code.NOT_FOUND, "REFERENCE_NOT_FOUND")
-        assert error.metadata["field"] == "network_id"
-    mine = await make("Network", by="alice")
-    foreign = [{"subnet_id": theirs["Subnet"].id}]
-    error = await refused(api.create("Port", by="alice", network_id=mine.id, fixed_ips=foreign))
-    assert (error.code, error.reason) == (Code.NOT_FOUND, "REFERENCE_NOT_FOUND")
-    assert error.metadata["field"] == "fixed_ips[0].subnet_id"
-
-
-async def test_a_child_belongs_to_its_networks_project(make: Make, api: Client) -> None:
-    network = await make("Network", by="alice")
-    assert (await make("Subnet", network_id=network.id)).project_id == "demo"
-    assert (await make("Port", network_id=network.id)).project_id == "demo"
+# -- the server -------------------------------------------------------------------------------------------------------
 
 
 async def test_health_and_reflection_answer_without_a_token(shared_cloud: Cloud) -> None:

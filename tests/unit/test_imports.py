@@ -50,6 +50,9 @@ RULES = {
     "controlplane.registry": ("kumihimo.v1",),
     "controlplane.config": ("controlplane.errors",),
     "controlplane.identity": ("controlplane.errors",),
+    "controlplane.oidc": ("controlplane.config", "controlplane.errors", "controlplane.identity"),
+    "controlplane.tokens": ("controlplane.config", "controlplane.errors", "controlplane.identity", "controlplane.oidc"),
+    "controlplane.redaction": ("kumihimo.v1", "controlplane.registry"),
     "controlplane.validate": ("kumihimo.v1", "controlplane.errors", "controlplane.registry", "controlplane.values"),
     "controlplane.masks": (
         "kumihimo.v1",
@@ -65,6 +68,7 @@ RULES = {
         "controlplane.errors",
         "controlplane.identity",
         "controlplane.masks",
+        "controlplane.redaction",
         "controlplane.validate",
         "controlplane.registry",
         "controlplane.store",
