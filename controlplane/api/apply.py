@@ -22,10 +22,12 @@ from controlplane.identity import Caller, authorize
 from controlplane.registry import KINDS, Kind, rules
 from controlplane.services import kernel
 from controlplane.services.base import Context
+from controlplane.store import keys
 from controlplane.store.commit import Committer
 from controlplane.store.txn import Origin, Transaction, time_ordered_id
 from controlplane.values import Invalid, identifier, quoted
 from kumihimo.v1 import operations_pb2 as pb
+from kumihimo.v1 import store_pb2
 
 MOST = 500
 
@@ -215,6 +217,8 @@ class _Plan:
         self._prune_tag = prune_tag
         self._faults = faults
         self._by_key: dict[tuple[str, str], list[Desired]] = {}
+        # (kind, project, parent, name) of what is made by name → its place in the request
+        self._new_names: dict[tuple[str, str, str, str], int] = {}
         self._by_name: dict[tuple[str, str], dict[str, list[str]]] = {}
 
     def run(self, given: list[Desired], ids: list[str]) -> pb.ApplyResponse:
@@ -227,13 +231,15 @@ class _Plan:
                 self._by_key.setdefault((item.kind.name, item.key), []).append(item)
         self._identify(desired, ids)
         for item in desired:
-            self._try(item.index, self._resolve, item)
+            if not self._faults.at(item.index):
+                self._try(item.index, self._resolve, item)
         reply = pb.ApplyResponse()
         if self._prune_tag:
             self._prune(desired, reply)
         for item in sorted(desired, key=lambda item: ORDER.index(item.kind)):
             if not self._faults.at(item.index):
                 self._try(item.index, self._make, item, reply)
+        self._alone_in_projects()
         if self._faults.found:
             error = self._faults.error()
             told = PlanError(error.code, error.reason, error.message, error.metadata, error.violations)
@@ -283,6 +289,19 @@ class _Plan:
             )
         item.exists = bool(found)
         message.id = found[0].id if found else fresh
+        if not found:
+            place = (kind.name, message.project_id, message.network_id if kind.parent else "", message.name)
+            twin = self._new_names.setdefault(place, item.index)
+            if twin != item.index:
+                text = f"objects[{twin}] is a new {kind.noun} of the same name; give them different names, or ids"
+                raise _wrong("name", "DUPLICATE_VALUE", text)
+
+    def _alone_in_projects(self) -> None:
+        """Names need not be unique, so two requests could make an object of one name twice: they go one after the other."""
+        for project in sorted({project for _, project, _, _ in self._new_names}):
+            key = keys.apply(project)
+            self._transaction.read(key)
+            self._transaction.put(key, store_pb2.Index(project_id=project))
 
     def _named(self, kind: Kind, name: str, project: str, parent_id: str = "") -> Iterator[Any]:
         """Existing objects of a name in a project (and network) that the caller may see."""

@@ -16,6 +16,7 @@
     claim/{pool}/{value}         a unique value in use; pools: vxlan, network-key, node-key, tunnel-ip,
                                  net/{net}/mac, net/{net}/ip/{subnet}, quota/{project}/{plural}
     request/{actor}/{project}/{id}   first result of a named request, leased for 24 h
+    apply/{project}              rewritten by each apply that makes objects by name: it knows that no other has
     change/{object}/{id}         one change of an object, leased for 90 days; id is a version 7 uuid, in order of time
     controller/{name}            leased: the API replica that runs a controller
     meta/format                  version of this layout
@@ -148,6 +149,10 @@ def quota_pool(project_id: str, kind: Kind) -> str:
 
 def request(actor: str, project_id: str, request_id: str) -> str:
     return f"{REQUESTS}{quote(actor, safe='')}/{quote(project_id, safe='')}/{quote(request_id, safe='')}"
+
+
+def apply(project_id: str) -> str:
+    return f"{ROOT}apply/{quote(project_id, safe='')}"
 
 
 def change(object_id: str, change_id: str = "") -> str:

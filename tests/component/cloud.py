@@ -535,7 +535,7 @@ def _faults_of(
             pass
         case ["net", _, "change"] if key in others:
             pass
-        case ["status" | "alive" | "request" | "change" | "controller", *_] | ["meta", "format"]:
+        case ["status" | "alive" | "apply" | "request" | "change" | "controller", *_] | ["meta", "format"]:
             pass
         case _:
             yield f"{key}: nothing calls for it"

@@ -222,7 +222,7 @@ async def test_a_storm_of_everything_leaves_a_consistent_store(cloud: Cloud, sec
     await cloud.clear()
     await cloud.settled()
     entries = await consistent(cloud.store)
-    rest = [key for key in entries if keys.split(key)[0] not in ("change", "request", "controller", "meta", "quota")]
+    rest = [key for key in entries if keys.split(key)[0] not in ("apply", "change", "request", "controller", "meta", "quota")]
     assert rest == [keys.NODES_CHANGE] or not rest
 
 

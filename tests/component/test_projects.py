@@ -214,7 +214,7 @@ async def test_waiting_for_it_tells_nothing(cloud: Cloud, twins: Twins) -> None:
     alices, bobs = twins
     for mine, theirs in ((1, 1 << 40), (1 << 40, 1)):
         nodes = [applied("h1", alices["Network"].id, mine), applied("h1", bobs["Network"].id, theirs)]
-        await cloud.write(alive("h1"), *nodes)
+        revision = await cloud.write(alive("h1"), *nodes)
         seen = []
         for object_id in (*(bobs[kind].id for kind in OWNED), time_ordered_id()):
             try:
