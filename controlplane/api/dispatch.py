@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NoReturn
 
 import structlog
@@ -51,10 +51,14 @@ class Dispatch:
 
         async def call(request: Any, servicer: Any) -> Any:
             started = time.perf_counter()
-            async with self._answered(full_name, kind, verb, request, servicer) as (context, origin):
-                reply = await handler(request, context, origin)
-                _done(full_name, origin, getattr(reply, "revision", 0), started)
-                return reply
+            with self._span(full_name, servicer) as metadata:
+                try:
+                    context, origin = await self._admit(full_name, kind, verb, request, metadata)
+                    reply = await handler(request, context, origin)
+                except Exception as error:
+                    await _refuse(servicer, full_name, request, error)
+            _done(full_name, origin, getattr(reply, "revision", 0), started)
+            return reply
 
         return call
 
@@ -63,51 +67,60 @@ class Dispatch:
 
         async def call(request: Any, servicer: Any) -> AsyncIterator[Any]:
             started = time.perf_counter()
-            async with self._answered(full_name, kind, verb, request, servicer) as (context, origin):
-                async with contextlib.aclosing(handler(request, context, origin)) as parts:
-                    async for part in parts:
-                        yield part
-                _done(full_name, origin, 0, started)
+            with self._span(full_name, servicer) as metadata:
+                try:
+                    context, origin = await self._admit(full_name, kind, verb, request, metadata)
+                    async with contextlib.aclosing(handler(request, context, origin)) as parts:
+                        async for part in parts:
+                            yield part
+                except Exception as error:
+                    await _refuse(servicer, full_name, request, error)
+            _done(full_name, origin, 0, started)
 
         return call
 
-    @contextlib.asynccontextmanager
-    async def _answered(
-        self, full_name: str, kind: str, verb: str, request: Any, servicer: Any
-    ) -> AsyncIterator[tuple[Context, Origin]]:
-        """Who calls, and in which trace; the one place where errors become status."""
+    @contextlib.contextmanager
+    def _span(self, full_name: str, servicer: Any) -> Iterator[dict[str, str]]:
+        """The span of a call, in the caller's trace; the call's metadata."""
         metadata = {key: value for key, value in servicer.invocation_metadata() if isinstance(value, str)}
-        parent = _trace_context.extract(metadata)
-        log = _log.bind(method=full_name)
-        with self._tracer.start_as_current_span(full_name, context=parent, kind=SpanKind.SERVER) as span:
-            try:
-                caller = await self._tokens.authenticate(metadata.get("authorization"))
-                log = log.bind(actor=caller.identity, request_id=getattr(request, "request_id", "") or None)
-                authorize(caller, kind, verb)
-                outgoing: dict[str, str] = {}
-                if span.get_span_context().is_valid:
-                    _trace_context.inject(outgoing)
-                yield (
-                    Context(caller, self._defaults, self._hints),
-                    Origin(
-                        actor=caller.identity,
-                        project_id=caller.project,
-                        method=full_name,
-                        request_id=getattr(request, "request_id", ""),
-                        trace_context=outgoing.get("traceparent", metadata.get("traceparent", "")),
-                    ),
-                )
-            except ApiError as error:
-                log.info("refused", reason=error.reason, detail=error.message)
-                await abort(servicer, error)
-            except StoreUnavailable as error:
-                log.warning("store unavailable", detail=str(error))
-                await abort(servicer, unavailable(str(error)))
-            except Exception:
-                # The top of a call: a defect of ours must not show its inside to the client, and must be in the log.
-                log.exception("defect")
-                text = f"a defect in {full_name}; the server's log has the rest"
-                await abort(servicer, ApiError(Code.INTERNAL, "DEFECT", text))
+        parent = _trace_context.extract(metadata) if "traceparent" in metadata else None
+        with self._tracer.start_as_current_span(full_name, context=parent, kind=SpanKind.SERVER):
+            yield metadata
+
+    async def _admit(
+        self, full_name: str, kind: str, verb: str, request: Any, metadata: dict[str, str]
+    ) -> tuple[Context, Origin]:
+        """Who calls, if he may. Raises UNAUTHENTICATED, ROLE_REQUIRED."""
+        caller = await self._tokens.authenticate(metadata.get("authorization"))
+        authorize(caller, kind, verb)
+        outgoing: dict[str, str] = {}
+        if "traceparent" in metadata or trace.get_current_span().is_recording():
+            _trace_context.inject(outgoing)
+        return (
+            Context(caller, self._defaults, self._hints),
+            Origin(
+                actor=caller.identity,
+                project_id=caller.project,
+                method=full_name,
+                request_id=getattr(request, "request_id", ""),
+                trace_context=outgoing.get("traceparent", metadata.get("traceparent", "")),
+            ),
+        )
+
+
+async def _refuse(servicer: Any, full_name: str, request: Any, error: Exception) -> NoReturn:
+    """The one place where errors become status."""
+    log = _log.bind(method=full_name, request_id=getattr(request, "request_id", "") or None)
+    if isinstance(error, StoreUnavailable):
+        log.warning("store unavailable", detail=str(error))
+        error = unavailable(str(error))
+    elif isinstance(error, ApiError):
+        log.info("refused", reason=error.reason, detail=error.message)
+    else:
+        # The top of a call: a defect of ours must not show its inside to the client, and must be in the log.
+        log.error("defect", exc_info=error)
+        error = ApiError(Code.INTERNAL, "DEFECT", f"a defect in {full_name}; the server's log has the rest")
+    await abort(servicer, error)
 
 
 def _done(full_name: str, origin: Origin, revision: int, started: float) -> None:

@@ -26,7 +26,7 @@ from controlplane.registry import KINDS, Kind, rules
 from controlplane.services import quota
 from controlplane.services.base import Context, label
 from controlplane.store import keys
-from controlplane.store.txn import Transaction, time_ordered_id
+from controlplane.store.txn import Transaction, stamp, time_ordered_id
 from controlplane.validate import check, clear_output
 from kumihimo.v1 import store_pb2
 
@@ -97,7 +97,7 @@ def create(transaction: Transaction, kind: Kind, prepared: Any, context: Context
     if kind.parent and project:
         _refuse_foreign_parent(transaction, new, project)
     services.RULES[kind.name].create(transaction, new, context)
-    new.create_time.GetCurrentTime()
+    stamp(new.create_time)
     new.creator = transaction.origin.actor
     if kind.indexed:
         index = store_pb2.Index(network_id=new.network_id if kind.parent else "")
@@ -257,7 +257,7 @@ def remove(transaction: Transaction, kind: Kind, old: Any, force: bool, context:
 
 def _write(transaction: Transaction, kind: Kind, message: Any, before: bytes) -> None:
     strip(message)
-    message.update_time.GetCurrentTime()
+    stamp(message.update_time)
     message.last_modifier = transaction.origin.actor
     value = message.SerializeToString()
     if len(value) > LARGEST_RESOURCE:

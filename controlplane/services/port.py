@@ -81,9 +81,10 @@ class PortRules(Rules):
             self._claim_mac(transaction, new)
         else:
             new.mac_address = self._make_mac(transaction, new, context)
+        subnets = subnets_of(transaction, new.network_id)
         if not new.fixed_ips and not new.no_fixed_ips:
-            self._default_addresses(transaction, new)
-        self._claim_addresses(transaction, new, {}, context)
+            self._default_addresses(transaction, new, subnets)
+        self._claim_addresses(transaction, new, subnets, {}, context)
 
     def _default_security(self, new: Any, network: Any) -> None:
         """Unset is the network's value, never "off"."""
@@ -112,7 +113,7 @@ class PortRules(Rules):
             release(transaction, keys.mac_pool(old.network_id), old.mac_address)
         held = {fixed.ip_address: fixed.subnet_id for fixed in old.fixed_ips}
         self._keep_addresses(new, held)
-        self._claim_addresses(transaction, new, held, context)
+        self._claim_addresses(transaction, new, subnets_of(transaction, new.network_id), held, context)
         kept = {fixed.ip_address for fixed in new.fixed_ips}
         for ip, subnet_id in held.items():
             if ip not in kept:
@@ -163,15 +164,16 @@ class PortRules(Rules):
 
     # -- addresses ----------------------------------------------------------------------------------------------------
 
-    def _default_addresses(self, transaction: Transaction, new: Any) -> None:
+    def _default_addresses(self, transaction: Transaction, new: Any, subnets: list[Any]) -> None:
         """One address per family that has a subnet; the first subnet of the family with room for it."""
         transaction.require_unchanged(keys.subnets(new.network_id))
-        subnets = subnets_of(transaction, new.network_id)
         for family in (4, 6):
             of_family = [subnet for subnet in subnets if subnet.ip_version == family]
             if not of_family:
                 continue
-            chosen = next((subnet for subnet in of_family if _has_room(transaction, subnet)), of_family[0])
+            chosen = of_family[0]
+            if len(of_family) > 1:
+                chosen = next((subnet for subnet in of_family if _has_room(transaction, subnet)), chosen)
             new.fixed_ips.add(subnet_id=chosen.id)
 
     def _keep_addresses(self, new: Any, held: dict[str, str]) -> None:
@@ -184,9 +186,11 @@ class PortRules(Rules):
                 fixed.ip_address = next((ip for ip, subnet in free.items() if subnet == fixed.subnet_id), "")
                 free.pop(fixed.ip_address, None)
 
-    def _claim_addresses(self, transaction: Transaction, new: Any, held: dict[str, str], context: Context) -> None:
+    def _claim_addresses(
+        self, transaction: Transaction, new: Any, of_network: list[Any], held: dict[str, str], context: Context
+    ) -> None:
         """Complete and claim every address; `held` are those the port has already."""
-        subnets = {subnet.id: subnet for subnet in subnets_of(transaction, new.network_id)}
+        subnets = {subnet.id: subnet for subnet in of_network}
         # Those that are asked for by address first, or one that is chosen may be the same.
         for number, fixed in sorted(enumerate(new.fixed_ips), key=lambda item: not item[1].ip_address):
             place = f"fixed_ips[{number}]"

@@ -38,6 +38,8 @@ _log = structlog.get_logger("kumihimo.commit")
 ATTEMPTS = 16
 TOGETHER = 3  # of these in a batch
 LARGEST_BATCH = 100  # attempts
+GOOD_BATCH = 24  # attempts that are not kept waiting for company
+GAP = 0.001  # seconds without another one
 LARGEST_TRANSACTION = 9_000  # operations: etcd is started with --max-txn-ops 10000
 UNKNOWN_ATTEMPTS = 4
 UNKNOWN_PAUSE = 0.1  # seconds
@@ -141,6 +143,7 @@ class Committer:
         self._requests = RollingLease(store, REQUESTS + RENEW, RENEW)
         self._waiting: deque[_Job[Any]] = deque()
         self._woken = asyncio.Event()
+        self._crowded = False
         self._alone: set[asyncio.Task[None]] = set()
 
     async def commit(
@@ -170,10 +173,20 @@ class Committer:
                 await self._woken.wait()
                 self._woken.clear()
                 while self._waiting:
+                    await self._company()
                     await self._next()
         finally:
             for task in self._alone:
                 task.cancel()
+
+    async def _company(self) -> None:
+        """Under load, wait while more keep coming: a transaction costs much the same for one and for many."""
+        seen = 0
+        if not self._crowded and len(self._waiting) < 2:
+            return
+        while seen < len(self._waiting) < GOOD_BATCH:
+            seen = len(self._waiting)
+            await asyncio.sleep(GAP)
 
     # -- a batch ------------------------------------------------------------------------------------------------------
 
@@ -183,6 +196,7 @@ class Committer:
         try:
             batch = await self._batch()
             jobs = self._gather(batch)
+            self._crowded = len(jobs) > 1
             if not jobs:
                 return
             revision = await self._write(batch)

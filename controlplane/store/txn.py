@@ -11,9 +11,8 @@ have taken), and the change key of a scope. One attempt (an Apply) sees its own 
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from google.protobuf.message import Message
 
 from controlplane.registry import Kind
 from controlplane.store import client, keys
-from controlplane.store.cache import Cache
+from controlplane.store.cache import NOT_KEPT, Cache
 from controlplane.store.client import Entry
 from kumihimo.v1 import store_pb2
 
@@ -54,14 +53,13 @@ class Batch:
         self.history_lease = history_lease
         self.request_lease = request_lease
         self.record_key = ""
-        self._compare: dict[tuple[str, str], Any] = {}
+        self._compare: dict[tuple[str, str], int] = {}
         self._put: dict[str, tuple[bytes, int]] = {}
         self._deleted: dict[str, bool] = {}
         self._shared: dict[str, bytes] = {}
-        # Keys and prefixes that attempts depend on; folders that hold what is written, at any depth; keys put by folder.
+        # Keys and prefixes that attempts depend on; how many keys are put in each folder that somebody may depend on.
         self._read: set[str] = set()
-        self._prefixes: set[str] = set()
-        self._above: set[str] = set()
+        self._prefixes: tuple[str, ...] = ()
         self._puts: dict[str, int] = {}
 
     @property
@@ -81,12 +79,14 @@ class Batch:
         self._shared.update(transaction.shared)
         self.record_key = self.record_key or transaction.record_key
         for name, mode in transaction.compare:
-            (self._prefixes if mode in _OF_PREFIX else self._read).add(name)
+            if mode not in _OF_PREFIX:
+                self._read.add(name)
+            elif name not in self._prefixes:
+                self._prefixes += (name,)
         for key in transaction.puts:
-            folder = keys.folder(key)
-            self._puts[folder] = self._puts.get(folder, 0) + 1
-        for key in (*transaction.puts, *transaction.deleted):
-            self._above.update(_folders(key))
+            if not key.startswith(NOT_KEPT):
+                folder = keys.folder(key)
+                self._puts[folder] = self._puts.get(folder, 0) + 1
 
     def puts(self, key: str) -> bool:
         return key in self._put
@@ -96,20 +96,22 @@ class Batch:
 
     def wrote(self, key: str) -> bool:
         """Whether an attempt has put or deleted the key."""
-        if key in self._put or key in self._deleted:
+        if key in self._put:
             return True
-        return any(whole and key.startswith(prefix) for prefix, whole in self._deleted.items())
+        if not self._deleted:
+            return False
+        return key in self._deleted or any(whole and key.startswith(prefix) for prefix, whole in self._deleted.items())
 
     def wrote_below(self, prefix: str) -> bool:
         """Whether an attempt has put or deleted a key with this prefix, which ends with "/"."""
-        return prefix in self._above
+        return any(folder.startswith(prefix) for folder in self._puts) or any(key.startswith(prefix) for key in self._deleted)
 
     def depends_on(self, key: str) -> bool:
         """Whether the batch holds only while nobody writes this key."""
-        return key in self._read or not self._prefixes.isdisjoint(_folders(key))
+        return key in self._read or key.startswith(self._prefixes)
 
     def compare(self) -> list[Any]:
-        return list(self._compare.values())
+        return [_COMPARE[mode](name, revision) for (name, mode), revision in self._compare.items()]
 
     def operations(self) -> list[Any]:
         puts = [client.put(key, value, lease) for key, (value, lease) in self._put.items()]
@@ -117,16 +119,12 @@ class Batch:
         return puts + [client.delete(key, prefix) for key, prefix in self._deleted.items()]
 
 
-def _folders(key: str) -> list[str]:
-    """Every folder that a key lies in, below the root."""
-    found = []
-    end = key.find("/", len(keys.ROOT))
-    while end >= 0:
-        found.append(key[: end + 1])
-        end = key.find("/", end + 1)
-    return found
-
-
+_COMPARE = {
+    "mod": client.modified_at,
+    "create": client.created_at,
+    "empty": lambda prefix, _: client.empty(prefix),
+    "unchanged": client.unchanged_since,
+}
 _OF_PREFIX = ("empty", "unchanged")
 
 
@@ -138,7 +136,8 @@ class Transaction:
         self.revision = batch.revision
         self.origin = origin
         self.promised: set[tuple[str, str]] = set()
-        self.compare: dict[tuple[str, str], Any] = {}
+        # (key or prefix, what is compared) → the revision that must be
+        self.compare: dict[tuple[str, str], int] = {}
         self.puts: dict[str, tuple[bytes, int]] = {}
         self.deleted: dict[str, bool] = {}
         self.shared: dict[str, bytes] = {}
@@ -170,23 +169,23 @@ class Transaction:
             raise Deferred
         seen = self.cache.get(key)
         if mode == "mod":
-            self.compare[key, mode] = client.modified_at(key, seen.mod_revision if seen else 0)
+            self.compare[key, mode] = seen.mod_revision if seen else 0
         else:
-            self.compare.setdefault((key, mode), client.created_at(key, seen.create_revision if seen else 0))
+            self.compare.setdefault((key, mode), seen.create_revision if seen else 0)
         return seen
 
     def require_empty(self, prefix: str) -> None:
         """The commit happens only if no key has this prefix (but for those that it deletes itself)."""
-        self._of_prefix(prefix, "empty", client.empty(prefix))
+        self._of_prefix(prefix, "empty")
 
     def require_unchanged(self, prefix: str) -> None:
         """The commit happens only if no key with this prefix was added or changed since the cache was read."""
-        self._of_prefix(prefix, "unchanged", client.unchanged_since(prefix, self.revision))
+        self._of_prefix(prefix, "unchanged")
 
-    def _of_prefix(self, prefix: str, mode: str, compare: Any) -> None:
+    def _of_prefix(self, prefix: str, mode: str) -> None:
         if self._batch.wrote_below(prefix):
             raise Deferred
-        self.compare[prefix, mode] = compare
+        self.compare[prefix, mode] = self.revision
 
     def folder(self, folder: str) -> Mapping[str, Entry]:
         """All keys directly in a folder, by key; in no order. What others of the batch do is not among them."""
@@ -251,7 +250,7 @@ class Transaction:
     def create(self, key: str, message: Message, lease: int = 0) -> None:
         """Put a key that the store does not have; the commit happens only if that is so."""
         self.put(key, message, lease)
-        self.compare[key, "create"] = client.created_at(key, 0)
+        self.compare[key, "create"] = 0
 
     def delete(self, key: str) -> None:
         if self._batch.wrote(key) or self._batch.depends_on(key):
@@ -297,22 +296,23 @@ class Transaction:
             before=before,
             after=after,
         )
-        record.time.GetCurrentTime()
+        stamp(record.time)
         key = keys.change(object_id, time_ordered_id())
         self.puts[key] = (record.SerializeToString(), self._batch.history_lease)
         # Settles what came of a commit whose answer was lost.
         self.record_key = self.record_key or key
-        self.compare[key, "create"] = client.created_at(key, 0)
+        self.compare[key, "create"] = 0
 
     def close(self) -> None:
         """After the attempt: the change key of every scope that is written."""
         scopes = set()
         for key in (*self.puts, *self.deleted):
-            match keys.split(key):
-                case ["net", network_id, leaf, *_] if leaf and not self.deleted.get(keys.scope(network_id)):
+            if key.startswith(keys.NETWORKS):
+                network_id, _, leaf = key[len(keys.NETWORKS) :].partition("/")
+                if leaf and not self.deleted.get(keys.scope(network_id)):
                     scopes.add(keys.change_of_network(network_id))
-                case ["node", _]:
-                    scopes.add(keys.NODES_CHANGE)
+            elif key.startswith(keys.NODES):
+                scopes.add(keys.NODES_CHANGE)
         if not scopes:
             return
         record = store_pb2.ChangeRecord(
@@ -321,15 +321,18 @@ class Transaction:
             method=self.origin.method,
             trace_context=self.origin.trace_context,
         )
-        record.time.GetCurrentTime()
+        stamp(record.time)
         value = record.SerializeToString()
         self.shared.update((key, value) for key in scopes)
 
 
 def time_ordered_id() -> str:
     """A version 7 UUID (RFC 9562): the order of ids is the order of their making."""
-    milliseconds = time.time_ns() // 1_000_000
-    number = (milliseconds << 80) | secrets.randbits(80)
-    number = number & ~(0xF << 76) | (0x7 << 76)
-    number = number & ~(0x3 << 62) | (0x2 << 62)
-    return str(uuid.UUID(int=number))
+    digits = f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+
+
+def stamp(timestamp: Any) -> None:
+    """Set a google.protobuf.Timestamp to now."""
+    timestamp.seconds, timestamp.nanos = divmod(time.time_ns(), 1_000_000_000)
