@@ -139,7 +139,7 @@ class Apply:
         ids = [time_ordered_id() for _ in desired]
 
         def attempt(transaction: Transaction) -> Any:
-            plan = _Plan(transaction, context, project, request.prune_tag, Faults(list(faults.found), faults.first))
+            plan = _Plan(transaction, context, request, project, Faults(list(faults.found), faults.first))
             return plan.run(desired, ids)
 
         if request.validate_only:
@@ -210,11 +210,13 @@ def _wrong(where: str, reason: str, text: str) -> ApiError:
 class _Plan:
     """One attempt."""
 
-    def __init__(self, transaction: Transaction, context: Context, project: str, prune_tag: str, faults: Faults) -> None:
+    def __init__(self, transaction: Transaction, context: Context, request: Any, project: str, faults: Faults) -> None:
         self._transaction = transaction
         self._context = context
         self._project = project
-        self._prune_tag = prune_tag
+        self._prune_tag = request.prune_tag
+        # Whoever asks for the plan wants to see all of what is made; else it is what he sent.
+        self._tells_all = request.validate_only
         self._faults = faults
         self._by_key: dict[tuple[str, str], list[Desired]] = {}
         # (kind, project, parent, name) of what is made by name → its place in the request
@@ -390,7 +392,7 @@ class _Plan:
             kind=kind.name,
             id=stored.id,
             name=stored.name,
-            fields=of_kind(kind, stored, None),
+            fields=of_kind(kind, stored, None) if self._tells_all else (),
         )
 
     def _make(self, item: Desired, reply: pb.ApplyResponse) -> None:
@@ -407,7 +409,7 @@ class _Plan:
                 kind=kind.name,
                 id=new.id,
                 name=new.name,
-                fields=of_kind(kind, None, new),
+                fields=of_kind(kind, None, new) if self._tells_all else (),
             )
             return
         authorize(self._context.caller, kind.name, "Update")

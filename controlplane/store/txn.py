@@ -142,6 +142,10 @@ class Transaction:
         self.deleted: dict[str, bool] = {}
         self.shared: dict[str, bytes] = {}
         self.record_key = ""
+        # Keys put, and deleted, by folder; prefixes deleted whole.
+        self._puts_in: dict[str, set[str]] = {}
+        self._deleted_in: dict[str, set[str]] = {}
+        self._deleted_below: list[str] = []
         self.request_lease = batch.request_lease
         self._batch = batch
 
@@ -190,11 +194,11 @@ class Transaction:
     def folder(self, folder: str) -> Mapping[str, Entry]:
         """All keys directly in a folder, by key; in no order. What others of the batch do is not among them."""
         there = self.cache.folder(folder)
-        mine = [key for key in self.puts if key.startswith(folder) and "/" not in key[len(folder) :]]
-        if not mine and not self.deleted:
+        mine = self._puts_in.get(folder)
+        if not mine and folder not in self._deleted_in and not self._deleted_below:
             return there
         found = {key: entry for key, entry in there.items() if not self._is_deleted(key)}
-        found.update((key, Entry(self.puts[key][0], 0, 0)) for key in mine)
+        found.update((key, Entry(self.puts[key][0], 0, 0)) for key in mine or ())
         return found
 
     def holds(self, key: str) -> bool:
@@ -206,8 +210,8 @@ class Transaction:
     def count(self, folder: str) -> int:
         """How many keys stand directly in a folder, at the least those of the batch included."""
         there = self.cache.folder(folder)
-        mine = sum(key.startswith(folder) and key not in there for key in self.puts)
-        gone = sum(key.startswith(folder) and key in there for key in self.deleted)
+        mine = sum(key not in there for key in self._puts_in.get(folder, ()))
+        gone = sum(key in there for key in self._deleted_in.get(folder, ()))
         return len(there) + mine - gone + self._batch.puts_in(folder)
 
     def locate(self, kind: Kind, object_id: str) -> str | None:
@@ -232,9 +236,7 @@ class Transaction:
         return self.message(kind, key) if key else None
 
     def _is_deleted(self, key: str) -> bool:
-        if not self.deleted:
-            return False
-        return key in self.deleted or any(whole and key.startswith(prefix) for prefix, whole in self.deleted.items())
+        return key in self.deleted or (bool(self._deleted_below) and key.startswith(tuple(self._deleted_below)))
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -245,7 +247,10 @@ class Transaction:
         if self._batch.wrote(key) or self._batch.depends_on(key):
             raise Deferred
         self.puts[key] = (value, lease)
-        self.deleted.pop(key, None)
+        folder = keys.folder(key)
+        self._puts_in.setdefault(folder, set()).add(key)
+        if self.deleted.pop(key, None) is not None:
+            self._deleted_in[folder].discard(key)
 
     def create(self, key: str, message: Message, lease: int = 0) -> None:
         """Put a key that the store does not have; the commit happens only if that is so."""
@@ -255,21 +260,24 @@ class Transaction:
     def delete(self, key: str) -> None:
         if self._batch.wrote(key) or self._batch.depends_on(key):
             raise Deferred
-        self.puts.pop(key, None)
+        folder = keys.folder(key)
+        if self.puts.pop(key, None) is not None:
+            self._puts_in[folder].discard(key)
         self.deleted[key] = False
+        self._deleted_in.setdefault(folder, set()).add(key)
 
     def delete_prefix(self, prefix: str) -> None:
+        """Delete every key with a prefix, which ends with "/"."""
         if not self._batch.is_empty:
             raise Deferred
-        for key in [key for key in self.puts if key.startswith(prefix)]:
-            del self.puts[key]
-        for key in [key for key in self.deleted if key.startswith(prefix)]:
-            del self.deleted[key]
+        for folder in [folder for folder in self._puts_in if folder.startswith(prefix)]:
+            for key in self._puts_in.pop(folder):
+                del self.puts[key]
+        for folder in [folder for folder in self._deleted_in if folder.startswith(prefix)]:
+            for key in self._deleted_in.pop(folder):
+                del self.deleted[key]
         self.deleted[prefix] = True
-
-    def writes(self, key: str) -> bool:
-        """Whether this attempt puts the key."""
-        return key in self.puts
+        self._deleted_below.append(prefix)
 
     @property
     def is_empty(self) -> bool:
@@ -298,6 +306,7 @@ class Transaction:
         )
         stamp(record.time)
         key = keys.change(object_id, time_ordered_id())
+        # Nobody reads it here: it goes past the folders.
         self.puts[key] = (record.SerializeToString(), self._batch.history_lease)
         # Settles what came of a commit whose answer was lost.
         self.record_key = self.record_key or key
