@@ -61,6 +61,11 @@ class Process:
             )
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
@@ -290,11 +295,12 @@ def service_of(kind: str) -> str:
 class Cloud:
     """An etcd and its API replicas. `api` is the first replica's client, `store` the way past it.
 
-    config: what else stands in the configuration of each replica, in TOML.
+    config: what else stands in the configuration of each replica, in TOML. identities: more of them.
     """
 
-    def __init__(self, config: str = "") -> None:
+    def __init__(self, config: str = "", identities: Mapping[str, tuple[str, str]] | None = None) -> None:
         self.config = config
+        self.identities = {**IDENTITIES, **(identities or {})}
         self._holder = tempfile.TemporaryDirectory(prefix="kumi-test-")
         self.folder = Path(self._holder.name)
         self.etcd = Etcd(self.folder)
@@ -344,7 +350,7 @@ class Cloud:
         lines = [
             f'[[tokens]]\nsha256 = "{hashlib.sha256(f"{name}-token".encode()).hexdigest()}"\n'
             f'identity = "{name}"\nproject = "{project}"\nroles = ["{role}"]\n'
-            for name, (project, role) in IDENTITIES.items()
+            for name, (project, role) in self.identities.items()
         ]
         (self.folder / "tokens.toml").write_text("".join(lines))
 
