@@ -19,21 +19,29 @@ from typing import Any
 import grpc
 
 from controlplane.errors import StoreUnavailable
-from controlplane.store import keys
 from controlplane.store.client import Store
 from tests.component.cloud import Api, Client, Cloud, Etcd, Process, Refused, freeze
 from tests.waiting import until
 
+FULL = bool(os.environ.get("KUMI_FULL"))
 MEMBERS = 3
 REPLICAS = 3
 CALL = 10.0  # seconds one call may take before its client asks elsewhere
 PATIENCE = 90.0  # seconds in which a client that insists is answered
 
 
+def seed() -> int:
+    """That of this run, printed: KUMI_SEED when it is set, another each time in the long run, else always the same."""
+    number = int(os.environ.get("KUMI_SEED") or (random.randrange(1 << 32) if FULL else 1507))
+    print(f"KUMI_SEED={number}")
+    return number
+
+
 class Members(Process):
     """The cluster, where a Cloud has its one etcd."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__("etcd", [], folder)
         number = os.getpid() % 64516
         self.hosts = [f"127.{10 + member}.{number // 254}.{1 + number % 254}" for member in range(MEMBERS)]
         cluster = ",".join(f"m{member}=http://{host}:2380" for member, host in enumerate(self.hosts))
@@ -178,16 +186,21 @@ LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.Sta
 
 
 class Insistent:
-    """Asks one replica after the other until one answers. gives_up: the chance that it does so after a call that was lost."""
+    """Asks one replica after the other until one answers."""
 
-    def __init__(self, clients: Sequence[Client], chance: random.Random, gives_up: float = 0.0) -> None:
+    def __init__(self, clients: Sequence[Client], chance: random.Random) -> None:
         self._clients = clients
-        self._chance = chance
-        self._gives_up = gives_up
         self._turn = chance.randrange(len(clients))
 
-    async def ask(self, call: Callable[[Client], Awaitable[Any]]) -> Answer:
-        """The answer, refusals included. Raises Unknown; AssertionError when nobody answers for PATIENCE seconds."""
+    def now(self) -> float:
+        """The clock of the answers."""
+        return time.monotonic()
+
+    async def ask(self, call: Callable[[Client], Awaitable[Any]], gives_up: bool = False) -> Answer:
+        """The answer, refusals included. Raises AssertionError when nobody answers for PATIENCE seconds.
+
+        gives_up: it does not ask again when a call is lost, and raises Unknown.
+        """
         tries, first, last = 0, 0.0, 0.0
 
         async def attempt() -> Answer | None:
@@ -201,7 +214,7 @@ class Insistent:
             except Refused as error:
                 if error.code in LOST:
                     self._turn = (self._turn + 1) % len(self._clients)
-                    if self._chance.random() < self._gives_up:
+                    if gives_up:
                         raise Unknown from None
                     return None
                 refused = error
@@ -290,8 +303,3 @@ async def _serves(api: Api) -> bool:
         except Refused:
             return False
     return True
-
-
-def controllers_of(entries: Any) -> set[str]:
-    """Controllers that some replica holds."""
-    return {key for key in entries if key.startswith(keys.ROOT + "controller/")}

@@ -46,25 +46,21 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One list: every object it showed, at one revision."""
+    """One list: every object it showed, at one revision. keys: those it would have shown, had they existed."""
 
     start: float
     end: float
     revision: int
     shown: dict[str, State]
+    keys: frozenset[str]
 
 
 @dataclass(slots=True)
 class History:
-    """Everything that clients did. keys: every object that a list would have shown, had it existed."""
+    """Everything that clients did."""
 
-    keys: set[str] = field(default_factory=set)
     operations: list[Operation] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
-
-    def add(self, operation: Operation) -> None:
-        self.keys.add(operation.key)
-        self.operations.append(operation)
 
     def faults(self) -> list[str]:
         """What cannot be; empty when all can be explained."""
@@ -72,14 +68,17 @@ class History:
         for operation in self.operations:
             by_key[operation.key].append(operation)
         for look in self.looks:
-            for key in self.keys:
+            for key in look.keys:
                 by_key[key].append(Operation("read", key, look.start, look.end, seen=look.shown.get(key)))
         found = [text for key in sorted(by_key) for text in disorder(by_key[key])]
-        return found + out_of_time(self.operations, self.looks) + torn(self.operations, self.looks, self.keys)
+        return found + out_of_time(self.operations, self.looks) + torn(self.operations, self.looks)
 
 
 Outcome = tuple[bool, State | None]  # (it can have happened in that state, the state after it)
 IMPOSSIBLE: Outcome = (False, None)
+
+
+REFUSALS = {"create": {TAKEN}, "update": {MISSING, CHANGED}, "delete": {MISSING, CHANGED}}
 
 
 def step(state: State | None, operation: Operation) -> Outcome:
@@ -89,7 +88,7 @@ def step(state: State | None, operation: Operation) -> Outcome:
     if operation.verb == "create":
         if operation.refusal == TAKEN:
             return state is not None, state
-        return state is None, operation.seen or State(operation.value, "")
+        return state is None and _as_asked(operation), operation.seen or State(operation.value, "")
     if operation.refusal == MISSING:
         return state is None, None
     if state is None:
@@ -100,7 +99,14 @@ def step(state: State | None, operation: Operation) -> Outcome:
         return told != operation.guard and state.etag in ("", told), State(state.value, told)
     if operation.guard and state.etag not in ("", operation.guard):
         return IMPOSSIBLE
-    return True, None if operation.verb == "delete" else operation.seen or State(operation.value, "")
+    if operation.verb == "delete":
+        return True, None
+    return _as_asked(operation), operation.seen or State(operation.value, "")
+
+
+def _as_asked(operation: Operation) -> bool:
+    """What was written is what the client asked for."""
+    return operation.seen is None or operation.seen.value == operation.value
 
 
 def _read(state: State | None, seen: State | None) -> Outcome:
@@ -115,7 +121,7 @@ def disorder(operations: Sequence[Operation]) -> list[str]:
     state: State | None = None
     done = 0  # bit n: operation n has been put in order
     left = sum(operation.end is not None for operation in operations)
-    taken: list[tuple[int, State | None]] = []
+    taken: list[tuple[int, State | None, bool]] = []
     known: set[tuple[int, State | None]] = set()
     furthest, culprit = -1, 0
     place = chain.first()
@@ -124,11 +130,14 @@ def disorder(operations: Sequence[Operation]) -> list[str]:
         if not is_end:
             possible, after = step(state, operations[number])
             configuration = (done | 1 << number, after)
-            if not possible or configuration in known:
+            # What changes nothing may as well come now as later: there is no need to try it elsewhere.
+            free = possible and after == state
+            if not possible or (not free and configuration in known):
                 place = chain.after(place)
                 continue
-            known.add(configuration)
-            taken.append((number, state))
+            if not free:
+                known.add(configuration)
+            taken.append((number, state, free))
             done, state = configuration
             chain.lift(number)
             left -= operations[number].end is not None
@@ -136,12 +145,14 @@ def disorder(operations: Sequence[Operation]) -> list[str]:
             # This one ended, and nothing that began before its end can come before it: the last choice was wrong.
             if len(taken) > furthest:
                 furthest, culprit = len(taken), number
-            if not taken:
-                return [_told(operations, culprit)]
-            number, state = taken.pop()
-            done ^= 1 << number
-            chain.lower(number)
-            left += operations[number].end is not None
+            free = True
+            while free:
+                if not taken:
+                    return [_told(operations, culprit)]
+                number, state, free = taken.pop()
+                done ^= 1 << number
+                chain.lower(number)
+                left += operations[number].end is not None
             place = chain.after(chain.begin[number])
             continue
         place = chain.first()
@@ -221,7 +232,7 @@ def out_of_time(operations: Iterable[Operation], looks: Iterable[Look]) -> list[
     return found
 
 
-def torn(operations: Iterable[Operation], looks: Iterable[Look], keys: Iterable[str]) -> list[str]:
+def torn(operations: Iterable[Operation], looks: Iterable[Look]) -> list[str]:
     """Lists that show objects of another revision than theirs. Objects with writes of unknown outcome are left out."""
     writes: dict[str, list[tuple[int, str]]] = defaultdict(list)
     unknown = set()
@@ -234,7 +245,7 @@ def torn(operations: Iterable[Operation], looks: Iterable[Look], keys: Iterable[
         line.sort()
     found = []
     for look in looks:
-        for key in set(keys) - unknown:
+        for key in look.keys - unknown:
             place = bisect.bisect_right(writes[key], (look.revision, chr(0x10FFFF)))
             expected = writes[key][place - 1][1] if place else ""
             shown = look.shown[key].value if key in look.shown else ""

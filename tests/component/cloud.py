@@ -212,7 +212,8 @@ class Client:
         options = [
             ("grpc.ssl_target_name_override", SERVER_NAME),
             ("grpc.initial_reconnect_backoff_ms", 50),
-            ("grpc.min_reconnect_backoff_ms", 50),
+            # How long one attempt to connect may take, TLS and all, on a machine that has much else to do.
+            ("grpc.min_reconnect_backoff_ms", 5000),
             ("grpc.max_reconnect_backoff_ms", 200),
             ("grpc.use_local_subchannel_pool", 1),
         ]
