@@ -9,6 +9,8 @@ Invariants:
 - All changes of one revision come in one batch (etcd sends a revision's events of one watcher in one reply).
 - A stream that says nothing for `SILENCE` seconds is dead: each has one watcher more, of a key that nobody writes, which asks
   for progress notifications; the server sends them every few seconds (--experimental-watch-progress-notify-interval).
+- A member that is cut off from the others sends them as well, and knows of no change any more: streams ask for a leader, and
+  such a member ends them.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from controlplane.store.client import Entry, Store, entry
 SILENCE = 15.0
 HEARTBEAT = keys.ROOT + "meta/heartbeat"
 RETRY = 0.3
+NEEDS_LEADER = (("hasleader", "true"),)  # gRPC metadata that etcd understands
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ class Feed:
         self._requests.put_nowait(_create(HEARTBEAT, next(self._numbers), progress=True))
         for prefix in self._wanted:
             self._begin(prefix)
-        call = self._store.watches.Watch(self._sent())
+        call = self._store.watches.Watch(self._sent(), metadata=NEEDS_LEADER)
         replies = aiter(call)
         try:
             while True:

@@ -67,27 +67,26 @@ class Members(Process):
         self.endpoint = ",".join(member.endpoint for member in self.members)
 
     async def begin(self) -> None:
-        for member in self.members[1:]:
+        for member in self.members:
             member.start()
-        for member in (self.members[0], *self.members[1:]):
-            await (answers(member) if member.running else member.begin())
+        for member in self.members:
+            await answers(member)
 
     def kill(self) -> None:
         for member in self.members:
             member.kill()
 
-    async def leader(self) -> int:
-        """Number of the member that leads. Raises AssertionError when none does for long."""
-        found: list[int] = []
+    async def leader(self, but: Etcd | None = None) -> Etcd:
+        """The member that leads, or another than `but` that does so. Raises AssertionError when none does for long."""
 
-        async def led() -> bool:
-            for number, member in enumerate(self.members):
-                if member.running and await _leads(member):
-                    found.append(number)
-            return bool(found)
+        async def led() -> Etcd | None:
+            for member in self.members:
+                if member.running and member is not but and await _leads(member):
+                    return member
+            return None
 
-        await until(led, "a member leads")
-        return found[0]
+        found: Etcd = await until(led, "a member leads")
+        return found
 
 
 async def answers(member: Etcd) -> None:
@@ -273,7 +272,7 @@ class Nemesis:
         await self._kill(self._chance.choice(self._cluster.members))
 
     async def _kill_leader(self) -> None:
-        await self._kill(self._cluster.members[await self._cluster.etcd.leader()])
+        await self._kill(await self._cluster.etcd.leader())
 
     async def _kill(self, member: Etcd) -> None:
         async with self._down(f"kill {member.log.stem}", member):
