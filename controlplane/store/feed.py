@@ -113,14 +113,14 @@ class Feed:
             await self._stop_lists()
 
     async def _stream(self) -> None:
-        self._requests = asyncio.Queue()
+        requests = self._requests = asyncio.Queue()
         self._listed_at.clear()
         self._early.clear()
         self._prefixes.clear()
         self._requests.put_nowait(_create(HEARTBEAT, next(self._numbers), progress=True))
         for prefix in self._wanted:
             self._begin(prefix)
-        call = self._store.watches.Watch(self._sent(), metadata=NEEDS_LEADER)
+        call = self._store.watches.Watch(_sent(requests), metadata=NEEDS_LEADER)
         replies = aiter(call)
         try:
             while True:
@@ -131,10 +131,7 @@ class Feed:
                 self._received(reply)
         finally:
             call.cancel()
-
-    async def _sent(self) -> AsyncIterator[Any]:
-        while True:
-            yield await self._requests.get()
+            requests.put_nowait(None)  # else what sends them would wait for ever
 
     def _received(self, reply: Any) -> None:
         prefix = self._prefixes.get(reply.watch_id)
@@ -210,7 +207,7 @@ async def replay(store: Store, first: int, last: int) -> AsyncIterator[tuple[int
         yield request
         await ended.wait()
 
-    call = store.watches.Watch(requests())
+    call = store.watches.Watch(requests(), metadata=NEEDS_LEADER)
     replies = aiter(call)
     try:
         while True:
@@ -238,6 +235,12 @@ async def replay(store: Store, first: int, last: int) -> AsyncIterator[tuple[int
     finally:
         ended.set()
         call.cancel()
+
+
+async def _sent(requests: asyncio.Queue[Any]) -> AsyncIterator[Any]:
+    """Requests up to the first None."""
+    while (request := await requests.get()) is not None:
+        yield request
 
 
 def _create(prefix: str, number: int, progress: bool = False) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 
 import pytest
@@ -24,13 +23,10 @@ async def test_c_09_c_13_a_history_with_kills_is_linearizable_and_leaves_no_leak
         load = Workload(cluster.clients, number)
         await load.prepare()
         nemesis = Nemesis(cluster, number, lambda: load.done, PAUSE)
-        deaths = asyncio.create_task(nemesis.run())
-        try:
+        async with asyncio.TaskGroup() as group:
+            deaths = group.create_task(nemesis.run())
             await load.run(CLIENTS, STEPS)
-        finally:
             deaths.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await deaths
         await cluster.whole()
         await load.look()
         entries = await cluster.everything()
