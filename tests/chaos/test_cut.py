@@ -12,6 +12,7 @@ from controlplane.store import keys
 from kumihimo.v1 import store_pb2
 from tests.chaos.cluster import FULL, Insistent, seed
 from tests.chaos.proxy import Proxy
+from tests.chaos.workload import CALLER
 from tests.component.cloud import Api, Client, Cloud, Refused, consistent
 
 TRIALS = 1000 if FULL else 120
@@ -48,7 +49,7 @@ async def test_c_13_a_client_cut_at_any_byte_has_exactly_one_object(cloud: Cloud
                     reply = await call(client)
                 except Refused as error:
                     error.must_be("")  # the transport's word, not the API's
-            if reply is None and await cloud.store.get(keys.request("root", name)) is not None:
+            if reply is None and await cloud.store.get(keys.request(*CALLER, name)) is not None:
                 landed += 1
             again = await Insistent(others, chance).ask(call)
             assert again.refused is None, (number, name, again.refused)
@@ -85,7 +86,7 @@ async def test_c_13_a_client_cut_at_any_byte_has_exactly_one_object(cloud: Cloud
     records = Counter(
         store_pb2.ChangeRecord.FromString(entry.value).request_id
         for key, entry in entries.items()
-        if key.startswith(keys.change(""))
+        if key.startswith(keys.CHANGES)
     )
     expected = {"whole", *(f"cut-{trial}" for trial in range(TRIALS))}
     assert {name: records[name] for name in expected} == dict.fromkeys(expected, 1), number

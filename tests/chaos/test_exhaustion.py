@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from controlplane.services.quota import COUNTED, UNLIMITED
 from controlplane.store import keys
 from tests.chaos.cluster import FULL
 from tests.chaos.exactly import crowd, exactly
@@ -79,3 +80,41 @@ async def test_b_sub_02_a_crowd_that_wants_more_than_there_is_gets_exactly_what_
     entries = await everything(cloud.store)
     assert sum(key.startswith(keys.claim(keys.mac_pool(network))) for key in entries) == free + 1
     await consistent(cloud.store)
+
+
+@pytest.mark.parametrize(
+    ("kind", "plural", "most"), [("Network", "networks", 40), ("Port", "ports", 100), ("Subnet", "subnets", 30)]
+)
+async def test_a_quota_holds_to_the_last_one(cloud: Cloud, replicas: list[Client], kind: str, plural: str, most: int) -> None:
+    """64 clients, two replicas: exactly as many as the quota says, whatever goes and comes again meanwhile."""
+    parents = [(await cloud.api.create("Network", project_id="demo")).id for _ in range(0 if kind == "Network" else 30)]
+    fields: Any = {
+        "Network": lambda number: {},
+        "Port": lambda number: {"network_id": parents[number % 30]},
+        "Subnet": lambda number: {"network_id": parents[number % 30], "cidr": f"10.{number}.0.0/24"},
+    }[kind]
+    await cloud.api.update("Quota", "demo", limits={plural: most})
+    try:
+
+        async def create(api: Client, number: int) -> Any:
+            return await api.create(
+                kind, by="alice", request={"request_id": f"{parents[:1]}{plural}/{number}"}, **fields(number)
+            )
+
+        made = await exactly(most, replicas, create, reason="QUOTA_EXCEEDED", more=64, at_once=AT_ONCE)
+        await consistent(cloud.store)
+
+        async def replace(api: Client, number: int) -> Any:
+            await api.delete(kind, made[number].id, by="alice")
+            return await api.create(kind, by="alice", **fields(200 + number))
+
+        # Each gives its own back before it asks again: there is always room for it.
+        again, errors = await crowd(replicas, replace, most // 2, AT_ONCE)
+        assert not errors, errors[0]
+        assert len(again) == most // 2
+        (await refused(cloud.api.create(kind, by="alice", **fields(255)))).must_be("QUOTA_EXCEEDED")
+        shown = await cloud.api.get("Quota", "demo")
+        assert (shown.usage[plural], shown.effective_limits[plural]) == (most, most)
+        await consistent(cloud.store)
+    finally:
+        await cloud.api.update("Quota", "demo", limits=dict.fromkeys(COUNTED, UNLIMITED))

@@ -8,6 +8,7 @@ from controlplane.controllers.release import SWEEP, Release
 from controlplane.progress import Progress
 from controlplane.store import client, keys
 from controlplane.store.client import Written
+from controlplane.store.commit import Committer
 from kumihimo.v1 import store_pb2
 from tests.component.cloud import Cloud
 from tests.component.test_store_feed import followed
@@ -43,7 +44,7 @@ async def test_c_09_a_value_taken_again_while_a_sweep_is_under_way_stays_taken()
                 await cache.reach(await cloud.write(client.put(names[1], held(False))))
 
             slow: Any = Slow(cloud, take_again)
-            release = Release(slow, cache, Progress(cache))
+            release = Release(Committer(slow, cache), Progress(cache))
             for name in names:
                 release.changed(name, cache.get(name))
             # Not observed on purpose: what the sweep does not know yet is what etcd must refuse.

@@ -16,18 +16,18 @@ from typing import Any
 
 from controlplane.registry import KINDS
 from controlplane.store import keys
-from controlplane.store.cache import kind_of, parse
+from controlplane.store.cache import parse
 from controlplane.store.client import Entry
 from kumihimo.v1 import store_pb2
 from tests.chaos.cluster import Answer, Insistent, Unknown
 from tests.chaos.linearizability import REFUSALS, History, Look, Operation, State
-from tests.component.cloud import Client
+from tests.component.cloud import IDENTITIES, Client
 
 OBJECTS = 16  # of each kind: few, so that clients meet
 GIVES_UP = 0.2  # of writes, should they be lost
 UNKNOWN = 3  # writes of unknown outcome for one object at most: each doubles what the checker has to try
 GUARDED = 0.5  # of updates and deletions
-ACTOR = "root"
+CALLER = ("root", IDENTITIES["root"][0])  # and its project
 VERBS = ("create", "update", "delete", "read", "list")
 WEIGHTS = (25, 30, 15, 22, 8)
 
@@ -146,12 +146,12 @@ class Workload:
         found = []
         records: dict[str, list[int]] = {}
         for key, entry in entries.items():
-            if key.startswith(keys.change("")):
+            if key.startswith(keys.CHANGES):
                 record = store_pb2.ChangeRecord.FromString(entry.value)
                 records.setdefault(record.request_id, []).append(entry.mod_revision)
         for name, operation in self._writes.items():
             revisions = records.get(name, [])
-            remembered = keys.request(ACTOR, name) in entries
+            remembered = keys.request(*CALLER, name) in entries
             if len(revisions) > 1:
                 found.append(f"request {name} was carried out at revisions {revisions}")
             if remembered != bool(revisions):
@@ -161,10 +161,10 @@ class Workload:
         last = {item.key: item for item in self.history.operations if item.client == -1}
         there = {}
         for key, entry in entries.items():
-            kind, object_id = kind_of(key)
-            if kind in self._ids and object_id in self._ids[kind]:
-                message = parse(KINDS[kind], entry)
-                there[f"{kind}/{object_id}"] = State(message.name, message.etag)
+            kind, object_id = keys.resource(key) or (KINDS["Network"], "")
+            if object_id in self._ids.get(kind.name, ()):
+                message = parse(kind, entry)
+                there[f"{kind.name}/{object_id}"] = State(message.name, message.etag)
         found.extend(
             f"{key}: shown {item.seen}, stored {there.get(key)}" for key, item in last.items() if item.seen != there.get(key)
         )
