@@ -72,11 +72,11 @@ async def test_c_13_a_client_cut_at_any_byte_has_exactly_one_object(cloud: Cloud
             end = size[way]
             at = chance.randrange(end) if trial % 3 == 0 else chance.randrange(max(0, end - 400), end)
             proxy.begin(**{way: at})
-            name = f"cut-{trial}"
+            name = f"byte-{trial}"
             if trial % 4 == 3:
-                goes = ids[f"cut-{trial - 1}"]
+                goes = ids[f"byte-{trial - 1}"]
                 await exchange(name, lambda api, goes=goes, name=name: api.delete("Port", goes, request_id=name))
-                ids[f"cut-{trial - 1}"] = ""
+                ids[f"byte-{trial - 1}"] = ""
             else:
                 await exchange(name, create(name))
             cuts += proxy.cuts > 0
@@ -88,7 +88,7 @@ async def test_c_13_a_client_cut_at_any_byte_has_exactly_one_object(cloud: Cloud
         for key, entry in entries.items()
         if key.startswith(keys.CHANGES)
     )
-    expected = {"whole", *(f"cut-{trial}" for trial in range(TRIALS))}
+    expected = {"whole", *(f"byte-{trial}" for trial in range(TRIALS))}
     assert {name: records[name] for name in expected} == dict.fromkeys(expected, 1), number
     there = {
         item.name: item.id for item in (await cloud.api.list("Port", page_size=1000, filter=f'network_id = "{network}"')).items
