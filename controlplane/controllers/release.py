@@ -46,19 +46,19 @@ class Release(Controller):
         await asyncio.sleep(PAUSE)
 
     async def _sweep(self) -> None:
-        free = [key for key, claim in self._pending.items() if self._is_free(key, claim)][:BATCH]
-        for key in free:
-            entry = self.cache.get(key)
-            if entry is not None:
-                # Taken again by its project in the meantime: then the revision differs and nothing happens.
-                await self.store.transact([client.modified_at(key, entry.mod_revision)], [client.delete(key)])
+        # The revision is that of the claim which was judged: one that its project takes again while this sweep waits for
+        # etcd has another, and stays.
+        judged = [(key, self._free_at(key, claim)) for key, claim in self._pending.items()]
+        for key, revision in [item for item in judged if item[1]][:BATCH]:
+            await self.store.transact([client.modified_at(key, revision)], [client.delete(key)])
 
-    def _is_free(self, key: str, claim: store_pb2.Claim) -> bool:
+    def _free_at(self, key: str, claim: store_pb2.Claim) -> int:
+        """The revision at which a claim is found free; 0 when it is not."""
         entry = self.cache.get(key)
         if entry is None:
-            return False
+            return 0
         if claim.network_id:
             lagging, _ = self.progress.behind(claim.network_id, entry.mod_revision)
         else:
             lagging, _ = self.progress.behind_nodes(entry.mod_revision)
-        return not lagging
+        return 0 if lagging else entry.mod_revision

@@ -96,7 +96,7 @@ async def run(controller: Controller, replica: str) -> None:
                     await _hold(controller, store, lease, confirmed)
             finally:
                 # Gives the place to another replica at once when we stop in an orderly way.
-                with contextlib.suppress(StoreUnavailable, asyncio.CancelledError):
+                with contextlib.suppress(StoreUnavailable):
                     await store.revoke(lease)
         except (StoreUnavailable, ApiError, Lost) as error:
             log.warning("released", detail=str(error))
@@ -126,5 +126,5 @@ async def _hold(controller: Controller, store: Store, lease: int, confirmed: flo
                     raise Lost("the lease could not be renewed") from None
     finally:
         work.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await work
+        # Not `await work`, with its CancelledError suppressed: that would swallow our own as well, and we could not be stopped.
+        await asyncio.wait([work])

@@ -9,6 +9,8 @@ Invariants:
 - All changes of one revision come in one batch (etcd sends a revision's events of one watcher in one reply).
 - A stream that says nothing for `SILENCE` seconds is dead: each has one watcher more, of a key that nobody writes, which asks
   for progress notifications; the server sends them every few seconds (--experimental-watch-progress-notify-interval).
+- A member that is cut off from the others sends them as well, and knows of no change any more: streams ask for a leader, and
+  such a member ends them.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from controlplane.store.client import Entry, Store, entry
 SILENCE = 15.0
 HEARTBEAT = keys.ROOT + "meta/heartbeat"
 RETRY = 0.3
+NEEDS_LEADER = (("hasleader", "true"),)  # gRPC metadata that etcd understands
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +113,14 @@ class Feed:
             await self._stop_lists()
 
     async def _stream(self) -> None:
-        self._requests = asyncio.Queue()
+        requests = self._requests = asyncio.Queue()
         self._listed_at.clear()
         self._early.clear()
         self._prefixes.clear()
         self._requests.put_nowait(_create(HEARTBEAT, next(self._numbers), progress=True))
         for prefix in self._wanted:
             self._begin(prefix)
-        call = self._store.watches.Watch(self._sent())
+        call = self._store.watches.Watch(_sent(requests), metadata=NEEDS_LEADER)
         replies = aiter(call)
         try:
             while True:
@@ -128,10 +131,7 @@ class Feed:
                 self._received(reply)
         finally:
             call.cancel()
-
-    async def _sent(self) -> AsyncIterator[Any]:
-        while True:
-            yield await self._requests.get()
+            requests.put_nowait(None)  # else what sends them would wait for ever
 
     def _received(self, reply: Any) -> None:
         prefix = self._prefixes.get(reply.watch_id)
@@ -207,7 +207,7 @@ async def replay(store: Store, first: int, last: int) -> AsyncIterator[tuple[int
         yield request
         await ended.wait()
 
-    call = store.watches.Watch(requests())
+    call = store.watches.Watch(requests(), metadata=NEEDS_LEADER)
     replies = aiter(call)
     try:
         while True:
@@ -235,6 +235,12 @@ async def replay(store: Store, first: int, last: int) -> AsyncIterator[tuple[int
     finally:
         ended.set()
         call.cancel()
+
+
+async def _sent(requests: asyncio.Queue[Any]) -> AsyncIterator[Any]:
+    """Requests up to the first None."""
+    while (request := await requests.get()) is not None:
+        yield request
 
 
 def _create(prefix: str, number: int, progress: bool = False) -> Any:

@@ -90,10 +90,10 @@ class Process:
 
 
 class Etcd(Process):
-    """One member, with the flags that a real one is started with."""
+    """One member, with the flags that a real one is started with. options: those of a member of a larger cluster."""
 
-    def __init__(self, folder: Path) -> None:
-        options = {
+    def __init__(self, folder: Path, options: Mapping[str, str] | None = None) -> None:
+        flags = {
             "name": "one",
             "data-dir": "data",
             "listen-client-urls": "unix://localhost:2379",
@@ -108,9 +108,12 @@ class Etcd(Process):
             "election-timeout": "200",
             "logger": "zap",
             "log-level": "warn",
+            **(options or {}),
         }
-        super().__init__("etcd", ["etcd", *(f"--{name}={value}" for name, value in options.items())], folder)
-        self.endpoint = f"unix:{folder}/localhost:2379"
+        name = f"etcd-{flags['name']}"
+        super().__init__(name, ["etcd", *(f"--{flag}={value}" for flag, value in flags.items())], folder)
+        url = flags["listen-client-urls"]
+        self.endpoint = f"unix:{folder}/localhost:2379" if url.startswith("unix:") else url.removeprefix("http://")
 
     async def begin(self) -> None:
         """Start it and wait until it answers."""
@@ -133,13 +136,13 @@ class Etcd(Process):
 
 
 class Api(Process):
-    """One replica of the API."""
+    """One replica of the API. endpoint: of etcd; those of several members with commas between."""
 
     def __init__(self, cloud: Cloud, name: str, endpoint: str) -> None:
         folder = cloud.folder
         config = folder / f"{name}.toml"
         config.write_text(
-            f'listen = ["unix:{folder}/{name}.sock"]\netcd = ["{endpoint}"]\n'
+            f'listen = ["unix:{folder}/{name}.sock"]\netcd = {endpoint.split(",")}\n'
             f'tls_certificate = "{folder}/tls.crt"\ntls_key = "{folder}/tls.key"\ntokens = "{folder}/tokens.toml"\n'
             f"{cloud.config}"
         )
@@ -203,14 +206,19 @@ class Refused(Exception):
 
 
 class Client:
-    """Calls of one API replica; every method raises Refused. token: that of one of IDENTITIES, by name."""
+    """Calls of one API replica; every method raises Refused. token: that of one of IDENTITIES, by name.
 
-    def __init__(self, api: Api) -> None:
+    timeout: seconds that one call may take.
+    """
+
+    def __init__(self, api: Api, timeout: float = 60.0) -> None:
+        self.timeout = timeout
         credentials = grpc.ssl_channel_credentials(api.certificate)
         options = [
             ("grpc.ssl_target_name_override", SERVER_NAME),
             ("grpc.initial_reconnect_backoff_ms", 50),
-            ("grpc.min_reconnect_backoff_ms", 50),
+            # How long one attempt to connect may take, TLS and all, on a machine that has much else to do.
+            ("grpc.min_reconnect_backoff_ms", 5000),
             ("grpc.max_reconnect_backoff_ms", 200),
             ("grpc.use_local_subchannel_pool", 1),
         ]
@@ -236,7 +244,7 @@ class Client:
         )
         metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
         try:
-            return await invoke(request, metadata=metadata, timeout=60)
+            return await invoke(request, metadata=metadata, timeout=self.timeout)
         except grpc.aio.AioRpcError as error:
             raise Refused.of(error) from None
 
@@ -313,7 +321,7 @@ class Cloud:
         try:
             self._secrets()
             await self.etcd.begin()
-            self.store = Store([self.etcd.endpoint])
+            self.store = Store(self.etcd.endpoint.split(","))
             self._exit.push_async_callback(self.store.close)
             self.api = await self.replica()
             for project in {project for project, _ in IDENTITIES.values()}:
@@ -550,7 +558,8 @@ def _faults_of(
 async def consistent(store: Store) -> dict[str, Entry]:
     """Everything in the store, which has no fault."""
     entries = await everything(store)
-    assert faults(entries) == []
+    found = faults(entries)
+    assert not found, "\n".join(found)
     return entries
 
 

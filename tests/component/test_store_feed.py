@@ -196,9 +196,9 @@ class CancelledOnce:
         self._inner = inner
         self.streams = 0
 
-    def Watch(self, requests: Any) -> Any:
+    def Watch(self, requests: Any, **rest: Any) -> Any:
         self.streams += 1
-        return self._inner.Watch(requests) if self.streams > 1 else _Cancelled(requests)
+        return self._inner.Watch(requests, **rest) if self.streams > 1 else _Cancelled(requests)
 
 
 class _Cancelled:

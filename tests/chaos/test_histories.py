@@ -1,0 +1,40 @@
+"""What 32 clients are told while API replicas and etcd members are killed has one explanation, and the books balance."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from tests.chaos.cluster import FULL, Cluster, Nemesis, seed
+from tests.chaos.workload import Workload
+from tests.component.cloud import faults
+
+CLIENTS = 32
+STEPS = 10_000 if FULL else 2_000
+PAUSE = 80  # steps between two deeds, at most
+
+
+@pytest.mark.timeout(3000)
+async def test_c_09_c_13_a_history_with_kills_is_linearizable_and_leaves_no_leak() -> None:
+    number = seed()
+    async with Cluster() as cluster:
+        load = Workload(cluster.clients, number)
+        await load.prepare()
+        nemesis = Nemesis(cluster, number, lambda: load.done, PAUSE)
+        async with asyncio.TaskGroup() as group:
+            deaths = group.create_task(nemesis.run())
+            await load.run(CLIENTS, STEPS)
+            deaths.cancel()
+        await cluster.whole()
+        await load.look()
+        entries = await cluster.everything()
+    told = Counter((item.verb, item.refusal or ("unknown" if item.end is None else "done")) for item in load.history.operations)
+    print(f"{dict(told)}, {len(load.history.looks)} lists; {nemesis.deeds}")
+    found = [*load.history.faults(), *load.account(entries), *faults(entries)]
+    assert not found, f"KUMI_SEED={number}: {nemesis.deeds}\n" + "\n".join(found)
+    # The history is one that says something.
+    assert len(nemesis.deeds) >= 4
+    assert min(told[verb, "done"] for verb in ("create", "update", "delete", "read")) > STEPS / 50
+    assert min(told["create", "ID_TAKEN"], told["update", "ETAG_MISMATCH"], told["delete", "RESOURCE_NOT_FOUND"]) > 0
