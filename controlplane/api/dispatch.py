@@ -24,6 +24,7 @@ from controlplane.tokens import Tokens
 
 DOMAIN = "kumihimo"
 RETRY_DELAY_MS = 500
+READMIT = 1.0  # seconds between two looks at the token of a stream
 # An error travels in the trailing headers, of which gRPC takes 8 KiB: what does not fit would lose code and reason too.
 LONGEST_TEXT = 1000  # bytes of a message or of a value
 LONGEST_VIOLATIONS = 2000  # bytes of all violations together
@@ -70,8 +71,13 @@ class Dispatch:
             with self._span(full_name, servicer) as metadata:
                 try:
                     context, origin = await self._admit(full_name, kind, verb, request, metadata)
+                    admitted = time.monotonic()
                     async with contextlib.aclosing(handler(request, context, origin)) as parts:
                         async for part in parts:
+                            # A stream does not outlive what admitted its caller.
+                            if time.monotonic() - admitted > READMIT:
+                                await self._admit(full_name, kind, verb, request, metadata)
+                                admitted = time.monotonic()
                             yield part
                 except Exception as error:
                     await _refuse(servicer, full_name, request, error)

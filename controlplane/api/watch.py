@@ -33,7 +33,7 @@ from controlplane.store.feed import Compacted, replay
 from controlplane.store.txn import Origin
 from kumihimo.v1 import resource_pb2
 
-KEPT = 20_000  # changes that a watch can resume from without asking etcd
+KEPT = 5_000  # changes that a watch can resume from without asking etcd
 LONGEST_QUEUE = 2_000  # events that wait for one client
 WATCHES = 100  # of one caller, in one process
 BOOKMARK = 30.0  # seconds

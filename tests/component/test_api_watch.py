@@ -188,6 +188,17 @@ async def test_revisions_that_are_forgotten_or_have_not_been(alone: Cloud) -> No
         assert await watch.take(1) == [(ADDED, "newest")]
 
 
+async def test_a_watch_ends_when_its_token_is_withdrawn(alone: Cloud) -> None:
+    """Every bookmark asks again, so a silent watch ends as well."""
+    tokens = alone.folder / "tokens.toml"
+    lines = tokens.read_text()
+    async with watching(alone.api, by="anna", start_revision=1, bookmark_interval={"seconds": 1}) as watch:
+        await watch.next()
+        head, _, rest = lines.partition('identity = "anna"')
+        tokens.write_text(head[: head.rindex("[[tokens]]")] + rest[rest.index("[[tokens]]") :])
+        (await watch.refused()).must_be("TOKEN_INVALID")
+
+
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
