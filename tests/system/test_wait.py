@@ -28,6 +28,7 @@ class Trial:
         self.hosts = (h1, h2)
         self.targets: list[Vm] = []
         self.down: set[str] = set()
+        self.readdressed = 0
 
     def round(self) -> str:
         """Change one thing, wait, probe at once; what was changed."""
@@ -63,7 +64,10 @@ class Trial:
         """A new address; the old one must be gone as the new one must be there."""
         vm = self.chance.choice(self.targets)
         old = vm.ip
-        fresh = port_pb2.Port(id=vm.id, fixed_ips=[port_pb2.FixedIp(subnet_id=vm.port.fixed_ips[0].subnet_id)])
+        # By its subnet alone it would keep the one it has.
+        self.readdressed += 1
+        address = f"{old.rpartition('.')[0]}.{100 + self.readdressed % 100}"
+        fresh = port_pb2.Port(id=vm.id, fixed_ips=[port_pb2.FixedIp(ip_address=address)])
         vm.workload.run("ip address flush dev eth0")
         changed = self.api.update(fresh, "fixed_ips")
         vm.port = changed
