@@ -71,7 +71,7 @@ def messages(transaction: Transaction, kind: str, folder: str) -> list[Any]:
     """The objects of a kind in a folder, oldest first; not to be changed."""
     cache = transaction.cache
     found = [cache.parsed(KINDS[kind], key, entry) for key, entry in transaction.folder(folder).items()]
-    return sorted(found, key=lambda item: (item.create_time.ToNanoseconds(), item.id))
+    return sorted(found, key=lambda item: (item.create_time.ToNanoseconds(), item.id)) if len(found) > 1 else found
 
 
 def subnets_of(transaction: Transaction, network_id: str) -> list[Any]:

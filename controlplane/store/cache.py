@@ -74,8 +74,7 @@ class Cache:
                 return None
             parent_id = store_pb2.Index.FromString(index.value).network_id
         key = keys.place(kind, object_id, parent_id)
-        # Keys that hold something else (node/.change) must not be found by an id that spells them.
-        return key if self.get(key) and keys.resource(key) == (kind, object_id) else None
+        return key if self.get(key) and keys.names_object(object_id) else None
 
     def message(self, kind: Kind, key: str) -> Any | None:
         """The object at a key, with its revision and etag; not to be changed. None when there is none."""

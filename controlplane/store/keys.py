@@ -26,6 +26,7 @@ A key's last element never holds "/"; a *folder* is a key less its last element,
 
 from __future__ import annotations
 
+from functools import lru_cache
 from urllib.parse import quote
 
 from controlplane.registry import KINDS, Kind
@@ -46,6 +47,12 @@ _SCOPED = {kind.scope: kind for kind in KINDS.values() if kind.scope}
 _BY_NOUN = {kind.noun: kind for kind in KINDS.values()}
 
 
+@lru_cache(4096)
+def _quoted(text: str) -> str:
+    """A text of users as an element of a key."""
+    return quote(text, safe="")
+
+
 def scope(network_id: str) -> str:
     """Prefix of all that one network's nodes must know."""
     return f"{NETWORKS}{network_id}/"
@@ -62,6 +69,11 @@ def place(kind: Kind, object_id: str, parent_id: str = "") -> str:
     if kind.scope:
         return f"{ROOT}{kind.scope}/{object_id}/{kind.noun}"
     return f"{ROOT}{kind.noun}/{object_id}"
+
+
+def names_object(object_id: str) -> bool:
+    """Whether an id can be that of an object: it must not spell its way to another key (node/.change)."""
+    return bool(object_id) and "/" not in object_id and object_id[0] != "."
 
 
 def resource(key: str) -> tuple[Kind, str] | None:
@@ -142,17 +154,18 @@ def ip_pool(network_id: str, subnet_id: str) -> str:
     return f"net/{network_id}/ip/{subnet_id}"
 
 
+@lru_cache(1024)
 def quota_pool(project_id: str, kind: Kind) -> str:
     """The claims that count a project's objects of a kind: a slot each."""
-    return f"quota/{quote(project_id, safe='')}/{kind.options.plural}"
+    return f"quota/{_quoted(project_id)}/{kind.options.plural}"
 
 
 def request(actor: str, project_id: str, request_id: str) -> str:
-    return f"{REQUESTS}{quote(actor, safe='')}/{quote(project_id, safe='')}/{quote(request_id, safe='')}"
+    return f"{REQUESTS}{_quoted(actor)}/{_quoted(project_id)}/{quote(request_id, safe='')}"
 
 
 def apply(project_id: str) -> str:
-    return f"{ROOT}apply/{quote(project_id, safe='')}"
+    return f"{ROOT}apply/{_quoted(project_id)}"
 
 
 def change(object_id: str, change_id: str = "") -> str:

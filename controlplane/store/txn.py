@@ -223,7 +223,7 @@ class Transaction:
                 return None
             parent_id = store_pb2.Index.FromString(index.value).network_id
         key = keys.place(kind, object_id, parent_id)
-        return key if self.get(key) and keys.resource(key) == (kind, object_id) else None
+        return key if self.get(key) and keys.names_object(object_id) else None
 
     def message(self, kind: Kind, key: str) -> Any | None:
         """The object at a key, not to be changed; nothing is compared. None when there is none."""
