@@ -76,26 +76,38 @@ class Repeat(Generic[T]):
         return self.load(record.reply, entry.create_revision)
 
 
-@dataclass(slots=True)
 class Hints:
     """Where to look first for a free value of a pool. Only a hint: the claim in the transaction decides.
 
-    scattered: somebody else was faster; begin anywhere, so that two replicas that take from one pool seldom meet again.
+    Values are given out in order, the lowest first. After a conflict over a pool this replica goes on from anywhere in it:
+    so two that take from one pool at the same time part, and do not meet again.
     """
 
-    next: dict[str, int] = field(default_factory=dict)
-    scattered: bool = False
+    def __init__(self) -> None:
+        self._next: dict[str, int] = {}
+        self._anywhere: set[str] = set()
+        self._taken: list[str] = []
 
     def start(self, pool: str, low: int, high: int) -> int:
         """A number of [low, high] to begin at."""
-        if self.scattered:
+        if pool in self._anywhere:
             return _random.randint(low, high)
-        start = self.next.get(pool, low)
+        start = self._next.get(pool, low)
         return start if low <= start <= high else low
 
     def took(self, pool: str, number: int) -> None:
-        if not self.scattered:
-            self.next[pool] = number + 1
+        self._next[pool] = number + 1
+        self._anywhere.discard(pool)
+        self._taken.append(pool)
+
+    def taken(self) -> list[str]:
+        """The pools that were taken from since this was asked last."""
+        taken, self._taken = self._taken, []
+        return taken
+
+    def part(self, pools: list[str]) -> None:
+        """Somebody else takes from these too."""
+        self._anywhere.update(pools)
 
 
 @dataclass(slots=True)
@@ -105,13 +117,15 @@ class _Job(Generic[T]):
     repeat: Repeat[T] | None
     done: asyncio.Future[tuple[T, int]]
     conflicts: int = 0
+    pools: list[str] = field(default_factory=list)
     result: T | None = None
 
     def run(self, batch: Batch, hints: Hints) -> Transaction:
         """One attempt. Raises what the attempt raises, and Deferred."""
-        hints.scattered = self.conflicts > 0
         transaction = Transaction(batch, self.origin)
+        hints.taken()
         self.result = self.attempt(transaction)
+        self.pools = hints.taken()
         if self.repeat is not None:
             self.repeat.remember(transaction, self.result)
         transaction.close()
@@ -207,7 +221,7 @@ class Committer:
                 await self.cache.reach(revision)
                 return
             for job in jobs:
-                job.conflicts += 1
+                self._met(job)
             await self.cache.sync()
         except StoreUnavailable as error:
             for job in jobs or [self._waiting.popleft()]:
@@ -287,8 +301,13 @@ class Committer:
             if revision:
                 await self.cache.reach(revision)
                 return job.result, revision  # type: ignore[return-value]
-            job.conflicts += 1
+            self._met(job)
         raise conflict()
+
+    def _met(self, job: _Job[Any]) -> None:
+        """A job's comparisons failed."""
+        job.conflicts += 1
+        self.hints.part(job.pools)
 
     async def _batch(self) -> Batch:
         return Batch(self.cache, await self._history.current(), await self._requests.current())

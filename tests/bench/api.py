@@ -21,7 +21,7 @@ from tests.component.cloud import Client, Cloud
 ROUNDS = 20
 ALONE = 20
 FLIGHT = 32
-EACH = 8
+EACH = 16
 APPLIED = 500
 MANY = 100_000
 PAGE = 1000
@@ -50,6 +50,13 @@ async def _writes() -> list[Figure]:
 
         async def raw() -> object:
             return await _transact(cloud, 1)
+
+        second = await cloud.replica()
+
+        async def port_over_two() -> object:
+            number = next(_numbers)
+            api = (cloud.api, second)[number % 2]
+            return await api.create("Port", network_id=network.id, request={"request_id": f"r{number}"})
 
         one = await port()
 
@@ -82,6 +89,7 @@ async def _writes() -> list[Figure]:
 
         alone = await _turns(lambda: _each_ms(port, ALONE), lambda: _each_ms(raw, ALONE))
         flight = await _turns(lambda: _rate(port), lambda: _rate(raw))
+        over_two = await _turns(lambda: _rate(port_over_two), lambda: _rate(raw))
         gets = await _turns(lambda: _each_ms(get, ALONE), lambda: _each_ms(cloud.store.revision, ALONE))
         applies = await _turns(lambda: _each_ms(apply, 1), lambda: _each_ms(raw_apply, 1), 10)
         rates = [[APPLIED / ms * 1000 for ms in samples] for samples in applies]
@@ -90,7 +98,8 @@ async def _writes() -> list[Figure]:
         etcd = "etcd transaction"
         return [
             Figure("create port, alone", "ms", *alone, etcd, "≤ 3 ms"),
-            Figure(f"create port, {FLIGHT} in flight", "/s", *flight, etcd, "≥ 1,000 /s"),
+            Figure(f"create port, {FLIGHT} in flight, one replica", "/s", *flight, etcd, "≥ 1,000 /s"),
+            Figure(f"create port, {FLIGHT} in flight, two replicas", "/s", *over_two, etcd, "≥ 1,000 /s"),
             Figure("get port, alone", "ms", *gets, "etcd read", "≤ 1.5 ms"),
             Figure(f"apply of {APPLIED} ports", "/s", *rates, f"etcd transaction of {APPLIED * 7} keys", "≥ 3,000 /s"),
             Figure("100 × (network, subnet, port), one by one", "ms", *ones, "300 etcd transactions", ""),
