@@ -2,6 +2,9 @@
 
     node = "h1"                          # the node's id, as in `kumi node create h1`
     etcd = ["192.0.2.10:2379"]
+    etcd_ca = "/etc/kumihimo/ca.crt"     # these three, or none: etcd is then spoken to in the clear
+    etcd_certificate = "/etc/kumihimo/h1.crt"
+    etcd_key = "/etc/kumihimo/h1.key"
     [tracing]
     file = "/var/log/kumihimo/agent-spans.jsonl"
 
@@ -40,6 +43,7 @@ from controlplane.errors import BadConfig, StoreUnavailable
 from controlplane.store import keys
 from controlplane.store.client import Store
 from controlplane.store.feed import Feed
+from controlplane.tls import Tls
 from controlplane.values import Invalid, slug
 from kumihimo.v1 import store_pb2
 
@@ -55,13 +59,14 @@ class Settings:
 
     node: str
     etcd: tuple[str, ...]
+    etcd_tls: Tls | None
     trace_file: Path | None
 
 
 def load(path: Path) -> Settings:
     """Read and check the local file. Raises BadConfig with file, field and what would be accepted."""
     raw = config.read_toml(path)
-    config.refuse_unknown(path, "", raw, {"node", "etcd", "tracing"})
+    config.refuse_unknown(path, "", raw, {"node", "etcd", *config.ETCD_TLS, "tracing"})
     node = raw.get("node")
     try:
         if not isinstance(node, str):
@@ -69,7 +74,8 @@ def load(path: Path) -> Settings:
         slug(node)
     except Invalid as error:
         raise BadConfig(f"{path}: node: {error.message}") from None
-    return Settings(node, config.strings(path, raw, "etcd"), config.trace_file(path, raw))
+    etcd, tls = config.strings(path, raw, "etcd"), config.etcd_tls(path, raw)
+    return Settings(node, etcd, tls, config.trace_file(path, raw))
 
 
 async def run(settings: Settings) -> None:
