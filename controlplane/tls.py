@@ -7,6 +7,7 @@ told once in the log and not taken up. A look at the files costs one `stat` each
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import time
 from dataclasses import dataclass
@@ -24,10 +25,17 @@ ETCD_NAME = "etcd"
 """DNS name in the certificate of every etcd member, whatever address it is reached at."""
 API_USER = "kumi-api"
 """Common name of the API's certificate, and so its user in etcd."""
+NODE_PREFIX = "node-"
 LOOK = 1.0  # seconds between two looks at the files
-PROBE = 3.0
+PROBE = 3.0  # seconds for a handshake
+REFUSAL = 1.0  # seconds in which a refusal of our certificate is heard of
 
 _log = structlog.get_logger("kumihimo.tls")
+
+
+def node_user(node_id: str) -> str:
+    """The common name of a node's certificate, and so its user in etcd."""
+    return NODE_PREFIX + node_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,31 +137,37 @@ async def fault(endpoint: str, tls: Tls | None) -> str:
     try:
         async with asyncio.timeout(PROBE):
             reader, writer = await _open(endpoint, context)
-            try:
-                # A client that is refused hears of it after its own handshake: with the first answer, or instead of it.
-                writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
-                await reader.read(1)
-            finally:
-                writer.transport.abort()
     except ssl.SSLCertVerificationError as error:
         if error.verify_code == _HOSTNAME_MISMATCH:
             return f"the certificate of etcd at {endpoint} does not carry the name {ETCD_NAME!r}"
         assert tls is not None
         return f"the certificate of etcd at {endpoint} is not accepted by etcd_ca {tls.ca}: {error.verify_message}"
-    except ssl.SSLError as error:
-        reason = (error.reason or str(error)).lower().replace("_", " ")
-        if tls is None:
-            # A plain server does not get as far as an alert.
-            return _NEEDS_TLS.format(endpoint) if "alert" in reason else ""
-        if "alert" in reason:
-            return f"etcd at {endpoint} does not accept etcd_certificate {tls.certificate}: {reason}"
-        return f"etcd at {endpoint} does not speak TLS ({reason}); without etcd_ca, etcd_certificate and etcd_key we would not"
+    except (ssl.SSLError, ConnectionResetError, ConnectionAbortedError):
+        return _NO_TLS.format(endpoint) if tls else ""
     except (OSError, TimeoutError):
         return ""
-    return _NEEDS_TLS.format(endpoint) if tls is None else ""
+    if tls is None:
+        writer.transport.abort()
+        return _NEEDS_TLS.format(endpoint)
+    try:
+        # A client that is refused hears of it after its own handshake. Nothing is sent meanwhile: to write to a connection
+        # that is closed would lose the reason. One that is accepted hears nothing, since it is its turn.
+        async with asyncio.timeout(REFUSAL):
+            await reader.read(1)
+    except ssl.SSLError as error:
+        reason = (error.reason or str(error)).lower().replace("_", " ")
+        return f"etcd at {endpoint} does not accept etcd_certificate {tls.certificate}: {reason}"
+    except (OSError, TimeoutError):
+        return ""
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(OSError):  # it tells again what `read` has told
+            await writer.wait_closed()
+    return ""
 
 
 _NEEDS_TLS = "etcd at {} speaks TLS; name etcd_ca, etcd_certificate and etcd_key in the configuration"
+_NO_TLS = "etcd at {} does not speak TLS; start it with --cert-file, --key-file, --trusted-ca-file and --client-cert-auth"
 _HOSTNAME_MISMATCH = 62
 
 

@@ -33,6 +33,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from controlplane.tls import API_USER, ETCD_NAME, NODE_PREFIX, node_user
+
 CA = "ca"
 CA_DAYS = 3650
 DAYS = 365
@@ -55,9 +57,6 @@ class Use(StrEnum):
     CLIENT = "client"
 
 
-ETCD_NAME = "etcd"
-API_NAME = "kumi-api"
-NODE_PREFIX = "node-"
 COMMON_NAME_LENGTH = 64  # RFC 5280, ub-common-name
 
 
@@ -80,12 +79,12 @@ def common_name(use: Use, name: str) -> str:
         case Use.ETCD:
             return ETCD_NAME
         case Use.API:
-            return API_NAME
+            return API_USER
         case Use.NODE:
-            found = NODE_PREFIX + name
+            found = node_user(name)
         case Use.CLIENT:
             found = name
-            if name in (ETCD_NAME, API_NAME) or name.startswith(NODE_PREFIX):
+            if name in (ETCD_NAME, API_USER) or name.startswith(NODE_PREFIX):
                 raise AuthorityError(f"a client cannot be called {name}: by that name etcd would take it for something else")
     if len(found) > COMMON_NAME_LENGTH:
         raise AuthorityError(f"{name} is too long: {found} would be {len(found)} characters, {COMMON_NAME_LENGTH} fit")
@@ -120,7 +119,7 @@ class Authority:
         if name == CA or not _NAME.fullmatch(name):
             raise AuthorityError(f"{name!r} is no name for a certificate: 1-63 of A-Z a-z 0-9 . _ -, and not {CA!r}")
         subject = _subject(common_name(use, name))
-        names = {Use.ETCD: [ETCD_NAME, "localhost"], Use.API: [API_NAME, "localhost"]}.get(use, [])
+        names = {Use.ETCD: [ETCD_NAME, "localhost"], Use.API: [API_USER, "localhost"]}.get(use, [])
         general = [_general_name(item) for item in dict.fromkeys([*names, *sans])]
         self._must_be_free(name)
         usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -272,7 +271,7 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 def _use(user: str) -> Use:
     if user.startswith(NODE_PREFIX):
         return Use.NODE
-    return {ETCD_NAME: Use.ETCD, API_NAME: Use.API}.get(user, Use.CLIENT)
+    return {ETCD_NAME: Use.ETCD, API_USER: Use.API}.get(user, Use.CLIENT)
 
 
 def _usage(certificate: x509.Certificate) -> Sequence[x509.ObjectIdentifier]:

@@ -140,7 +140,12 @@ def test_etcd_messages_are_known_to_the_store_and_the_start_up_check_only() -> N
         for file in modules("controlplane", "agent", "cli")
         if any(below(name, "aetcd", "etcd3") for name in imported(file))
     }
-    assert found <= {"controlplane/store/client.py", "controlplane/store/feed.py", "controlplane/api/server.py"}
+    assert found <= {
+        "controlplane/store/access.py",
+        "controlplane/store/client.py",
+        "controlplane/store/feed.py",
+        "controlplane/api/server.py",
+    }
 
 
 def test_programs_are_started_by_one_module_of_the_agent() -> None:
