@@ -30,8 +30,8 @@ from controlplane.services import quota
 from controlplane.services.network import type_name
 from controlplane.store import keys
 from controlplane.store.client import Entry, Store, delete, entry, put
-from controlplane.tls import Tls
 from kumihimo.v1 import operations_pb2, port_pb2, resource_pb2, store_pb2
+from tests.component.certificates import etcd_flags, issue
 from tests.waiting import DEADLINE, until
 
 SERVER_NAME = "kumi-api"
@@ -99,19 +99,8 @@ class Etcd(Process):
     """
 
     def __init__(self, folder: Path, authority: Authority | None = None, options: Mapping[str, str] | None = None) -> None:
-        scheme, tls = "unix", {}
-        self.tls: Tls | None = None
-        if authority is not None:
-            held = authority.issue("etcd", Use.ETCD)
-            scheme = "unixs"
-            tls = {
-                "cert-file": str(held.certificate),
-                "key-file": str(held.key),
-                "trusted-ca-file": str(authority.certificate()),
-                "client-cert-auth": "true",
-                "enable-grpc-gateway": "false",
-            }
-            self.tls = issue(authority, "probe", Use.CLIENT)
+        scheme = "unixs" if authority else "unix"
+        self.tls = issue(authority, "probe", Use.CLIENT) if authority else None
         flags = {
             "name": "one",
             "data-dir": "data",
@@ -127,7 +116,7 @@ class Etcd(Process):
             "election-timeout": "200",
             "logger": "zap",
             "log-level": "warn",
-            **tls,
+            **(etcd_flags(authority) if authority else {}),
             **(options or {}),
         }
         name = f"etcd-{flags['name']}"
@@ -310,12 +299,6 @@ class Client:
         message = operations_pb2.WaitRequest(**request)
         message.timeout.FromMilliseconds(int(seconds * 1000))
         return await self.call("Operations", "Wait", message, f"{by}-token")
-
-
-def issue(authority: Authority, name: str, use: Use, days: int = 2) -> Tls:
-    """A new certificate, as a process towards etcd uses it."""
-    held = authority.issue(name, use, days=days)
-    return Tls(authority.certificate(), held.certificate, held.key)
 
 
 async def refused(call: Awaitable[Any]) -> Refused:

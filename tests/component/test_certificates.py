@@ -27,7 +27,8 @@ from controlplane.store import client, keys
 from controlplane.store.client import Store
 from controlplane.store.feed import Changed, Feed, Listed, Lost
 from controlplane.tls import Tls
-from tests.component.cloud import Client, Cloud, Etcd, issue
+from tests.component.certificates import issue
+from tests.component.cloud import Client, Cloud, Etcd
 from tests.component.test_store_feed import running
 from tests.waiting import DEADLINE, until
 

@@ -19,12 +19,14 @@ from aetcd.rpc import rpc_pb2_grpc as rpc
 from agent.reconcile.status import Status
 from controlplane.admin.authority import Authority, Use
 from controlplane.errors import StoreRefused, StoreUnavailable
+from controlplane.registry import KINDS
 from controlplane.store import client, keys
 from controlplane.store.access import ELECTIONS, SECRETS, Access, CannotProtect
 from controlplane.store.client import Store
 from controlplane.store.feed import Feed, Listed, Lost
 from kumihimo.v1 import store_pb2
-from tests.component.cloud import Cloud, Etcd, everything, issue
+from tests.component.certificates import issue
+from tests.component.cloud import Cloud, Etcd, everything
 from tests.component.test_store_feed import running
 from tests.waiting import DEADLINE, until
 
@@ -52,8 +54,9 @@ FORBIDDEN: Mapping[str, tuple[str, ...]] = {
     "alive": (keys.alive("h10"), keys.alive("h"), keys.alive("h1") + "/x", keys.ALIVE),
     "index": (keys.index("Port", OTHER), keys.bound_to("h1", OTHER)),
     "claim": (keys.claim("vxlan", 1), keys.claim("node-key", 1), keys.claim(keys.mac_pool(OTHER), "x")),
-    "request": (keys.request("node-h1", "x"),),
-    "change": (keys.change(OTHER),),
+    "request": (keys.request("node-h1", "demo", "x"),),
+    "apply": (keys.apply("demo"),),
+    "change": (keys.change(OTHER, FAR),),
     "controller": (keys.controller("binder"),),
     "meta": (keys.FORMAT, keys.ROOT + "meta/heartbeat"),
     "secret": (f"{SECRETS}h1/key", f"{SECRETS}h10/key", SECRETS),
@@ -67,7 +70,9 @@ ALLOWED = (
     keys.alive("h1"),
     ELECTIONS + "router-1",
 )
-KEYS = [key for found in FORBIDDEN.values() for key in found]
+# Where an object of each kind stands, those of later releases included.
+PLACES = [keys.place(kind, FAR, OTHER) for kind in KINDS.values()]
+KEYS = list(dict.fromkeys([*(key for found in FORBIDDEN.values() for key in found), *PLACES]))
 
 
 @pytest.fixture(scope="module")
@@ -401,7 +406,7 @@ async def test_no_call_fails_while_users_come_and_go(guarded: Guarded) -> None:
 
     async with asyncio.TaskGroup() as group:
         for _ in range(4):
-            group.create_task(traffic(0, guarded.root, keys.change("x")))
+            group.create_task(traffic(0, guarded.root, keys.change(OTHER, FAR)))
             group.create_task(traffic(1, guarded.h1, keys.agent_status("h1")))
         for number in range(12):
             await guarded.access.admit(f"m{number}")
