@@ -2,6 +2,9 @@
 
     node = "h1"                          # the node's id, as in `kumi node create h1`
     etcd = ["192.0.2.10:2379"]
+    etcd_ca = "/etc/kumihimo/ca.crt"     # these three, or none: etcd is then spoken to in the clear
+    etcd_certificate = "/etc/kumihimo/h1.crt"
+    etcd_key = "/etc/kumihimo/h1.key"
     [tracing]
     file = "/var/log/kumihimo/agent-spans.jsonl"
 
@@ -36,10 +39,11 @@ from agent.reconcile.lane import Lane
 from agent.reconcile.loop import Loop
 from agent.reconcile.status import Status
 from controlplane import config, telemetry
-from controlplane.errors import BadConfig, StoreUnavailable
+from controlplane.errors import BadConfig, StoreRefused, StoreUnavailable
 from controlplane.store import keys
 from controlplane.store.client import Store
 from controlplane.store.feed import Feed
+from controlplane.tls import Tls, node_user
 from controlplane.values import Invalid, slug
 from kumihimo.v1 import store_pb2
 
@@ -55,13 +59,14 @@ class Settings:
 
     node: str
     etcd: tuple[str, ...]
+    etcd_tls: Tls | None
     trace_file: Path | None
 
 
 def load(path: Path) -> Settings:
     """Read and check the local file. Raises BadConfig with file, field and what would be accepted."""
     raw = config.read_toml(path)
-    config.refuse_unknown(path, "", raw, {"node", "etcd", "tracing"})
+    config.refuse_unknown(path, "", raw, {"node", "etcd", *config.ETCD_TLS, "tracing"})
     node = raw.get("node")
     try:
         if not isinstance(node, str):
@@ -69,7 +74,8 @@ def load(path: Path) -> Settings:
         slug(node)
     except Invalid as error:
         raise BadConfig(f"{path}: node: {error.message}") from None
-    return Settings(node, config.strings(path, raw, "etcd"), config.trace_file(path, raw))
+    etcd, tls = config.strings(path, raw, "etcd"), config.etcd_tls(path, raw)
+    return Settings(node, etcd, tls, config.trace_file(path, raw))
 
 
 async def run(settings: Settings) -> None:
@@ -90,11 +96,11 @@ async def run(settings: Settings) -> None:
 
 
 async def _work(settings: Settings) -> None:
+    store = Store(settings.etcd, settings.etcd_tls)  # first: certificates that cannot be used are told at once
     ovsdb = Ovsdb()
     await _until_ovsdb_answers(ovsdb)
-    store = Store(settings.etcd)
     status = Status(store, settings.node)
-    await _until_status_is_read(status)
+    await _until_status_is_read(store, status, settings.node)
     await _describe(status, settings.node, ovsdb)
     state = State(settings.node)
     feed = Feed(store)
@@ -134,13 +140,26 @@ async def _until_ovsdb_answers(ovsdb: Ovsdb) -> None:
             await asyncio.sleep(RETRY)
 
 
-async def _until_status_is_read(status: Status) -> None:
+async def _until_status_is_read(store: Store, status: Status, node: str) -> None:
+    """Wait until etcd answers and knows this node; says what is in the way whenever that is something else."""
+    told = ""
     while True:
         try:
             return await status.read()
+        except StoreRefused as error:
+            event, pause = f"waiting for Node {node}; `kumi node create {node}` lets it in", error.pause
+            detail = obstacle = str(error)
+            if store.user != node_user(node):
+                event, detail = "waiting for the store", f"{error}; a certificate of {node_user(node)} is needed"
         except StoreUnavailable as error:
-            _log.warning("waiting for the store; traffic goes on", detail=str(error))
-            await asyncio.sleep(RETRY)
+            event, pause = "waiting for the store; traffic goes on", RETRY
+            # What gRPC says of one broken connection differs from attempt to attempt: the obstacle is the same.
+            obstacle = await store.fault()
+            detail = obstacle or str(error)
+        if told != event + obstacle:
+            told = event + obstacle
+            _log.warning(event, detail=detail)
+        await asyncio.sleep(pause)
 
 
 async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:

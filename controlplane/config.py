@@ -2,6 +2,9 @@
 
 listen = ["127.0.0.1:7443"]          # host:port or unix:/path; TLS on all
 etcd = ["127.0.0.1:2379"]
+etcd_ca = "/etc/kumihimo/ca.crt"     # these three, or none: etcd is then spoken to in the clear
+etcd_certificate = "/etc/kumihimo/api.crt"
+etcd_key = "/etc/kumihimo/api.key"
 tls_certificate = "/etc/kumihimo/api.crt"
 tls_key = "/etc/kumihimo/api.key"
 tokens = "/etc/kumihimo/tokens.toml"  # read again when it changes
@@ -29,6 +32,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from controlplane.errors import BadConfig
+from controlplane.tls import Tls
+
+ETCD_TLS = ("etcd_ca", "etcd_certificate", "etcd_key")
 
 _OIDC_EXAMPLES = {
     "issuer": "https://id.example.com",
@@ -74,6 +80,7 @@ class Config:
     tls_key: Path
     tokens: Path
     oidc: Oidc | None = None
+    etcd_tls: Tls | None = None
     defaults: Defaults = field(default_factory=Defaults)
     trace_file: Path | None = None
 
@@ -81,7 +88,7 @@ class Config:
 def load(path: Path) -> Config:
     """Read and check a file. Raises BadConfig with file, field and what would be accepted."""
     raw = read_toml(path)
-    known = {"listen", "etcd", "tls_certificate", "tls_key", "tokens", "oidc", "defaults", "tracing"}
+    known = {"listen", "etcd", *ETCD_TLS, "tls_certificate", "tls_key", "tokens", "oidc", "defaults", "tracing"}
     refuse_unknown(path, "", raw, known)
     return Config(
         listen=strings(path, raw, "listen"),
@@ -90,6 +97,7 @@ def load(path: Path) -> Config:
         tls_key=_file(path, raw, "tls_key"),
         tokens=_file(path, raw, "tokens"),
         oidc=_oidc(path, raw["oidc"]) if "oidc" in raw else None,
+        etcd_tls=etcd_tls(path, raw),
         defaults=_defaults(path, raw.get("defaults", {})),
         trace_file=trace_file(path, raw),
     )
@@ -115,6 +123,17 @@ def strings(path: Path, raw: Mapping[str, Any], name: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
         raise BadConfig(f'{path}: {name} must be a list of addresses, for example {name} = ["127.0.0.1:2379"]')
     return tuple(value)
+
+
+def etcd_tls(path: Path, raw: Mapping[str, Any]) -> Tls | None:
+    """The files by which etcd and this process know each other; None when the file names none of them."""
+    missing = [name for name in ETCD_TLS if name not in raw]
+    if len(missing) == len(ETCD_TLS):
+        return None
+    if missing:
+        raise BadConfig(f"{path}: {' and '.join(missing)} must be set too: {', '.join(ETCD_TLS)} go together")
+    ca, certificate, key = (_file(path, raw, name) for name in ETCD_TLS)
+    return Tls(ca, certificate, key)
 
 
 def trace_file(path: Path, raw: Mapping[str, Any]) -> Path | None:

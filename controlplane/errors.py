@@ -41,6 +41,15 @@ class ApiError(Exception):
 class StoreUnavailable(Exception):
     """etcd does not answer, or answered that it cannot serve. The outcome of a write may be unknown."""
 
+    pause = 0.0
+    """Seconds, at least, after which it is worth asking again."""
+
+
+class StoreRefused(StoreUnavailable):
+    """etcd answers, and does not let this process: the user of its certificate is missing, or may not do this."""
+
+    pause = 2.0
+
 
 class BadConfig(Exception):
     """A configuration file that cannot be used; the message names file, field and what would be accepted."""

@@ -38,8 +38,8 @@ async def run(store: Store, node_id: str, rundir: Path) -> None:
                     lease = await store.grant(TTL)
                     await store.transact([], [client.put(keys.alive(node_id), b"", lease=lease)])
                     _log.info("alive", lease=format(lease, "x"))
-            except StoreUnavailable:
-                pause = RETRY
+            except StoreUnavailable as error:
+                pause = max(RETRY, error.pause)
             except (ConnectionError, OSError, TimeoutError) as error:
                 _log.warning("ovs-vswitchd does not answer", detail=str(error) or "timeout")
                 pause = RETRY

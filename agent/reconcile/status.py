@@ -79,7 +79,7 @@ class Status:
                 await self._write()
             except StoreUnavailable as error:
                 _log.warning("status not written", detail=str(error))
-                await asyncio.sleep(RETRY)
+                await asyncio.sleep(max(RETRY, error.pause))
                 self._changed.set()
             else:
                 with contextlib.suppress(TimeoutError):

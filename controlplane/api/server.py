@@ -30,16 +30,19 @@ from controlplane.api.output import Output
 from controlplane.api.wait import Wait
 from controlplane.api.watch import Hub, Watch
 from controlplane.controllers import runner
+from controlplane.controllers.access import AccessControl
 from controlplane.controllers.binder import Binder
 from controlplane.controllers.registrar import Registrar
 from controlplane.controllers.release import Release
-from controlplane.errors import BadConfig, StoreUnavailable
+from controlplane.errors import BadConfig, StoreRefused, StoreUnavailable
 from controlplane.progress import Progress
 from controlplane.registry import KINDS, OPERATIONS
 from controlplane.store import client, keys
+from controlplane.store.access import Access, CannotProtect
 from controlplane.store.cache import Cache
 from controlplane.store.client import Store
 from controlplane.store.commit import Committer
+from controlplane.tls import API_USER, Tls, Watched
 from controlplane.tokens import Tokens
 from kumihimo.v1 import store_pb2
 
@@ -122,14 +125,22 @@ def _service(descriptor: Any, kind: str, verbs: Mapping[str, Any], dispatch: Dis
 async def serve(settings: config.Config) -> None:
     """Run until SIGTERM or SIGINT. Raises Unfit, StoreUnavailable and BadConfig before it listens."""
     tokens = Tokens(settings.tokens, settings.oidc)
-    credentials = grpc.ssl_server_credentials([(settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())])
-    store = Store(settings.etcd)
+    credentials = _credentials(Watched(Tls(None, settings.tls_certificate, settings.tls_key, prefix="tls")))
+    store = Store(settings.etcd, settings.etcd_tls)
     cache = Cache(store)
     replica = f"{socket.gethostname()}-{os.getpid()}"
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await _store_answers(store)
+    if settings.etcd_tls:
+        await Access(store).protect()
+        if weakness := await Access(store).weakness():
+            _log.warning(weakness)
+    else:
+        _log.warning(
+            "etcd is spoken to in the clear and lets everybody write who reaches it; set etcd_ca, etcd_certificate, etcd_key"
+        )
     await check_store(store)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(cache.run()), group.create_task(tokens.run())]
@@ -138,8 +149,11 @@ async def serve(settings: config.Config) -> None:
         progress = Progress(cache)
         committer = Committer(store, cache)
         tasks.append(group.create_task(committer.run()))
-        for controller in (Binder(committer, progress), Release(committer, progress), Registrar(committer, progress)):
-            tasks.append(group.create_task(runner.run(controller, replica)))
+        kinds: list[type[Binder | Release | Registrar | AccessControl]] = [Binder, Release, Registrar]
+        if settings.etcd_tls:
+            kinds.append(AccessControl)
+        for kind in kinds:
+            tasks.append(group.create_task(runner.run(kind(committer, progress), replica)))
         server = _server(handlers(Dispatch(tokens, settings.defaults, committer.hints), committer, progress))
         for address in settings.listen:
             _listen(server, address, credentials)
@@ -162,18 +176,35 @@ def _spare_the_collector() -> None:
 
 async def _store_answers(store: Store) -> None:
     """Wait for etcd: at boot it may come later than we do."""
+    told = ""
     try:
         async with asyncio.timeout(STORE_DEADLINE):
             while True:
                 try:
                     await store.revision()
+                except StoreRefused as error:
+                    raise Unfit(f"{error}; the API must be user {API_USER} there, with role root") from None
                 except StoreUnavailable as error:
+                    wrong = await store.fault()
+                    if wrong and wrong == told:  # twice: one that is just ending cuts connections as well
+                        raise Unfit(wrong) from None
+                    told = wrong
                     _log.info("waiting for the store", detail=str(error))
                     await asyncio.sleep(0.5)
                 else:
                     return
     except TimeoutError:
         raise Unfit(f"etcd at {store.endpoints} has not answered for {STORE_DEADLINE:.0f} s; is it running?") from None
+
+
+def _credentials(files: Watched) -> grpc.ServerCredentials:
+    """Our certificate towards clients. gRPC asks at each handshake whether there is another."""
+
+    def fetch() -> grpc.ServerCertificateConfiguration:
+        files.changed()
+        return grpc.ssl_server_certificate_configuration([(files.loaded.key, files.loaded.certificate)])
+
+    return grpc.dynamic_ssl_server_credentials(fetch(), fetch)
 
 
 def _server(services: list[grpc.GenericRpcHandler]) -> grpc.aio.Server:
@@ -217,7 +248,7 @@ def main() -> None:
         settings = config.load(arguments.config)
         telemetry.start_tracing("kumi-api", settings.trace_file)
         asyncio.run(serve(settings))
-    except* (BadConfig, Unfit, StoreUnavailable, OSError, ValueError) as group:
+    except* (BadConfig, Unfit, CannotProtect, StoreUnavailable, OSError, ValueError) as group:
         sys.exit(f"kumi-api: {_first(group)}")
     except* TimeoutError:
         sys.exit("kumi-api: the store did not answer in time")

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import structlog
 
@@ -51,6 +52,10 @@ class Controller(ABC):
     async def work(self, marks: list[str]) -> None:
         """See to what was marked. May raise ApiError or StoreUnavailable: then all begins anew."""
 
+    async def leftovers(self) -> Iterable[str]:
+        """Marks of what no key of the store tells of, asked at the start. May raise StoreUnavailable."""
+        return ()
+
     def mark(self, what: str) -> None:
         self._marked[what] = None
         self._woken.set()
@@ -60,6 +65,8 @@ class Controller(ABC):
         self._marked.clear()
         self.cache.observe(self._observe)
         try:
+            for mark in await self.leftovers():
+                self.mark(mark)
             while True:
                 await self._woken.wait()
                 self._woken.clear()

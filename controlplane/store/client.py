@@ -1,23 +1,35 @@
 """A thin asynchronous etcd v3 client on generated stubs: guarded transactions, pages of one snapshot, leases.
 
-Source: etcd API reference v3.4 (rpc.proto). Watches are in `feed.py`.
+Source: etcd API reference v3.4 (rpc.proto). Watches are in `feed.py`, users and roles in `access.py`.
+
+Over TLS, when the certificate files change a second connection is made with the new ones; once etcd has accepted it, calls go
+there, and the old one is closed when its calls have ended. Each watch stream has a connection of its own: over TLS etcd 3.4
+starves the streams of a connection that is busy with reads, and a stream outlives a change of certificates.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import structlog
 from aetcd.rpc import rpc_pb2 as pb
 from aetcd.rpc import rpc_pb2_grpc as rpc
 
-from controlplane.errors import StoreUnavailable
+from controlplane.errors import StoreRefused, StoreUnavailable
 from controlplane.store import keys
+from controlplane.tls import ETCD_NAME, Tls, Watched, fault
 
 TIMEOUT = 5.0  # seconds for one call; etcd answers in milliseconds or not at all
 PAGE = 2000  # keys of one range reply
+STALE_ATTEMPTS = 20
+
+_STALE = "etcdserver: revision of auth store is old"
+"""Users or roles changed between etcd's taking a request and its doing it; it has not done it."""
+_REFUSED = ("permission denied", "user name is empty")
 
 _UNAVAILABLE = {
     grpc.StatusCode.UNAVAILABLE,
@@ -27,6 +39,8 @@ _UNAVAILABLE = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.NOT_FOUND,  # a lease that ran out
 }
+
+_log = structlog.get_logger("kumihimo.store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +70,30 @@ def target(endpoints: Sequence[str]) -> str:
 class Store:
     """One connection to an etcd cluster. Methods raise StoreUnavailable when it does not answer in time."""
 
-    def __init__(self, endpoints: Sequence[str]) -> None:
+    def __init__(self, endpoints: Sequence[str], tls: Tls | None = None) -> None:
+        """Without `tls` etcd is spoken to in the clear. Raises BadConfig when its files cannot be used."""
         self.endpoints = ", ".join(endpoints)
-        options = [
+        self._endpoints = endpoints
+        self._tls = tls
+        self._files = Watched(tls) if tls else None
+        self._background: set[asyncio.Task[None]] = set()
+        self._successor: asyncio.Task[None] | None = None
+        self._use(self._connect())
+
+    @property
+    def user(self) -> str:
+        """The user that etcd takes us for; empty without TLS."""
+        return self._files.loaded.user if self._files else ""
+
+    def _use(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self.kv = rpc.KVStub(channel)
+        self.leases = rpc.LeaseStub(channel)
+        self.maintenance = rpc.MaintenanceStub(channel)
+        self.auth = rpc.AuthStub(channel)
+
+    def _connect(self) -> grpc.aio.Channel:
+        options: list[tuple[str, Any]] = [
             ("grpc.lb_policy_name", "round_robin"),
             ("grpc.max_receive_message_length", -1),
             ("grpc.keepalive_time_ms", 10_000),
@@ -66,26 +101,92 @@ class Store:
             # A server that comes back is found at once, not after two minutes of back-off.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1_000),
-            ("grpc.default_authority", "etcd"),
+            ("grpc.default_authority", ETCD_NAME),
+            # A connection of its own for each channel.
+            ("grpc.use_local_subchannel_pool", 1),
         ]
-        self._channel = grpc.aio.insecure_channel(target(endpoints), options)
-        self.kv = rpc.KVStub(self._channel)
-        self.watches = rpc.WatchStub(self._channel)
-        self.leases = rpc.LeaseStub(self._channel)
-        self.maintenance = rpc.MaintenanceStub(self._channel)
+        if self._files is None:
+            return grpc.aio.insecure_channel(target(self._endpoints), options)
+        held = self._files.loaded
+        credentials = grpc.ssl_channel_credentials(held.ca, held.key, held.certificate)
+        options.append(("grpc.ssl_target_name_override", ETCD_NAME))
+        return grpc.aio.secure_channel(target(self._endpoints), credentials, options)
+
+    def stream(self) -> tuple[grpc.aio.Channel, Any]:
+        """A connection of its own, to be closed by whoever asked for it, and the watch service on it."""
+        channel = self._connect()
+        return channel, rpc.WatchStub(channel)
 
     async def close(self) -> None:
+        tasks = list(self._background)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._channel.close()
 
     async def call(self, method: Any, request: Any) -> Any:
-        """One unary call; transport failures become StoreUnavailable."""
+        """One unary call; transport failures become StoreUnavailable, a refusal StoreRefused."""
+        self._look()
+        turn = 0
+        while True:
+            turn += 1
+            try:
+                return await method(request, timeout=TIMEOUT)
+            except grpc.aio.AioRpcError as error:
+                if error.details() == _STALE and turn < STALE_ATTEMPTS:
+                    continue
+                failed = self.failure(error)
+                if failed is None:
+                    raise
+                raise failed from error
+
+    def failure(self, error: grpc.aio.AioRpcError) -> StoreUnavailable | None:
+        """What a failed call means; None: it is an answer about the request itself."""
+        detail = (error.details() or error.code().name).splitlines()[0]
+        if detail.endswith(_REFUSED):
+            return StoreRefused(f"etcd at {self.endpoints} refuses user {self.user or '(none)'}: {detail}")
+        if error.code() in _UNAVAILABLE or detail == _STALE or "lease not found" in detail:
+            return StoreUnavailable(f"etcd at {self.endpoints}: {detail}")
+        return None
+
+    async def fault(self) -> str:
+        """What is wrong with TLS, as a sentence; empty when nothing is, or nobody answers."""
+        for endpoint in self._endpoints:
+            if found := await fault(endpoint, self._tls):
+                return found
+        return ""
+
+    def _look(self) -> None:
+        """Begin to connect anew when the certificate files have changed."""
+        if self._files is None or not self._files.changed():
+            return
+        if self._successor is not None:
+            self._successor.cancel()
+        self._successor = self._spawn(self._succeed())
+
+    async def _succeed(self) -> None:
+        """Use a new connection once etcd has accepted it; until then, and if it never does, the old one serves."""
+        channel, old = self._connect(), self._channel
         try:
-            return await method(request, timeout=TIMEOUT)
-        except grpc.aio.AioRpcError as error:
-            if error.code() in _UNAVAILABLE or "lease not found" in (error.details() or ""):
-                detail = (error.details() or error.code().name).splitlines()[0]
-                raise StoreUnavailable(f"etcd at {self.endpoints}: {detail}") from error
+            await channel.channel_ready()
+        except asyncio.CancelledError:
+            await channel.close()
             raise
+        self._use(channel)
+        self._spawn(self._retire(old))
+        _log.info("connected to etcd with new certificates", user=self.user)
+
+    async def _retire(self, channel: grpc.aio.Channel) -> None:
+        try:
+            await asyncio.sleep(2 * TIMEOUT)  # no call lasts longer
+        finally:
+            await channel.close()
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
 
     async def transact(self, compare: Iterable[Any], operations: Iterable[Any]) -> Written:
         """All operations if every comparison holds, else none."""
@@ -141,11 +242,12 @@ class Store:
         async def one() -> AsyncIterator[Any]:
             yield pb.LeaseKeepAliveRequest(ID=lease)
 
+        self._look()
         try:
             async for reply in self.leases.LeaseKeepAlive(one(), timeout=TIMEOUT):
                 return max(0, int(reply.TTL))
         except grpc.aio.AioRpcError as error:
-            raise StoreUnavailable(f"etcd at {self.endpoints}: {error.code().name}") from error
+            raise self.failure(error) or StoreUnavailable(f"etcd at {self.endpoints}: {error.code().name}") from error
         return 0
 
 

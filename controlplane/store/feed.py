@@ -25,7 +25,7 @@ import grpc
 from aetcd.rpc import rpc_pb2 as pb
 from aetcd.rpc.kv_pb2 import Event
 
-from controlplane.errors import StoreUnavailable
+from controlplane.errors import StoreRefused, StoreUnavailable
 from controlplane.store import keys
 from controlplane.store.client import Entry, Store, entry
 
@@ -102,13 +102,15 @@ class Feed:
         """Serve until cancelled. Says `Lost` once for each broken stream, then begins anew."""
         try:
             while True:
+                pause = RETRY
                 try:
                     await self._stream()
                 except (StoreUnavailable, grpc.aio.AioRpcError, TimeoutError) as error:
                     self.notices.put_nowait(Lost(_reason(error)))
+                    pause = _pause(error)
                 finally:
                     await self._stop_lists()
-                await asyncio.sleep(RETRY)
+                await asyncio.sleep(pause)
         finally:
             await self._stop_lists()
 
@@ -120,7 +122,8 @@ class Feed:
         self._requests.put_nowait(_create(HEARTBEAT, next(self._numbers), progress=True))
         for prefix in self._wanted:
             self._begin(prefix)
-        call = self._store.watches.Watch(_sent(requests), metadata=NEEDS_LEADER)
+        channel, watches = self._store.stream()
+        call = watches.Watch(_sent(requests), metadata=NEEDS_LEADER)
         replies = aiter(call)
         try:
             while True:
@@ -132,8 +135,12 @@ class Feed:
         finally:
             call.cancel()
             requests.put_nowait(None)  # else what sends them would wait for ever
+            await channel.close()
 
     def _received(self, reply: Any) -> None:
+        if reply.canceled and reply.watch_id < 0:
+            # etcd gives a watch that it refuses no number.
+            raise StoreRefused(f"etcd at {self._store.endpoints} refuses a watch: {reply.cancel_reason}")
         prefix = self._prefixes.get(reply.watch_id)
         if prefix is None:
             return
@@ -162,7 +169,7 @@ class Feed:
         except (StoreUnavailable, grpc.aio.AioRpcError) as error:
             # The stream's own loss follows; without it, ask for a new watch so that the prefix is listed after all.
             self.notices.put_nowait(Lost(_reason(error)))
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(_pause(error))
             if self._wanted.get(prefix) == number:
                 self.forget(prefix)
                 self.watch(prefix)
@@ -207,7 +214,8 @@ async def replay(store: Store, first: int, last: int) -> AsyncIterator[tuple[int
         yield request
         await ended.wait()
 
-    call = store.watches.Watch(requests(), metadata=NEEDS_LEADER)
+    channel, watches = store.stream()
+    call = watches.Watch(requests(), metadata=NEEDS_LEADER)
     replies = aiter(call)
     try:
         while True:
@@ -235,6 +243,7 @@ async def replay(store: Store, first: int, last: int) -> AsyncIterator[tuple[int
     finally:
         ended.set()
         call.cancel()
+        await channel.close()
 
 
 async def _sent(requests: asyncio.Queue[Any]) -> AsyncIterator[Any]:
@@ -255,3 +264,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
         return (error.details() or error.code().name).splitlines()[0]
     return str(error) or "nothing was heard for too long"
+
+
+def _pause(error: BaseException) -> float:
+    return max(RETRY, error.pause) if isinstance(error, StoreUnavailable) else RETRY

@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.lab.process import run
+from deploy.lab.process import LabError
 
 API_NAME = "kumi-api"
 """Name in the API's certificate, whatever address it is reached at."""
@@ -54,7 +55,11 @@ class Files:
 
     @property
     def ca(self) -> Path:
-        return self.directory / "tls" / "ca.pem"
+        return self.tls("ca.crt")
+
+    def tls(self, name: str) -> Path:
+        """A file of the lab's certificate authority: ca, etcd, api, root (for etcdctl) and the hosts' names, .crt or .key."""
+        return self.directory / "tls" / name
 
     @property
     def client(self) -> Path:
@@ -68,18 +73,21 @@ class Files:
     def write(self, control: Path, hosts: dict[str, Path]) -> None:
         """Make what is missing of secrets and write all configuration.
 
-        `control` is /etc/kumihimo of the control host, `hosts` that of each node. LabError when openssl fails.
+        `control` is /etc/kumihimo of the control host, `hosts` that of each node. LabError when a file cannot be made.
         """
         with _private():
-            self._certificates()
+            self._certificates(hosts)
             self._tokens()
         etcd = [f"{self.control}:2379"]
         listen = [f"{self.control}:7443", f"unix:{self.api_socket}"]
         api = [
             _line("listen", listen),
             _line("etcd", etcd),
-            _line("tls_certificate", str(self.directory / "tls" / "api.pem")),
-            _line("tls_key", str(self.directory / "tls" / "api.key")),
+            _line("etcd_ca", str(self.ca)),
+            _line("etcd_certificate", str(self.tls("api.crt"))),
+            _line("etcd_key", str(self.tls("api.key"))),
+            _line("tls_certificate", str(self.tls("api.crt"))),
+            _line("tls_key", str(self.tls("api.key"))),
             _line("tokens", str(self.directory / "tokens.toml")),
             "\n[defaults]",
             _line("underlay_mtu", 1600),
@@ -88,7 +96,18 @@ class Files:
         _write(control / "api.toml", api)
         _write(self.client, self._profiles(f"unix:{self.api_socket}"))
         for name, etc in hosts.items():
-            _write(etc / "agent.toml", [_line("node", name), _line("etcd", etcd), *self._tracing()])
+            agent = [
+                _line("node", name),
+                _line("etcd", etcd),
+                # As the host sees its own folder.
+                _line("etcd_ca", "/etc/kumihimo/ca.crt"),
+                _line("etcd_certificate", f"/etc/kumihimo/{name}.crt"),
+                _line("etcd_key", f"/etc/kumihimo/{name}.key"),
+                *self._tracing(),
+            ]
+            _write(etc / "agent.toml", agent)
+            for file in (self.ca, self.tls(f"{name}.crt"), self.tls(f"{name}.key")):
+                shutil.copy(file, etc / file.name)
             _write(etc / "client.toml", self._profiles(f"{self.control}:7443"))
 
     def _tracing(self) -> list[str]:
@@ -125,22 +144,21 @@ class Files:
             ]
         _write(self.directory / "tokens.toml", lines)
 
-    def _certificates(self) -> None:
-        """A CA of the lab's own and the API's certificate, of ten years each."""
-        tls = self.ca.parent
-        tls.mkdir(exist_ok=True)
-        key = tls / "ca.key"
-        new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        new += ["-days", "3650", "-config", "/dev/null"]
-        if not self.ca.exists():
-            about = ["-subj", "/CN=Kumihimo lab CA", "-addext", "basicConstraints=critical,CA:TRUE"]
-            about += ["-addext", "keyUsage=critical,keyCertSign,cRLSign", "-addext", "subjectKeyIdentifier=hash"]
-            run([*new, *about, "-keyout", str(key), "-out", str(self.ca)])
-        if not (tls / "api.pem").exists():
-            names = f"subjectAltName=DNS:{API_NAME},DNS:localhost,IP:{self.control}"
-            about = ["-subj", f"/CN={API_NAME}", "-addext", names, "-addext", "basicConstraints=critical,CA:FALSE"]
-            about += ["-addext", "extendedKeyUsage=serverAuth", "-CA", str(self.ca), "-CAkey", str(key)]
-            run([*new, *about, "-keyout", str(tls / "api.key"), "-out", str(tls / "api.pem")])
+    def _certificates(self, hosts: Iterable[str]) -> None:
+        """What `kumi pki` would make: an authority, a certificate for each process, one for etcdctl."""
+        # Not at the top: a lab is ended with the standard library alone.
+        from controlplane.admin.authority import Authority, AuthorityError, Use
+
+        authority = Authority(self.ca.parent)
+        uses = {"etcd": Use.ETCD, "api": Use.API, "root": Use.CLIENT, **dict.fromkeys(hosts, Use.NODE)}
+        try:
+            if not self.ca.exists():
+                authority.init()
+            for name, use in uses.items():
+                if not authority.certificate(name).exists():
+                    authority.issue(name, use, [self.control] if use in (Use.ETCD, Use.API) else ())
+        except AuthorityError as error:
+            raise LabError(str(error)) from error
 
 
 def _line(name: str, value: str | int | list[str]) -> str:

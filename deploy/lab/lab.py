@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import shutil
 import socket
+import ssl
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -104,22 +105,24 @@ class Lab:
     # etcd and the API
 
     @property
-    def etcd_target(self) -> str:
-        """gRPC target of etcd for processes outside the hosts."""
-        return f"unix:{self._etcd_socket}"
+    def etcdctl(self) -> list[str]:
+        """The beginning of a command line, for any host: etcdctl as the user root."""
+        files = {"cacert": "ca.crt", "cert": "root.crt", "key": "root.key"}
+        options = [f"--{name}={self.files.tls(file)}" for name, file in files.items()]
+        return ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints=https://{self.control}:2379", *options]
 
     @property
     def _etcd_socket(self) -> Path:
         return self.directory / "etcd" / "localhost:2379"
 
     def _etcd_unit(self) -> Unit:
-        client = f"http://{self.control}:2379"
+        client = f"https://{self.control}:2379"
         folder = self.directory / "etcd"
         # etcd takes a unix socket only as unix://HOST:PORT, and makes a file of that name where it runs.
         options = {
             "name": "ctl",
             "data-dir": str(folder / "data"),
-            "listen-client-urls": f"{client},unix://localhost:2379",
+            "listen-client-urls": f"{client},unixs://localhost:2379",
             "advertise-client-urls": client,
             "listen-peer-urls": "unix://localhost:2380",
             "initial-advertise-peer-urls": "http://localhost:2380",
@@ -133,11 +136,21 @@ class Lab:
             "logger": "zap",
             "log-level": "warn",
         }
+        options |= {
+            "cert-file": str(self.files.tls("etcd.crt")),
+            "key-file": str(self.files.tls("etcd.key")),
+            "trusted-ca-file": str(self.files.ca),
+            # Users are known by their certificates, which the gateway could not tell.
+            "client-cert-auth": "true",
+            "enable-grpc-gateway": "false",
+        }
         argv = ("etcd", *(f"--{name}={value}" for name, value in options.items()))
         return Unit(argv, (str(folder),), str(folder))
 
     def _etcd_ready(self) -> bool:
-        connection = _UnixHTTPConnection(self._etcd_socket)
+        context = ssl.create_default_context(cafile=self.files.ca)
+        context.load_cert_chain(self.files.tls("root.crt"), self.files.tls("root.key"))
+        connection = _UnixHTTPSConnection(self._etcd_socket, context)
         try:
             connection.request("GET", "/health")
             return b'"true"' in connection.getresponse().read()
@@ -211,17 +224,19 @@ class Lab:
         return "\n".join(lines)
 
 
-class _UnixHTTPConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
+class _UnixHTTPSConnection(http.client.HTTPSConnection):
+    """HTTPS over a unix socket."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=2)
+    def __init__(self, path: Path, context: ssl.SSLContext) -> None:
+        super().__init__("localhost", timeout=2, context=context)
         self._path = path
+        self._tls = context
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(2)
         self.sock.connect(str(self._path))
+        self.sock = self._tls.wrap_socket(self.sock, server_hostname="localhost")
 
 
 def labs(prefix: str = "") -> list[str]:

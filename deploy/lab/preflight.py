@@ -30,7 +30,6 @@ PROGRAMS = {
     "udhcpc": "udhcpc",
     "tcpdump": "tcpdump",
     "ping": "iputils-ping",
-    "openssl": "openssl",
 }
 """Programs a lab runs -> the Debian package that has them."""
 

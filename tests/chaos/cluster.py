@@ -38,7 +38,9 @@ def seed() -> int:
 
 
 class Members(Process):
-    """The cluster, where a Cloud has its one etcd."""
+    """The cluster, where a Cloud has its one etcd. It speaks in the clear."""
+
+    tls = None
 
     def __init__(self, folder: Path) -> None:
         super().__init__("etcd", [], folder)
@@ -48,7 +50,7 @@ class Members(Process):
         self.members = [
             Etcd(
                 folder,
-                {
+                options={
                     "name": f"m{member}",
                     "data-dir": f"m{member}",
                     "listen-client-urls": f"http://{host}:2379",

@@ -23,13 +23,15 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
-from controlplane.errors import StoreUnavailable
+from controlplane.admin.authority import Authority, Use
+from controlplane.errors import StoreRefused, StoreUnavailable
 from controlplane.registry import KINDS, OPERATIONS
 from controlplane.services import quota
 from controlplane.services.network import type_name
 from controlplane.store import keys
 from controlplane.store.client import Entry, Store, delete, entry, put
 from kumihimo.v1 import operations_pb2, port_pb2, resource_pb2, store_pb2
+from tests.component.certificates import etcd_flags, issue
 from tests.waiting import DEADLINE, until
 
 SERVER_NAME = "kumi-api"
@@ -42,7 +44,7 @@ IDENTITIES = {
     "rita": ("demo", "reader"),
     "bob": ("other", "member"),
 }
-CONTROLLERS = ("binder", "release", "registrar")
+CONTROLLERS = ("access", "binder", "release", "registrar")
 
 
 class Process:
@@ -90,14 +92,20 @@ class Process:
 
 
 class Etcd(Process):
-    """One member, with the flags that a real one is started with. options: those of a member of a larger cluster."""
+    """One member, with the flags that a real one is started with.
 
-    def __init__(self, folder: Path, options: Mapping[str, str] | None = None) -> None:
+    authority: it speaks TLS with a certificate of it, and knows its clients by theirs. options: those of a member of a larger
+    cluster, which speaks in the clear.
+    """
+
+    def __init__(self, folder: Path, authority: Authority | None = None, options: Mapping[str, str] | None = None) -> None:
+        scheme = "unixs" if authority else "unix"
+        self.tls = issue(authority, "probe", Use.CLIENT) if authority else None
         flags = {
             "name": "one",
             "data-dir": "data",
-            "listen-client-urls": "unix://localhost:2379",
-            "advertise-client-urls": "http://localhost:2379",
+            "listen-client-urls": f"{scheme}://localhost:2379",
+            "advertise-client-urls": f"http{scheme[4:]}://localhost:2379",
             "listen-peer-urls": "unix://localhost:2380",
             "initial-advertise-peer-urls": "http://localhost:2380",
             "initial-cluster": "one=http://localhost:2380",
@@ -108,24 +116,27 @@ class Etcd(Process):
             "election-timeout": "200",
             "logger": "zap",
             "log-level": "warn",
+            **(etcd_flags(authority) if authority else {}),
             **(options or {}),
         }
         name = f"etcd-{flags['name']}"
         super().__init__(name, ["etcd", *(f"--{flag}={value}" for flag, value in flags.items())], folder)
         url = flags["listen-client-urls"]
-        self.endpoint = f"unix:{folder}/localhost:2379" if url.startswith("unix:") else url.removeprefix("http://")
+        self.endpoint = f"unix:{folder}/localhost:2379" if url.startswith("unix") else url.removeprefix("http://")
 
     async def begin(self) -> None:
         """Start it and wait until it answers."""
         for name in ("localhost:2379", "localhost:2380"):
             (self._folder / name).unlink(missing_ok=True)
         self.start()
-        store = Store([self.endpoint])
+        store = Store([self.endpoint], self.tls)
 
         async def answers() -> bool:
             assert self.running, self.log.read_text()[-2000:]
             try:
                 return await store.revision() > 0
+            except StoreRefused:
+                return True  # it has users by now, and the probe is none
             except StoreUnavailable:
                 return False
 
@@ -141,14 +152,21 @@ class Api(Process):
     def __init__(self, cloud: Cloud, name: str, endpoint: str) -> None:
         folder = cloud.folder
         config = folder / f"{name}.toml"
-        config.write_text(
-            f'listen = ["unix:{folder}/{name}.sock"]\netcd = {endpoint.split(",")}\n'
-            f'tls_certificate = "{folder}/tls.crt"\ntls_key = "{folder}/tls.key"\ntokens = "{folder}/tokens.toml"\n'
-            f"{cloud.config}"
-        )
+        server = cloud.authority.issue(name, Use.API)
+        lines = [
+            f'listen = ["unix:{folder}/{name}.sock"]',
+            f"etcd = {endpoint.split(',')}",
+            f'tls_certificate = "{server.certificate}"',
+            f'tls_key = "{server.key}"',
+            f'tokens = "{folder}/tokens.toml"',
+        ]
+        if cloud.etcd.tls:
+            held = issue(cloud.authority, f"{name}-etcd", Use.API)
+            lines += [f'etcd_ca = "{held.ca}"', f'etcd_certificate = "{held.certificate}"', f'etcd_key = "{held.key}"']
+        config.write_text("\n".join([*lines, cloud.config]))
         super().__init__(name, [str(Path(sys.executable).parent / "kumi-api"), "--config", str(config)], folder)
         self.target = f"unix:{folder}/{name}.sock"
-        self.certificate = (folder / "tls.crt").read_bytes()
+        self.certificate = cloud.authority.certificate().read_bytes()  # of whoever vouches for it
 
     async def begin(self) -> None:
         """Start it and wait until it serves."""
@@ -208,10 +226,10 @@ class Refused(Exception):
 class Client:
     """Calls of one API replica; every method raises Refused. token: that of one of IDENTITIES, by name.
 
-    timeout: seconds that one call may take.
+    timeout: seconds that one call may take. connect: seconds that one attempt to connect may take.
     """
 
-    def __init__(self, api: Api, timeout: float = 60.0) -> None:
+    def __init__(self, api: Api, timeout: float = 60.0, connect: float = 0.05) -> None:
         self.timeout = timeout
         credentials = grpc.ssl_channel_credentials(api.certificate)
         options = [
@@ -301,7 +319,7 @@ def service_of(kind: str) -> str:
 
 
 class Cloud:
-    """An etcd and its API replicas. `api` is the first replica's client, `store` the way past it.
+    """An etcd and its API replicas. `api` is the first replica's client, `store` the way past it, by the user root.
 
     config: what else stands in the configuration of each replica, in TOML. identities: more of them.
     """
@@ -311,7 +329,9 @@ class Cloud:
         self.identities = {**IDENTITIES, **(identities or {})}
         self._holder = tempfile.TemporaryDirectory(prefix="kumi-test-")
         self.folder = Path(self._holder.name)
-        self.etcd = Etcd(self.folder)
+        self.authority = Authority(self.folder / "ca")
+        self.authority.init()
+        self.etcd = Etcd(self.folder, self.authority)
         self.replicas: list[Api] = []
         self._exit = contextlib.AsyncExitStack()
         self.api: Client
@@ -321,7 +341,9 @@ class Cloud:
         try:
             self._secrets()
             await self.etcd.begin()
-            self.store = Store(self.etcd.endpoint.split(","))
+            # The user `root` is made when the first API starts.
+            self.root = issue(self.authority, "root", Use.CLIENT) if self.etcd.tls else None
+            self.store = Store(self.etcd.endpoint.split(","), self.root)
             self._exit.push_async_callback(self.store.close)
             self.api = await self.replica()
             for project in {project for project, _ in IDENTITIES.values()}:
@@ -351,10 +373,6 @@ class Cloud:
         return client
 
     def _secrets(self) -> None:
-        new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        files = ["-keyout", "tls.key", "-out", "tls.crt", "-days", "2", "-subj", f"/CN={SERVER_NAME}"]
-        names = ["-addext", f"subjectAltName=DNS:{SERVER_NAME}"]
-        subprocess.run([*new, *files, *names], cwd=self.folder, check=True, capture_output=True, timeout=30)
         lines = [
             f'[[tokens]]\nsha256 = "{hashlib.sha256(f"{name}-token".encode()).hexdigest()}"\n'
             f'identity = "{name}"\nproject = "{project}"\nroles = ["{role}"]\n'
@@ -373,7 +391,8 @@ class Cloud:
 
         async def calm() -> bool:
             entries = await self.everything()
-            held = all(keys.controller(name) in entries for name in CONTROLLERS)
+            wanted = CONTROLLERS if self.etcd.tls else set(CONTROLLERS) - {"access"}
+            held = all(keys.controller(name) in entries for name in wanted)
             claims = (item.value for key, item in entries.items() if key.startswith(keys.CLAIMS))
             return held and not any(store_pb2.Claim.FromString(value).releasing for value in claims)
 

@@ -1,16 +1,18 @@
 """The package `python3-etcd3` behind a pipe: JSON lines in, JSON lines out. A program of its own, because its generated
 messages and those of our client define the same names and cannot live in one process.
 
-usage: etcd3_oracle.py unix:/path/to/localhost 2379
+usage: etcd3_oracle.py unix:/path/to/localhost 2379 [CA CERTIFICATE KEY]
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import etcd3
+import grpc
 
 SECONDS = 20
 
@@ -54,8 +56,13 @@ def answer(client: Any, request: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    options = [("grpc.default_authority", "etcd")]
-    endpoint = etcd3.Endpoint(sys.argv[1], int(sys.argv[2]), secure=False, opts=options)
+    host, port, *files = sys.argv[1:]
+    options = [("grpc.default_authority", "etcd"), ("grpc.ssl_target_name_override", "etcd")]
+    credentials = None
+    if files:
+        ca, certificate, key = (Path(name).read_bytes() for name in files)
+        credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+    endpoint = etcd3.Endpoint(host, int(port), secure=bool(files), creds=credentials, opts=options)
     client = etcd3.MultiEndpointEtcd3Client(endpoints=[endpoint], timeout=SECONDS)
     for line in sys.stdin:
         print(json.dumps(answer(client, json.loads(line))), flush=True)

@@ -267,7 +267,7 @@ def test_kumi_says_in_one_line_that_its_token_has_expired(strict: Cloud, issuer:
     token = issuer.token(exp=1)
     (tmp_path / "token").write_text(token + "\n")
     (tmp_path / "client.toml").write_text(
-        f'current = "p"\n[profiles.p]\nendpoint = "{strict.replicas[0].target}"\nca = "{strict.folder}/tls.crt"\n'
+        f'current = "p"\n[profiles.p]\nendpoint = "{strict.replicas[0].target}"\nca = "{strict.authority.certificate()}"\n'
         f'server_name = "{SERVER_NAME}"\ntoken_file = "{tmp_path}/token"\n'
     )
     for words in (["network", "list"], ["port", "show", "p"], ["network", "create", "n"], ["node", "delete", "h1"]):

@@ -16,6 +16,7 @@ import pytest
 from controlplane.errors import StoreUnavailable
 from controlplane.store import client, keys
 from controlplane.store.client import Entry, Store
+from controlplane.tls import Tls
 from tests.component.cloud import Cloud, entry, everything
 from tests.waiting import DEADLINE, until
 
@@ -25,9 +26,10 @@ PLACE = "/conformance/"
 class Oracle:
     """One question and its answer at a time."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, tls: Tls | None = None) -> None:
         host, _, port = endpoint.rpartition(":")
-        argv = [sys.executable, str(Path(__file__).with_name("etcd3_oracle.py")), host, port]
+        files = [tls.ca, tls.certificate, tls.key] if tls else []
+        argv = [sys.executable, str(Path(__file__).with_name("etcd3_oracle.py")), host, port, *map(str, files)]
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     async def ask(self, op: str, **request: Any) -> Any:
@@ -47,7 +49,7 @@ class Oracle:
 
 @pytest.fixture(scope="module")
 def oracle(shared_cloud: Cloud) -> Iterator[Oracle]:
-    made = Oracle(shared_cloud.etcd.endpoint)
+    made = Oracle(shared_cloud.etcd.endpoint, shared_cloud.root)
     yield made
     made.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from aetcd.rpc import rpc_pb2 as pb
 
+from controlplane.admin.authority import Authority, Use
 from controlplane.errors import StoreUnavailable
 from controlplane.store import client, keys
 from controlplane.store.cache import NOT_KEPT, Cache
@@ -19,6 +21,7 @@ from controlplane.store.client import Entry, Store
 from controlplane.store.commit import Committer
 from controlplane.store.feed import Changed, Feed, Listed, Lost
 from controlplane.store.txn import Origin, Transaction
+from controlplane.tls import ETCD_NAME
 from kumihimo.v1 import store_pb2
 from tests.component.cloud import Cloud, Etcd, consistent, everything, freeze
 from tests.component.test_store_client import Oracle
@@ -190,11 +193,15 @@ async def test_compaction_under_a_watch_leaves_no_gap(store: Store) -> None:
 
 
 class CancelledOnce:
-    """A watch stub whose first stream is cancelled as etcd does for a revision that is compacted: then it is silent."""
+    """A store's watches whose first stream is cancelled as etcd does for a revision that is compacted: then it is silent."""
 
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
+    def __init__(self, store: Store) -> None:
+        self._stream = store.stream
         self.streams = 0
+
+    def stream(self) -> tuple[Any, Any]:
+        channel, self._inner = self._stream()
+        return channel, self
 
     def Watch(self, requests: Any, **rest: Any) -> Any:
         self.streams += 1
@@ -220,9 +227,10 @@ class _Cancelled:
         pass
 
 
-async def test_a_cancelled_watch_lists_again(store: Store) -> None:
+async def test_a_cancelled_watch_lists_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     await churn(store, 10)
-    store.watches = stub = CancelledOnce(store.watches)
+    stub = CancelledOnce(store)
+    monkeypatch.setattr(store, "stream", stub.stream)
     async with followed(store) as (cache, told):
         await until(lambda: stub.streams == 2, "a second stream")
         await churn(store, 10, 10)
@@ -293,13 +301,28 @@ async def test_a_silent_stream_is_noticed(etcd: Etcd, store: Store) -> None:
 # -- unknown outcomes -------------------------------------------------------------------------------------------------
 
 
+def _contexts(authority: Authority) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """For the side of those who connect, and for the side of etcd."""
+    found = []
+    for use, protocol in ((Use.ETCD, ssl.PROTOCOL_TLS_SERVER), (Use.API, ssl.PROTOCOL_TLS_CLIENT)):
+        held = authority.issue(f"proxy-{use}", use)
+        context = ssl.SSLContext(protocol)
+        context.load_verify_locations(authority.certificate())
+        context.load_cert_chain(held.certificate, held.key)
+        context.set_alpn_protocols(["h2"])
+        found.append(context)
+    return found[0], found[1]
+
+
 class Proxy:
     """Forwards to etcd, and cuts the connection at a request that holds some bytes.
 
     after: the request has been forwarded and etcd has acted on it, its answer is lost. before: it never arrives.
+    authority: vouches for the proxy as etcd to those who connect, and as an API to etcd, so that it can read what passes.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, authority: Authority | None = None) -> None:
+        self._inner, self._outer = _contexts(authority) if authority else (None, None)
         self._target = endpoint.removeprefix("unix:")
         self._folder = tempfile.TemporaryDirectory(prefix="kumi-test-")
         self.endpoint = f"unix:{self._folder.name}/proxy"
@@ -311,7 +334,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Proxy:
-        self._server = await asyncio.start_unix_server(self._serve, self.endpoint.removeprefix("unix:"))
+        self._server = await asyncio.start_unix_server(self._serve, self.endpoint.removeprefix("unix:"), ssl=self._inner)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -338,7 +361,8 @@ class Proxy:
         try:
             if self.closed:
                 return
-            back, there = await asyncio.open_unix_connection(self._target)
+            name = ETCD_NAME if self._outer else None
+            back, there = await asyncio.open_unix_connection(self._target, ssl=self._outer, server_hostname=name)
             self._writers.add(there)
             lost = asyncio.Event()
             async with asyncio.TaskGroup() as group:
@@ -416,7 +440,7 @@ async def test_c_13_a_commit_whose_outcome_is_unknown_happens_once(etcd: Etcd, s
 
 
 async def test_c_13_clients_of_an_api_that_loses_answers_get_one_object_each(cloud: Cloud) -> None:
-    async with Proxy(cloud.etcd.endpoint) as proxy:
+    async with Proxy(cloud.etcd.endpoint, cloud.authority) as proxy:
         api = await cloud.replica(proxy.endpoint)
         try:
             for turn in range(10):

@@ -113,8 +113,7 @@ class Cloud:
         wait_until(lambda: not self.admin.get(port).binding, "the port is unbound", PATIENCE)
 
     def etcd_keys(self) -> list[str]:
-        ctl = ["etcdctl", f"--endpoints=http://{self.lab.control}:2379", "get", "/", "--prefix", "--keys-only"]
-        return self.lab.ctl.run(ctl, env={"ETCDCTL_API": "3"}).split()
+        return self.lab.ctl.run([*self.lab.etcdctl, "get", "/", "--prefix", "--keys-only"]).split()
 
     def leftovers(self) -> list[str]:
         """What should not be there when no resource but nodes exists."""

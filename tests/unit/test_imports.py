@@ -48,7 +48,7 @@ RULES = {
     "controlplane.errors": (),
     "controlplane.values": ("kumihimo.v1",),
     "controlplane.registry": ("kumihimo.v1",),
-    "controlplane.config": ("controlplane.errors",),
+    "controlplane.config": ("controlplane.errors", "controlplane.tls"),
     "controlplane.identity": ("controlplane.errors",),
     "controlplane.oidc": ("controlplane.config", "controlplane.errors", "controlplane.identity"),
     "controlplane.tokens": ("controlplane.config", "controlplane.errors", "controlplane.identity", "controlplane.oidc"),
@@ -61,7 +61,9 @@ RULES = {
         "controlplane.validate",
         "controlplane.values",
     ),
-    "controlplane.store": ("kumihimo.v1", "controlplane.errors", "controlplane.registry"),
+    "controlplane.tls": ("controlplane.errors",),
+    "controlplane.admin": ("kumihimo.v1", "controlplane"),
+    "controlplane.store": ("kumihimo.v1", "controlplane.errors", "controlplane.registry", "controlplane.tls"),
     "controlplane.services": (
         "kumihimo.v1",
         "controlplane.config",
@@ -138,7 +140,12 @@ def test_etcd_messages_are_known_to_the_store_and_the_start_up_check_only() -> N
         for file in modules("controlplane", "agent", "cli")
         if any(below(name, "aetcd", "etcd3") for name in imported(file))
     }
-    assert found <= {"controlplane/store/client.py", "controlplane/store/feed.py", "controlplane/api/server.py"}
+    assert found <= {
+        "controlplane/store/access.py",
+        "controlplane/store/client.py",
+        "controlplane/store/feed.py",
+        "controlplane/api/server.py",
+    }
 
 
 def test_programs_are_started_by_one_module_of_the_agent() -> None:
