@@ -13,11 +13,15 @@ import grpc
 from aetcd.rpc import rpc_pb2 as pb
 from aetcd.rpc import rpc_pb2_grpc as rpc
 
-from controlplane.errors import StoreUnavailable
+from controlplane.errors import StoreFull, StoreUnavailable
 from controlplane.store import keys
 
 TIMEOUT = 5.0  # seconds for one call; etcd answers in milliseconds or not at all
 PAGE = 2000  # keys of one range reply
+FULL = (
+    "etcd is out of space; reads go on, writes wait until space is made: `etcdctl compact`, `etcdctl defrag` (or start it with"
+    " a larger --quota-backend-bytes), then `etcdctl alarm disarm`"
+)
 
 _UNAVAILABLE = {
     grpc.StatusCode.UNAVAILABLE,
@@ -54,10 +58,15 @@ def target(endpoints: Sequence[str]) -> str:
 
 
 class Store:
-    """One connection to an etcd cluster. Methods raise StoreUnavailable when it does not answer in time."""
+    """One connection to an etcd cluster. Methods raise StoreUnavailable when it does not answer in time.
+
+    cluster: the id of the cluster that answered last. It changes when etcd was restored from a backup; then revisions, and
+    leases, of the former one mean nothing any more.
+    """
 
     def __init__(self, endpoints: Sequence[str]) -> None:
         self.endpoints = ", ".join(endpoints)
+        self.cluster = 0
         options = [
             ("grpc.lb_policy_name", "round_robin"),
             ("grpc.max_receive_message_length", -1),
@@ -80,12 +89,21 @@ class Store:
     async def call(self, method: Any, request: Any) -> Any:
         """One unary call; transport failures become StoreUnavailable."""
         try:
-            return await method(request, timeout=TIMEOUT)
+            reply = await method(request, timeout=TIMEOUT)
         except grpc.aio.AioRpcError as error:
-            if error.code() in _UNAVAILABLE or "lease not found" in (error.details() or ""):
-                detail = (error.details() or error.code().name).splitlines()[0]
-                raise StoreUnavailable(f"etcd at {self.endpoints}: {detail}") from error
-            raise
+            raise self.failure(error) from error
+        self.cluster = reply.header.cluster_id
+        return reply
+
+    def failure(self, error: grpc.aio.AioRpcError) -> Exception:
+        """What a failed call is to its caller: StoreUnavailable or StoreFull; the error itself when it is a defect of ours."""
+        detail = (error.details() or error.code().name).splitlines()[0]
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "database space exceeded" in detail:
+            return StoreFull(FULL)
+        # A lease that is gone is no defect: a restored etcd does not know the leases granted after its backup.
+        if error.code() in _UNAVAILABLE or "requested lease not found" in detail:
+            return StoreUnavailable(f"etcd at {self.endpoints}: {detail}")
+        return error
 
     async def transact(self, compare: Iterable[Any], operations: Iterable[Any]) -> Written:
         """All operations if every comparison holds, else none."""
@@ -105,11 +123,13 @@ class Store:
 
     async def pages(self, prefix: str, limit: int = PAGE, at: int = 0) -> AsyncIterator[tuple[int, Sequence[Any]]]:
         """(revision, key-values) pages of one snapshot of all keys with this prefix; at least one page. at: its revision."""
-        key, end, revision = prefix.encode() or b"\0", keys.end_of(prefix), at
+        key, end, revision, cluster = prefix.encode() or b"\0", keys.end_of(prefix), at, 0
         while True:
             request = pb.RangeRequest(key=key, range_end=end, limit=limit, revision=revision)
             reply = await self.call(self.kv.Range, request)
-            revision = revision or reply.header.revision
+            revision, cluster = revision or reply.header.revision, cluster or self.cluster
+            if cluster != self.cluster:
+                raise StoreUnavailable(f"etcd at {self.endpoints}: it was restored from a backup while it was read")
             yield revision, reply.kvs
             if not reply.more:
                 return
@@ -143,6 +163,7 @@ class Store:
 
         try:
             async for reply in self.leases.LeaseKeepAlive(one(), timeout=TIMEOUT):
+                self.cluster = reply.header.cluster_id
                 return max(0, int(reply.TTL))
         except grpc.aio.AioRpcError as error:
             raise StoreUnavailable(f"etcd at {self.endpoints}: {error.code().name}") from error

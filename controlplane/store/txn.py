@@ -61,6 +61,9 @@ class Batch:
         self._read: set[str] = set()
         self._prefixes: tuple[str, ...] = ()
         self._puts: dict[str, int] = {}
+        if cache.newest is not None:
+            # A restored etcd does not hold it: what was read of the former one decides nothing there.
+            self._compare[cache.newest[0], "create"] = client.created_at(*cache.newest)
 
     @property
     def is_empty(self) -> bool:
