@@ -180,8 +180,7 @@ class Cache:
         self.listing = True
         self.changing = revision
         restored = cluster != self.cluster
-        if restored:
-            self.cluster, self.newest = cluster, None
+        self.cluster, self.newest = cluster, None  # the list says which change record is the newest
         for key in [key for key in self.keys() if restored or key not in entries]:
             self._change(key, None)
         for key, entry in entries.items():

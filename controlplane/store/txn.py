@@ -63,7 +63,8 @@ class Batch:
         self._puts: dict[str, int] = {}
         if cache.newest is not None:
             # A restored etcd does not hold it: what was read of the former one decides nothing there.
-            self._compare[cache.newest[0], "create"] = client.created_at(*cache.newest)
+            key, revision = cache.newest
+            self._compare[key, "create"] = revision
 
     @property
     def is_empty(self) -> bool:

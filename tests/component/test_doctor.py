@@ -240,7 +240,7 @@ async def test_what_is_wrong_with_etcd_is_found(installation: Installation) -> N
     cloud = installation.cloud
     config = cloud.folder / "two.toml"
     text = (cloud.folder / "api0.toml").read_text()
-    config.write_text(text.replace('etcd = ["', 'etcd = ["unix:/nowhere/etcd", "') + "[store]\nquota_bytes = 1\n")
+    config.write_text(text.replace("etcd = [", "etcd = ['unix:/nowhere/etcd', ") + "[store]\nquota_bytes = 1\n")
     argv = [KUMI, "doctor", "--config", str(config)]
     done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=60, check=False)
     assert "no etcd answers: etcd at unix:/nowhere/etcd" in done.stdout
