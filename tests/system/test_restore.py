@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from deploy.lab import Host, wait_until
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2
 from tests.system.cloud import PATIENCE, Cloud, Scene, dump
 from tests.system.control import ControlFlow, Watch
+from tests.system.test_outages import durations
 
 KUMI = str(Path(sys.prefix) / "bin" / "kumi")
 
@@ -48,13 +50,13 @@ def objects(cloud: Cloud) -> dict[str, list[str]]:
     return found
 
 
-def wait_for_all(cloud: Cloud, *ids: str) -> Any:
+def wait_for_all(cloud: Cloud) -> Any:
     """Wait for the data plane, asked as soon as the API has found etcd."""
     answers: list[Any] = []
 
     def answered() -> bool:
         try:
-            answers.append(cloud.admin.wait(0, *ids, active=bool(ids)))
+            answers.append(cloud.admin.wait(0))
         except CliError as error:
             if error.reason != "STORE_UNAVAILABLE":
                 raise
@@ -76,32 +78,38 @@ def test_a_44_c_07_back_to_a_backup_without_a_lost_packet(
     cloud.lab.ctl.run([KUMI, "backup", str(file)])
     backed_up = objects(cloud)
     try:
-        with Watch(control, *pair) as watch:
-            # A life that the backup knows nothing of.
-            down = cloud.admin.update(port_pb2.Port(id=changed.id, admin_state_up=False), "admin_state_up")
-            late = scene.network(cidr="10.7.0.0/24")
-            guests = scene.vm(late, h1), scene.vm(late, h2)
-            assert guests[0].sees(guests[1])
-            cloud.admin.wait(down.revision, changed.id)
-            assert not pair[0].sees(changed, fence=pair[1])
-            for number in range(80):
-                cloud.admin.update(port_pb2.Port(id=changed.id, description=str(number)), "description")
-            before = cloud.admin.wait(0).revision
+        # A life that the backup knows nothing of.
+        down = cloud.admin.update(port_pb2.Port(id=changed.id, admin_state_up=False), "admin_state_up")
+        late = scene.network(cidr="10.7.0.0/24")
+        guests = scene.vm(late, h1), scene.vm(late, h2)
+        assert guests[0].sees(guests[1])
+        cloud.admin.wait(down.revision, changed.id)
+        assert not pair[0].sees(changed, fence=pair[1])
+        for number in range(80):
+            cloud.admin.update(port_pb2.Port(id=changed.id, description=str(number)), "description")
+        before = cloud.admin.wait(0).revision
+        touched = [digits(item) for item in (changed.id, late.id, guests[0].id, guests[1].id)]
+        ages = {host.name: (time.monotonic(), untouched(host, touched)) for host in (h1, h2)}
 
+        with Watch(control, *pair) as watch:
             if not api_lives:
                 cloud.lab.kill_api()
             restore(cloud, file)
             cloud.lab.start_api()
-            after = wait_for_all(cloud, changed.id)
-
+            after = wait_for_all(cloud)
             assert after.revision < before
             assert not after.dead
-            assert pair[0].sees(changed), "Wait has answered: what was switched off after the backup is on again"
             for host in (h1, h2):
                 assert f"kumi-{late.id}" not in host.workloads, "Wait has answered: what was made after the backup is gone"
-                assert not [line for line in dump(host, "flows") if late.id.replace("-", "")[-14:] in line]
+                assert not [line for line in dump(host, "flows") if any(item in line for item in touched[1:])]
+            cloud.admin.wait(0, changed.id, active=True)
+            assert pair[0].sees(changed), "Wait has answered: what was switched off after the backup is on again"
             assert objects(cloud) == backed_up
             watch.more()
+        for host in (h1, h2):
+            began, flows = ages[host.name]
+            now, passed = untouched(host, touched), time.monotonic() - began
+            assert [flow for flow, age in flows.items() if now.get(flow, 0) < age + passed - 1] == [], "none is another one"
         assert watch.lost.ours <= watch.lost.control, watch.lost
         # The numbers of revisions are used again: Wait still means what it says.
         for up in (False, True):
@@ -116,6 +124,16 @@ def test_a_44_c_07_back_to_a_backup_without_a_lost_packet(
         wait_until(lambda: healthy(cloud), "the doctor finds nothing", PATIENCE)
     finally:
         file.unlink(missing_ok=True)
+
+
+def digits(object_id: str) -> str:
+    """What cookies of an object's flows end with."""
+    return object_id.replace("-", "")[-14:]
+
+
+def untouched(host: Host, touched: list[str]) -> dict[str, float]:
+    """Flows of other objects than these: how long each has been there, in seconds."""
+    return {flow: age for flow, age in durations(host).items() if not any(item in flow for item in touched)}
 
 
 def healthy(cloud: Cloud) -> bool:
