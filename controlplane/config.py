@@ -15,6 +15,9 @@ jwks = "https://id.example.com/keys" # or a file; http for loopback only
 project_claim = "project_id"
 roles_claim = "roles"                # a list, or words with spaces between
 subject_prefix = "oidc:"             # identity = this + sub
+[store]
+history = "1h"                       # how long the past can be read; 1s, 30m, 2h, 1d or seconds
+quota_bytes = 2147483648             # what etcd was given with --quota-backend-bytes
 [defaults]
 underlay_mtu = 1500                  # bytes
 [tracing]
@@ -23,6 +26,7 @@ file = "/var/log/kumihimo/api-spans.jsonl"
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -71,6 +75,14 @@ class Oidc:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """How etcd is kept. history: seconds of the past that stay readable. quota: bytes that etcd may use."""
+
+    history: float = 3600.0
+    quota: int = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """See the module."""
 
@@ -83,12 +95,13 @@ class Config:
     etcd_tls: Tls | None = None
     defaults: Defaults = field(default_factory=Defaults)
     trace_file: Path | None = None
+    store: StoreSettings = field(default_factory=StoreSettings)
 
 
 def load(path: Path) -> Config:
     """Read and check a file. Raises BadConfig with file, field and what would be accepted."""
     raw = read_toml(path)
-    known = {"listen", "etcd", *ETCD_TLS, "tls_certificate", "tls_key", "tokens", "oidc", "defaults", "tracing"}
+    known = {"listen", "etcd", *ETCD_TLS, "tls_certificate", "tls_key", "tokens", "oidc", "defaults", "tracing", "store"}
     refuse_unknown(path, "", raw, known)
     return Config(
         listen=strings(path, raw, "listen"),
@@ -100,6 +113,7 @@ def load(path: Path) -> Config:
         etcd_tls=etcd_tls(path, raw),
         defaults=_defaults(path, raw.get("defaults", {})),
         trace_file=trace_file(path, raw),
+        store=_store(path, raw.get("store", {})),
     )
 
 
@@ -169,6 +183,23 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _store(path: Path, raw: Mapping[str, Any]) -> StoreSettings:
+    refuse_unknown(path, "store.", raw, {"history", "quota_bytes"})
+    given, quota = raw.get("history", "1h"), raw.get("quota_bytes", StoreSettings().quota)
+    hit = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(given))
+    history = float(hit[1]) * _UNITS[hit[2]] if hit else 0.0
+    if isinstance(given, bool) or history < 1:
+        raise BadConfig(
+            f'{path}: store.history is {given!r}; a time of at least 1 s is accepted, for example "1h", "30m" or 90'
+        )
+    if not isinstance(quota, int) or isinstance(quota, bool) or quota < 1:
+        raise BadConfig(f"{path}: store.quota_bytes is {quota!r}; a number of bytes is accepted, as etcd was started with")
+    return StoreSettings(history, quota)
 
 
 def _defaults(path: Path, raw: Mapping[str, Any]) -> Defaults:

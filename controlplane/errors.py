@@ -51,6 +51,10 @@ class StoreRefused(StoreUnavailable):
     pause = 2.0
 
 
+class StoreFull(StoreUnavailable):
+    """etcd has reached its quota and takes no writes; it still answers reads. The message says what to do."""
+
+
 class BadConfig(Exception):
     """A configuration file that cannot be used; the message names file, field and what would be accepted."""
 
@@ -130,5 +134,6 @@ def conflict() -> ApiError:
     return ApiError(Code.ABORTED, "CONCURRENT_CHANGE", "others changed the same objects again and again; try again")
 
 
-def unavailable(detail: str) -> ApiError:
-    return ApiError(Code.UNAVAILABLE, "STORE_UNAVAILABLE", f"the store does not answer ({detail}); try again")
+def unavailable(cause: StoreUnavailable | str) -> ApiError:
+    text = str(cause) if isinstance(cause, StoreFull) else f"the store does not answer ({cause}); try again"
+    return ApiError(Code.UNAVAILABLE, "STORE_UNAVAILABLE", text)

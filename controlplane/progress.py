@@ -3,6 +3,10 @@
 A node *concerns itself* with a network from the moment it has written `status/{node}/net/{net}` (with revision 0, before
 it reads the network for the first time) until it has removed everything of it and then that key. So for every network the
 nodes concerned are known at once, and none wires a port before it counts.
+
+After a restoration from a backup the store holds statements about another past, and lacks those of nodes that came to a network
+since. A statement is believed when it names the etcd cluster it was made from, and a revision before its own. And until
+`meta/restored` has gone (by then a node that lives has been heard of) every node is waited for that has not spoken since.
 """
 
 from __future__ import annotations
@@ -42,6 +46,9 @@ class Progress:
         self._nodes: dict[str, store_pb2.Applied] = {}
         self._ports: dict[str, dict[str, store_pb2.PortStatus]] = defaultdict(dict)
         self._alive: set[str] = set()
+        self._spoken: set[str] = set()  # nodes that have spoken of the cluster that is
+        self._taken_over = 0
+        self._grace = False
         cache.observe(self._changed)
 
     def _changed(self, key: str, old: Entry | None, new: Entry | None) -> None:
@@ -49,14 +56,37 @@ class Progress:
             case ["alive", node]:
                 (self._alive.add if new else self._alive.discard)(node)
             case ["status", node, "net", network]:
-                _set(self._networks, network, node, store_pb2.Applied.FromString(new.value) if new else None)
+                _set(self._networks, network, node, self._believed(new) if new else None)
             case ["status", node, "port", port]:
                 _set(self._ports, port, node, store_pb2.PortStatus.FromString(new.value) if new else None)
             case ["status", node, "nodes"]:
+                self._spoken.discard(node)
                 if new:
-                    self._nodes[node] = store_pb2.Applied.FromString(new.value)
+                    self._nodes[node] = said = self._believed(new)
+                    if said.cluster and said.cluster == self._cache.cluster:
+                        self._spoken.add(node)
                 else:
                     self._nodes.pop(node, None)
+            case ["meta", "cluster"]:
+                self._taken_over = store_pb2.StoreCluster.FromString(new.value).id if new else 0
+            case ["meta", "restored"]:
+                self._grace = new is not None
+
+    def _believed(self, entry: Entry) -> store_pb2.Applied:
+        """What a node says; revision 0 when it speaks of another life of the store."""
+        applied = store_pb2.Applied.FromString(entry.value)
+        foreign = applied.cluster and applied.cluster != self._cache.cluster
+        if foreign or applied.revision >= entry.mod_revision:
+            applied.revision = 0
+        return applied
+
+    def _silent(self) -> list[Lag]:
+        """Nodes that have not spoken since the store was restored, while that is new."""
+        if not self._grace and self._taken_over in (0, self._cache.cluster):
+            return []
+        nodes = {key.rsplit("/", 1)[1] for key in self._cache.folder(keys.NODES) if key != keys.NODES_CHANGE}
+        text = "has not reported since the store was restored"
+        return [Lag(node, 0, "NOT_YET_APPLIED", f"node {node} {text}") for node in sorted(nodes - self._spoken)]
 
     def is_alive(self, node: str) -> bool:
         return node in self._alive
@@ -94,8 +124,11 @@ class Progress:
         gone = self._cache.get(keys.network(network)) is None
         current = self.network_revision(network)
         wanted = revision if gone else min(revision, current)
-        lagging, dead = [], []
+        lagging, dead = self._silent(), []
+        silent = {lag.node for lag in lagging}
         for node, applied in sorted(self.of_network(network).items()):
+            if node in silent:
+                continue
             if not self.is_alive(node):
                 dead.append(Lag(node, applied.revision, "NODE_DEAD", f"node {node} has not been heard of; not waited for"))
             elif gone or applied.revision < wanted:
@@ -113,8 +146,11 @@ class Progress:
     def behind_nodes(self, revision: int) -> tuple[list[Lag], list[Lag]]:
         """The same for the node scope, which concerns every node."""
         wanted = min(revision, self.nodes_revision())
-        lagging, dead = [], []
+        lagging, dead = self._silent(), []
+        silent = {lag.node for lag in lagging}
         for node, applied in sorted(self._nodes.items()):
+            if node in silent:
+                continue
             if not self.is_alive(node):
                 dead.append(Lag(node, applied.revision, "NODE_DEAD", f"node {node} has not been heard of; not waited for"))
             elif applied.revision < wanted:

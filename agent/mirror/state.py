@@ -35,6 +35,7 @@ class NetworkState:
 
     listed: bool = False
     revision: int = 0
+    cluster: int = 0  # the etcd cluster whose revision it is
     network: network_pb2.Network | None = None
     subnets: dict[str, network_pb2.Subnet] = field(default_factory=dict)
     ports: dict[str, port_pb2.Port] = field(default_factory=dict)
@@ -53,6 +54,7 @@ class State:
         self.nodes: dict[str, node_pb2.Node] = {}
         self.nodes_listed = False
         self.nodes_revision = 0
+        self.nodes_cluster = 0
         self.networks: dict[str, NetworkState] = {}
         # Ports plugged here: network id, "" when there is no such port, None while that is not known.
         self.located: dict[str, str | None] = {}
@@ -155,6 +157,8 @@ class State:
                 tokens |= self._guarded(key, entry, self._take_node)
             self.nodes_listed = self.nodes_listed or listed
             self.nodes_revision = revision
+            if isinstance(notice, Listed):
+                self.nodes_cluster = notice.cluster
         elif prefix.startswith(keys.index("Port")):
             tokens |= self._guarded(prefix, None, lambda key, _: self._take_index(key, entries=dict(changes)))
         elif prefix.startswith(keys.NETWORKS):
@@ -168,6 +172,8 @@ class State:
                 state.listed = True
                 tokens |= {("network", network), ("subnets", network), ("local", network), ("members", network)}
             state.revision = revision
+            if isinstance(notice, Listed):
+                state.cluster = notice.cluster
         return tokens
 
     def _guarded(self, key: str, entry: Entry | None, take: Callable[[str, Entry | None], set[Token]]) -> set[Token]:

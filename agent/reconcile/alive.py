@@ -26,17 +26,19 @@ _log = structlog.get_logger("kumihimo.agent")
 
 async def run(store: Store, node_id: str, rundir: Path) -> None:
     """Hold `alive/{node}` until cancelled; then give it back."""
-    lease = 0
+    lease, cluster = 0, 0
     try:
         while True:
             pause = RENEW
             try:
                 await _switch_answers(rundir)
-                if lease and not await store.keep_alive(lease):
+                # A restored etcd may know the lease and yet not the key.
+                if lease and (not await store.keep_alive(lease) or store.cluster != cluster):
                     lease = 0
                 if not lease:
                     lease = await store.grant(TTL)
                     await store.transact([], [client.put(keys.alive(node_id), b"", lease=lease)])
+                    cluster = store.cluster
                     _log.info("alive", lease=format(lease, "x"))
             except StoreUnavailable as error:
                 pause = max(RETRY, error.pause)

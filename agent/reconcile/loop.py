@@ -25,11 +25,16 @@ from agent.model.item import Failure, Key
 from agent.reconcile.lane import Lane
 from agent.reconcile.status import Status
 from controlplane.store import keys
-from controlplane.store.feed import Feed, Lost
+from controlplane.store.feed import Feed, Listed, Lost
 from kumihimo.v1 import store_pb2
 
 _log = structlog.get_logger("kumihimo.agent")
 _context = TraceContextTextMapPropagator()
+
+
+# An etcd cluster and a revision of it: after a restoration the same number is another revision.
+Revision = tuple[int, int]
+NONE: Revision = (0, 0)
 
 
 @dataclass(slots=True)
@@ -37,7 +42,7 @@ class _Goal:
     """What a scope will be at when all lanes have finished a run's number."""
 
     number: int
-    revision: int
+    at: Revision
     ports: dict[str, store_pb2.PortStatus] = field(default_factory=dict)
     gone: bool = False
     span: trace.Span | None = None
@@ -61,8 +66,8 @@ class Loop:
         self._started = False
         self._lost = False
         self._goals: dict[str, deque[_Goal]] = {}
-        self._applied: dict[str, int] = {}
-        self._noted: dict[str, int] = {}  # the revision of each scope's last goal
+        self._applied: dict[str, Revision] = {}
+        self._noted: dict[str, Revision] = {}  # that of each scope's last goal
         self._traces: dict[str, str] = {}
         self._tracer = trace.get_tracer("kumihimo.agent")
 
@@ -114,6 +119,8 @@ class Loop:
         if self._lost:
             _log.info("store found again")
         self._lost = False
+        if isinstance(notice, Listed):
+            self._status.follow(notice.cluster)
         return self._state.take(notice)  # type: ignore[arg-type]
 
     def _host_changed(self) -> None:
@@ -194,11 +201,15 @@ class Loop:
         scopes = {
             network
             for network, state in self._state.networks.items()
-            if state.listed and self._noted.get(network) != state.revision
+            if state.listed and self._noted.get(network) != (state.cluster, state.revision)
         }
-        if self._noted.get(NODE_SCOPE) != self._state.nodes_revision:
+        if self._noted.get(NODE_SCOPE) != self._nodes_at:
             scopes.add(NODE_SCOPE)
         return scopes
+
+    @property
+    def _nodes_at(self) -> Revision:
+        return self._state.nodes_cluster, self._state.nodes_revision
 
     def _touched(self, tokens: set[Token], changes: Changes) -> set[str]:
         """Scopes in which something has changed: what is wanted, or what of it can be had."""
@@ -208,16 +219,16 @@ class Loop:
 
     def _goal(self, scope: str) -> _Goal:
         if scope == NODE_SCOPE:
-            self._noted[scope] = self._state.nodes_revision
-            return _Goal(self._number, self._state.nodes_revision)
+            self._noted[scope] = self._nodes_at
+            return _Goal(self._number, self._nodes_at)
         state = self._state.networks.get(scope)
         if state is None:
             self._noted.pop(scope, None)
             wanted = scope in self._state.wanted_networks()
-            return _Goal(self._number, 0, gone=not wanted)
-        self._noted[scope] = state.revision
+            return _Goal(self._number, NONE, gone=not wanted)
+        self._noted[scope] = (state.cluster, state.revision)
         view = View(self._state)
-        goal = _Goal(self._number, state.revision)
+        goal = _Goal(self._number, self._noted[scope])
         for port in self._state.local_ports(scope):
             goal.ports[port] = self._port_status(port, verdict(view, scope, port))
         if state.trace_context and self._traces.get(scope) != state.trace_context:
@@ -246,7 +257,7 @@ class Loop:
             if key.startswith(keys.network_status(node)) and key not in networks:
                 # Its flows, if any are left, go with the first pass of the lanes.
                 network = key.rsplit("/", 1)[1]
-                self._goals.setdefault(network, deque()).append(_Goal(self._number, 0, gone=True))
+                self._goals.setdefault(network, deque()).append(_Goal(self._number, NONE, gone=True))
             elif key.startswith(keys.port_status(node)) and key not in ports:
                 self._status.remove(key)
 
@@ -298,7 +309,7 @@ class Loop:
         if failures:
             # Not reached: what fails is said, and the goal stays to be reached when the retry succeeds.
             goals.appendleft(reached)
-            self._say_applied(scope, self._applied.get(scope, 0), failures)
+            self._say_applied(scope, self._applied.get(scope, NONE), failures)
             return
         if not goals:
             del self._goals[scope]
@@ -311,16 +322,17 @@ class Loop:
             return
         if scope and scope not in self._state.wanted_networks():
             return
-        self._applied[scope] = reached.revision
-        self._say_applied(scope, reached.revision, {})
+        self._applied[scope] = reached.at
+        self._say_applied(scope, reached.at, {})
         for port, status in reached.ports.items():
             if port in self._state.interface_of:
                 self._status.set(keys.port_status(self._state.node_id, port), status)
 
-    def _say_applied(self, scope: str, revision: int, failures: dict[Key, Failure]) -> None:
+    def _say_applied(self, scope: str, at: Revision, failures: dict[Key, Failure]) -> None:
         node = self._state.node_id
         key = keys.network_status(node, scope) if scope else keys.nodes_status(node)
-        applied = store_pb2.Applied(revision=revision)
+        cluster, revision = at
+        applied = store_pb2.Applied(revision=revision, cluster=cluster)
         for item, failure in sorted(failures.items(), key=lambda pair: str(pair[0]))[:20]:
             applied.errors.add(object=" ".join(str(part) for part in item[:3]), reason=failure.reason, message=failure.message)
         self._status.set(key, applied)

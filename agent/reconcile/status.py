@@ -24,20 +24,38 @@ class Status:
 
     def __init__(self, store: Store, node_id: str) -> None:
         self._store = store
+        self._node_id = node_id
         self._prefix = keys.status(node_id)
         self._wanted: dict[str, bytes] = {}
         # What etcd holds, as far as we know; None: unknown, to be written or removed in any case.
         self._written: dict[str, bytes | None] = {}
+        # The etcd cluster that _written is about, and whether it has yet to be read.
+        self._cluster = 0
+        self._unread = False
         self._changed = asyncio.Event()
         self._flushed = asyncio.Event()
         self._urgent = asyncio.Event()
 
     async def read(self) -> None:
         """Take over what a former process has written. Raises StoreUnavailable."""
+        await self._read()
+        self._cluster = self._store.cluster
+        for key, value in self._written.items():
+            if value is not None:
+                self._wanted.setdefault(key, value)
+
+    async def _read(self) -> None:
+        held: dict[str, bytes | None] = {}
         async for _, kvs in self._store.pages(self._prefix):
-            for kv in kvs:
-                self._written[kv.key.decode()] = kv.value
-                self._wanted.setdefault(kv.key.decode(), kv.value)
+            held.update((kv.key.decode(), kv.value) for kv in kvs)
+        self._written = held
+
+    def follow(self, cluster: int) -> None:
+        """Something was read from this etcd cluster: another one (restored from a backup) holds something else of us."""
+        if cluster != self._cluster:
+            self._cluster = cluster
+            self._unread = True
+            self._changed.set()
 
     def known(self) -> set[str]:
         return set(self._wanted)
@@ -57,7 +75,7 @@ class Status:
 
     async def flushed(self) -> None:
         """Wait until everything set so far is in etcd; does not wait for the pause between two writes."""
-        while self._pending():
+        while self._unread or self._pending():
             self._flushed.clear()
             self._changed.set()
             self._urgent.set()
@@ -68,6 +86,10 @@ class Status:
             key: value for key, value in self._wanted.items() if self._written.get(key) != value
         }
         pending.update((key, None) for key in self._written if key not in self._wanted)
+        # Says "this node has spoken" after a restoration: nothing may come after it that was due before.
+        last = keys.nodes_status(self._node_id)
+        if last in pending:
+            pending[last] = pending.pop(last)
         return pending
 
     async def run(self) -> None:
@@ -88,6 +110,13 @@ class Status:
                 self._urgent.clear()
 
     async def _write(self) -> None:
+        if self._unread:
+            self._unread = False
+            try:
+                await self._read()
+            except StoreUnavailable:
+                self._unread = True
+                raise
         pending = list(self._pending().items())[:BATCH]
         if pending:
             operations = [client.delete(key) if value is None else client.put(key, value) for key, value in pending]

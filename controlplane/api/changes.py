@@ -94,7 +94,7 @@ class Changes:
                     del change.fields[:]  # it names hosts
                 reply.items.append(change)
         except StoreUnavailable as error:
-            raise unavailable(str(error)) from error
+            raise unavailable(error) from error
         return reply
 
     async def _records(self, prefix: str, until: int) -> Any:

@@ -214,7 +214,7 @@ async def current(cache: Cache) -> None:
     try:
         await cache.sync()
     except StoreUnavailable as error:
-        raise unavailable(str(error)) from error
+        raise unavailable(error) from error
 
 
 async def caught_up(cache: Cache, revision: int) -> None:
@@ -222,7 +222,7 @@ async def caught_up(cache: Cache, revision: int) -> None:
     try:
         await cache.reach(revision)
     except StoreUnavailable as error:
-        raise unavailable(str(error)) from error
+        raise unavailable(error) from error
 
 
 def _after(order: listing.Order, after: listing.Place | None, found: Iterator[Any]) -> Iterator[Any]:

@@ -119,7 +119,7 @@ async def _refuse(servicer: Any, full_name: str, request: Any, error: Exception)
     log = _log.bind(method=full_name, request_id=getattr(request, "request_id", "") or None)
     if isinstance(error, StoreUnavailable):
         log.warning("store unavailable", detail=str(error))
-        error = unavailable(str(error))
+        error = unavailable(error)
     elif isinstance(error, ApiError):
         log.info("refused", reason=error.reason, detail=error.message)
     else:

@@ -46,7 +46,7 @@ class Past:
                     if here is not None and here[0] is kind:
                         found[here[1]] = parse(kind, entry(kv))
         except StoreUnavailable as error:
-            raise unavailable(str(error)) from error
+            raise unavailable(error) from error
         except grpc.aio.AioRpcError as error:
             raise _out_of_range(error, revision) from error
         return [found[object_id] for object_id in sorted(found)]
@@ -56,7 +56,7 @@ class Past:
             _refuse_negative(revision)
             return await self._store.get(key, revision)
         except StoreUnavailable as error:
-            raise unavailable(str(error)) from error
+            raise unavailable(error) from error
         except grpc.aio.AioRpcError as error:
             raise _out_of_range(error, revision) from error
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import grpc
 import structlog
-from aetcd.rpc import rpc_pb2
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -32,48 +31,26 @@ from controlplane.api.watch import Hub, Watch
 from controlplane.controllers import runner
 from controlplane.controllers.access import AccessControl
 from controlplane.controllers.binder import Binder
+from controlplane.controllers.compactor import Compactor
 from controlplane.controllers.registrar import Registrar
 from controlplane.controllers.release import Release
 from controlplane.errors import BadConfig, StoreRefused, StoreUnavailable
 from controlplane.progress import Progress
 from controlplane.registry import KINDS, OPERATIONS
-from controlplane.store import client, keys
+from controlplane.store import health as store_health
+from controlplane.store import restored
 from controlplane.store.access import Access, CannotProtect
 from controlplane.store.cache import Cache
 from controlplane.store.client import Store
 from controlplane.store.commit import Committer
+from controlplane.store.health import LARGEST_REQUEST, Unfit
 from controlplane.tls import API_USER, Tls, Watched
 from controlplane.tokens import Tokens
-from kumihimo.v1 import store_pb2
 
-LARGEST_REQUEST = 8 << 20  # bytes
-NEEDED_OPERATIONS = 10_000
 STORE_DEADLINE = 30.0
 GRACE = 2.0
 
 _log = structlog.get_logger("kumihimo.api")
-
-
-class Unfit(Exception):
-    """The store cannot be used as it is; the message says what to change."""
-
-
-async def check_store(store: Store) -> None:
-    """Refuse an etcd whose limits are too low or whose layout is not ours; mark an empty one as ours. Raises Unfit."""
-    nothing = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=b"\0", count_only=True))
-    try:
-        await store.transact([], [nothing] * NEEDED_OPERATIONS)
-    except grpc.aio.AioRpcError as error:
-        raise Unfit(
-            f"etcd at {store.endpoints} takes too few operations in a transaction ({error.details()});"
-            f" start it with --max-txn-ops {NEEDED_OPERATIONS} and --max-request-bytes {LARGEST_REQUEST}"
-        ) from None
-    mark = store_pb2.StoreFormat(version=keys.FORMAT_VERSION).SerializeToString()
-    await store.transact([client.created_at(keys.FORMAT, 0)], [client.put(keys.FORMAT, mark)])
-    entry = await store.get(keys.FORMAT)
-    found = store_pb2.StoreFormat.FromString(entry.value).version if entry else 0
-    if found != keys.FORMAT_VERSION:
-        raise Unfit(f"etcd at {store.endpoints} holds format {found}; this release reads format {keys.FORMAT_VERSION}")
 
 
 def handlers(dispatch: Dispatch, committer: Committer, progress: Progress) -> list[grpc.GenericRpcHandler]:
@@ -141,19 +118,26 @@ async def serve(settings: config.Config) -> None:
         _log.warning(
             "etcd is spoken to in the clear and lets everybody write who reaches it; set etcd_ca, etcd_certificate, etcd_key"
         )
-    await check_store(store)
+    await store_health.check(store)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(cache.run()), group.create_task(tokens.run())]
         async with asyncio.timeout(STORE_DEADLINE):
             await cache.ready.wait()
+        tasks.append(group.create_task(restored.watch(store, cache)))
+        tasks.append(group.create_task(store_health.watch(store, settings.store.quota)))
         progress = Progress(cache)
         committer = Committer(store, cache)
         tasks.append(group.create_task(committer.run()))
-        kinds: list[type[Binder | Release | Registrar | AccessControl]] = [Binder, Release, Registrar]
+        controllers: list[runner.Elected] = [
+            Binder(committer, progress),
+            Release(committer, progress),
+            Registrar(committer, progress),
+            Compactor(store, cache, settings.store.history),
+        ]
         if settings.etcd_tls:
-            kinds.append(AccessControl)
-        for kind in kinds:
-            tasks.append(group.create_task(runner.run(kind(committer, progress), replica)))
+            controllers.append(AccessControl(committer, progress))
+        for controller in controllers:
+            tasks.append(group.create_task(runner.run(controller, replica)))
         server = _server(handlers(Dispatch(tokens, settings.defaults, committer.hints), committer, progress))
         for address in settings.listen:
             _listen(server, address, credentials)

@@ -44,20 +44,18 @@ class Wait:
         try:
             revision = await self._cache.sync()
             if request.revision > revision:
-                raise ApiError(
-                    Code.OUT_OF_RANGE,
-                    "REVISION_IN_FUTURE",
-                    f"revision {request.revision} is in the future; the store is at {revision}",
-                )
+                raise _in_future(request.revision, f"the store is at {revision}")
         except StoreUnavailable as error:
-            raise unavailable(str(error)) from error
-        wanted = request.revision or revision
+            raise unavailable(error) from error
+        wanted, cluster = request.revision or revision, self._cache.cluster
         # What a name stands for is fixed now: an object deleted meanwhile is still waited for where it was.
         scopes = self._scopes(request.ids, context.caller)
         lagging: list[Lag] = []
         try:
             async with asyncio.timeout(timeout):
                 while True:
+                    if self._cache.cluster != cluster:
+                        raise _in_future(wanted, f"the store was restored from a backup and is at {self._cache.revision}")
                     lagging, dead = self._behind(scopes, wanted)
                     lagging += self._inactive(request.ids, context.caller) if request.active else []
                     if not lagging:
@@ -141,3 +139,7 @@ class Wait:
             f"revision {revision} is not applied everywhere after {timeout:g} s: {shown}",
             {lag.node: lag.reason for lag in lagging[:LAGGING_SHOWN] if lag.node and caller.is_operator},
         )
+
+
+def _in_future(revision: int, told: str) -> ApiError:
+    return ApiError(Code.OUT_OF_RANGE, "REVISION_IN_FUTURE", f"revision {revision} is in the future; {told}")

@@ -203,7 +203,7 @@ class Hub:
         except Compacted:
             raise compacted(after) from None
         except StoreUnavailable as error:
-            raise unavailable(str(error)) from error
+            raise unavailable(error) from error
 
 
 class Watch:
@@ -226,7 +226,7 @@ class Watch:
             raise exhausted("RATE_LIMITED", f"{caller.identity} has {WATCHES} watches here; end one first")
         self._watches[caller.identity] += 1
         try:
-            told = request.start_revision or self._cache.revision
+            told, cluster = request.start_revision or self._cache.revision, self._cache.cluster
             if request.include_initial:
                 with self._hub.subscribed(question) as (channel, subscription):
                     for event in self._initial(channel, subscription.since):
@@ -234,6 +234,8 @@ class Watch:
                     told = subscription.since
             while True:
                 with self._hub.subscribed(question) as (channel, subscription):
+                    if self._cache.cluster != cluster:  # restored from a backup: what was told may never have been
+                        raise in_future(told, subscription.since)
                     async for change in self._hub.between(self._kind, told, subscription.since):
                         past = channel.event(change)
                         if past is not None:

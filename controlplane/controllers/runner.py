@@ -12,6 +12,7 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Protocol
 
 import structlog
 
@@ -25,6 +26,21 @@ from controlplane.store.commit import Committer
 TTL = 4  # seconds
 
 _log = structlog.get_logger("kumihimo.controller")
+
+
+class Elected(Protocol):
+    """What runs in one replica. `run` works until cancelled; StoreUnavailable and ApiError mean that all begins anew."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def cache(self) -> Cache: ...
+
+    async def run(self) -> object: ...
 
 
 class Controller(ABC):
@@ -86,7 +102,7 @@ class Lost(Exception):
     """The lease is gone, or may be."""
 
 
-async def run(controller: Controller, replica: str) -> None:
+async def run(controller: Elected, replica: str) -> None:
     """Campaign for a controller and run it while it is ours; for ever."""
     store, cache = controller.store, controller.cache
     key = keys.controller(controller.name)
@@ -115,18 +131,22 @@ async def _absent(cache: Cache, key: str) -> None:
         await cache.moved()
 
 
-async def _hold(controller: Controller, store: Store, lease: int, confirmed: float) -> None:
+async def _hold(controller: Elected, store: Store, lease: int, confirmed: float) -> None:
     work = asyncio.create_task(controller.run())
+    cluster = store.cluster
     try:
         while True:
             done, _ = await asyncio.wait([work], timeout=TTL / 3)
             if done:
-                return work.result()
+                work.result()
+                return
             asked = time.monotonic()
             try:
                 async with asyncio.timeout_at(asyncio.get_running_loop().time() + TTL / 3):
                     if not await store.keep_alive(lease):
                         raise Lost("the lease ran out")
+                    if store.cluster != cluster:
+                        raise Lost("the store was restored; what the lease stood for may not be there")
                 confirmed = asked
             except (StoreUnavailable, TimeoutError):
                 if time.monotonic() - confirmed > TTL * 2 / 3:

@@ -4,6 +4,8 @@ Invariants:
 - `revision` is that of the last event (or list) taken in; everything up to it is here, nothing after it.
 - A read that must see all that was acknowledged before it calls `sync()` first: one coalesced linearizable read of etcd's
   revision, then a wait until the cache has come that far. The watch covers the whole key space, so every revision arrives.
+- A restored etcd is another store, told by its cluster id: revisions go back, and nothing of the former one is taken over.
+  Until it has been listed no read is current, and no commit succeeds: each compares the newest change record seen.
 - Values stay bytes and are parsed on use: a parsed message holds five times as much. The last ones parsed are kept, so what
   `message` gives must not be changed.
 - What is only ever looked up in etcd itself (request records, the history) passes by and is not kept.
@@ -48,6 +50,8 @@ class Cache:
         self._sync: asyncio.Task[int] | None = None
         self._next_sync: asyncio.Task[int] | None = None
         self.revision = 0
+        self.cluster = 0
+        self.newest: tuple[str, int] | None = None  # key and create revision of the last change record
         # The revision of the change that observers are told of; and whether it is a list, which shows what is and not what was.
         self.changing = 0
         self.listing = True
@@ -125,11 +129,9 @@ class Cache:
 
     async def reach(self, revision: int, timeout: float = CATCH_UP) -> None:
         """Wait until the cache holds everything up to a revision. Raises StoreUnavailable after `timeout` seconds."""
-        if self.revision >= revision:
-            return
         try:
             async with asyncio.timeout(timeout):
-                while self.revision < revision:
+                while self.revision < revision or self.cluster != self._store.cluster:
                     await self.moved()
         except TimeoutError:
             detail = self.lost or f"the watch stands at revision {self.revision} of {revision}"
@@ -164,8 +166,8 @@ class Cache:
             case Lost(detail):
                 self.lost = detail
                 return
-            case Listed(_, revision, entries):
-                self._list(revision, entries)
+            case Listed(_, revision, entries, cluster):
+                self._list(revision, entries, cluster)
             case Changed(_, revision, changes, revisions):
                 for (key, new), self.changing in zip(changes, revisions, strict=True):
                     self._change(key, new)
@@ -174,10 +176,12 @@ class Cache:
         self._moved.set()
         self._moved = asyncio.Event()
 
-    def _list(self, revision: int, entries: Mapping[str, Entry]) -> None:
+    def _list(self, revision: int, entries: Mapping[str, Entry], cluster: int) -> None:
         self.listing = True
         self.changing = revision
-        for key in [key for key in self.keys() if key not in entries]:
+        restored = cluster != self.cluster
+        self.cluster, self.newest = cluster, None  # the list says which change record is the newest
+        for key in [key for key in self.keys() if restored or key not in entries]:
             self._change(key, None)
         for key, entry in entries.items():
             if self.get(key) != entry:
@@ -191,6 +195,8 @@ class Cache:
 
     def _change(self, key: str, new: Entry | None) -> None:
         if key.startswith(NOT_KEPT):
+            if key.startswith(keys.CHANGES):
+                self._note_change(key, new)
             return
         folder = keys.folder(key) if "/" in key else ""
         inside = self._folders.setdefault(folder, {})
@@ -205,6 +211,12 @@ class Cache:
             self._count(key, old, new)
         for observer in self._observers:
             observer(key, old, new)
+
+    def _note_change(self, key: str, new: Entry | None) -> None:
+        if new is None:
+            self.newest = None if self.newest and self.newest[0] == key else self.newest
+        elif self.newest is None or new.create_revision > self.newest[1]:
+            self.newest = key, new.create_revision
 
     def _count(self, key: str, old: Entry | None, new: Entry | None) -> None:
         found = keys.resource(key)

@@ -19,7 +19,7 @@ import structlog
 from aetcd.rpc import rpc_pb2 as pb
 from aetcd.rpc import rpc_pb2_grpc as rpc
 
-from controlplane.errors import StoreRefused, StoreUnavailable
+from controlplane.errors import StoreFull, StoreRefused, StoreUnavailable
 from controlplane.store import keys
 from controlplane.tls import ETCD_NAME, Tls, Watched, fault
 
@@ -30,6 +30,10 @@ STALE_ATTEMPTS = 20
 _STALE = "etcdserver: revision of auth store is old"
 """Users or roles changed between etcd's taking a request and its doing it; it has not done it."""
 _REFUSED = ("permission denied", "user name is empty")
+FULL = (
+    "etcd is out of space; reads go on, writes wait until space is made: `etcdctl compact`, `etcdctl defrag` (or start it with"
+    " a larger --quota-backend-bytes), then `etcdctl alarm disarm`"
+)
 
 _UNAVAILABLE = {
     grpc.StatusCode.UNAVAILABLE,
@@ -68,11 +72,16 @@ def target(endpoints: Sequence[str]) -> str:
 
 
 class Store:
-    """One connection to an etcd cluster. Methods raise StoreUnavailable when it does not answer in time."""
+    """One connection to an etcd cluster. Methods raise StoreUnavailable when it does not answer in time.
+
+    cluster: the id of the cluster that answered last. It changes when etcd was restored from a backup; then revisions, and
+    leases, of the former one mean nothing any more.
+    """
 
     def __init__(self, endpoints: Sequence[str], tls: Tls | None = None) -> None:
         """Without `tls` etcd is spoken to in the clear. Raises BadConfig when its files cannot be used."""
         self.endpoints = ", ".join(endpoints)
+        self.cluster = 0
         self._endpoints = endpoints
         self._tls = tls
         self._files = Watched(tls) if tls else None
@@ -131,23 +140,25 @@ class Store:
         while True:
             turn += 1
             try:
-                return await method(request, timeout=TIMEOUT)
+                reply = await method(request, timeout=TIMEOUT)
             except grpc.aio.AioRpcError as error:
                 if error.details() == _STALE and turn < STALE_ATTEMPTS:
                     continue
-                failed = self.failure(error)
-                if failed is None:
-                    raise
-                raise failed from error
+                raise self.failure(error) from error
+            self.cluster = reply.header.cluster_id
+            return reply
 
-    def failure(self, error: grpc.aio.AioRpcError) -> StoreUnavailable | None:
-        """What a failed call means; None: it is an answer about the request itself."""
+    def failure(self, error: grpc.aio.AioRpcError) -> Exception:
+        """What a failed call is to its caller; the error itself when it is an answer about the request."""
         detail = (error.details() or error.code().name).splitlines()[0]
         if detail.endswith(_REFUSED):
             return StoreRefused(f"etcd at {self.endpoints} refuses user {self.user or '(none)'}: {detail}")
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "database space exceeded" in detail:
+            return StoreFull(FULL)
+        # A lease that is gone is no defect: a restored etcd does not know the leases granted after its backup.
         if error.code() in _UNAVAILABLE or detail == _STALE or "lease not found" in detail:
             return StoreUnavailable(f"etcd at {self.endpoints}: {detail}")
-        return None
+        return error
 
     async def fault(self) -> str:
         """What is wrong with TLS, as a sentence; empty when nothing is, or nobody answers."""
@@ -206,11 +217,13 @@ class Store:
 
     async def pages(self, prefix: str, limit: int = PAGE, at: int = 0) -> AsyncIterator[tuple[int, Sequence[Any]]]:
         """(revision, key-values) pages of one snapshot of all keys with this prefix; at least one page. at: its revision."""
-        key, end, revision = prefix.encode() or b"\0", keys.end_of(prefix), at
+        key, end, revision, cluster = prefix.encode() or b"\0", keys.end_of(prefix), at, 0
         while True:
             request = pb.RangeRequest(key=key, range_end=end, limit=limit, revision=revision)
             reply = await self.call(self.kv.Range, request)
-            revision = revision or reply.header.revision
+            revision, cluster = revision or reply.header.revision, cluster or self.cluster
+            if cluster != self.cluster:
+                raise StoreUnavailable(f"etcd at {self.endpoints}: it was restored from a backup while it was read")
             yield revision, reply.kvs
             if not reply.more:
                 return
@@ -245,6 +258,7 @@ class Store:
         self._look()
         try:
             async for reply in self.leases.LeaseKeepAlive(one(), timeout=TIMEOUT):
+                self.cluster = reply.header.cluster_id
                 return max(0, int(reply.TTL))
         except grpc.aio.AioRpcError as error:
             raise self.failure(error) or StoreUnavailable(f"etcd at {self.endpoints}: {error.code().name}") from error

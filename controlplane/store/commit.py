@@ -177,7 +177,7 @@ class Committer:
         try:
             await self.cache.sync()
         except StoreUnavailable as error:
-            raise unavailable(str(error)) from error
+            raise unavailable(error) from error
         return attempt(Transaction(Batch(self.cache), origin)), self.cache.revision
 
     async def run(self) -> None:
@@ -225,7 +225,7 @@ class Committer:
             await self.cache.sync()
         except StoreUnavailable as error:
             for job in jobs or [self._waiting.popleft()]:
-                job.fail(unavailable(str(error)))
+                job.fail(unavailable(error))
             return
         except Exception as error:
             # The top of a loop: what etcd refuses for a defect of ours is for those who asked, not for all who come after.
@@ -278,7 +278,7 @@ class Committer:
             job.result, revision = await self._alone_once(job)
             job.finish(revision)
         except StoreUnavailable as error:
-            job.fail(unavailable(str(error)))
+            job.fail(unavailable(error))
         except asyncio.CancelledError:
             job.fail(unavailable("the server is stopping"))
             raise

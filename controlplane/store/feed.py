@@ -37,11 +37,12 @@ NEEDS_LEADER = (("hasleader", "true"),)  # gRPC metadata that etcd understands
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """Everything with this prefix, at one revision."""
+    """Everything with this prefix, at one revision of one etcd cluster."""
 
     prefix: str
     revision: int
     entries: dict[str, Entry]
+    cluster: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +175,11 @@ class Feed:
                 self.forget(prefix)
                 self.watch(prefix)
             return
+        cluster = self._store.cluster  # that of the last page, and so of all
         if self._wanted.get(prefix) != number:
             return
         self._listed_at[number] = revision
-        self.notices.put_nowait(Listed(prefix, revision, entries))
+        self.notices.put_nowait(Listed(prefix, revision, entries, cluster))
         self._deliver(prefix, revision, self._early.pop(number, ()))
 
     def _deliver(self, prefix: str, listed_at: int, events: Sequence[Any]) -> None:

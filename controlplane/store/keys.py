@@ -20,6 +20,9 @@
     change/{object}/{id}         one change of an object, leased for 90 days; id is a version 7 uuid, in order of time
     controller/{name}            leased: the API replica that runs a controller
     meta/format                  version of this layout
+    meta/cluster                 the etcd cluster that the control plane works on
+    meta/restored                leased: the store was restored from a backup just now
+    meta/compaction              which revisions are how old
 
 A key's last element never holds "/"; a *folder* is a key less its last element, and ends with "/".
 """
@@ -41,6 +44,9 @@ CLAIMS = ROOT + "claim/"
 REQUESTS = ROOT + "request/"
 CHANGES = ROOT + "change/"
 FORMAT = ROOT + "meta/format"
+CLUSTER = ROOT + "meta/cluster"
+RESTORED = ROOT + "meta/restored"
+COMPACTION = ROOT + "meta/compaction"
 FORMAT_VERSION = 1
 
 _SCOPED = {kind.scope: kind for kind in KINDS.values() if kind.scope}

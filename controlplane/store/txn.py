@@ -61,6 +61,10 @@ class Batch:
         self._read: set[str] = set()
         self._prefixes: tuple[str, ...] = ()
         self._puts: dict[str, int] = {}
+        if cache.newest is not None:
+            # A restored etcd does not hold it: what was read of the former one decides nothing there.
+            key, revision = cache.newest
+            self._compare[key, "create"] = revision
 
     @property
     def is_empty(self) -> bool:

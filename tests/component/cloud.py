@@ -24,13 +24,13 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
 from controlplane.admin.authority import Authority, Use
+from controlplane.audit import audit
 from controlplane.errors import StoreRefused, StoreUnavailable
 from controlplane.registry import KINDS, OPERATIONS
 from controlplane.services import quota
-from controlplane.services.network import type_name
 from controlplane.store import keys
 from controlplane.store.client import Entry, Store, delete, entry, put
-from kumihimo.v1 import operations_pb2, port_pb2, resource_pb2, store_pb2
+from kumihimo.v1 import operations_pb2, resource_pb2, store_pb2
 from tests.component.certificates import etcd_flags, issue
 from tests.waiting import DEADLINE, until
 
@@ -321,17 +321,23 @@ def service_of(kind: str) -> str:
 class Cloud:
     """An etcd and its API replicas. `api` is the first replica's client, `store` the way past it, by the user root.
 
-    config: what else stands in the configuration of each replica, in TOML. identities: more of them.
+    config: what else stands in the configuration of each replica, in TOML. identities: more of them. etcd: options of etcd
+    other than the usual ones.
     """
 
-    def __init__(self, config: str = "", identities: Mapping[str, tuple[str, str]] | None = None) -> None:
+    def __init__(
+        self,
+        config: str = "",
+        identities: Mapping[str, tuple[str, str]] | None = None,
+        etcd: Mapping[str, str] | None = None,
+    ) -> None:
         self.config = config
         self.identities = {**IDENTITIES, **(identities or {})}
         self._holder = tempfile.TemporaryDirectory(prefix="kumi-test-")
         self.folder = Path(self._holder.name)
         self.authority = Authority(self.folder / "ca")
         self.authority.init()
-        self.etcd = Etcd(self.folder, self.authority)
+        self.etcd = Etcd(self.folder, self.authority, etcd)
         self.replicas: list[Api] = []
         self._exit = contextlib.AsyncExitStack()
         self.api: Client
@@ -472,106 +478,8 @@ def unplugged(node: str, port: str) -> Any:
 
 
 def faults(entries: Mapping[str, Entry]) -> list[str]:
-    """What is wrong with the store: objects, claims, index and bindings must follow from each other, and nothing else be."""
-    found: list[str] = []
-    objects: dict[tuple[str, str], Any] = {}
-    for key, item in entries.items():
-        match keys.split(key):
-            case ["net", network, "network"]:
-                objects["Network", network] = KINDS["Network"].new(item.value)
-            case ["net", network, "subnet" | "port" as noun, object_id]:
-                message = KINDS[noun.capitalize()].new(item.value)
-                objects[noun.capitalize(), object_id] = message
-                if message.network_id != network:
-                    found.append(f"{key}: its network_id is {message.network_id}")
-            case ["node", node] if node != ".change":
-                objects["Node", node] = KINDS["Node"].new(item.value)
-    # key → its owner's id, for every key that the objects call for.
-    claims: dict[str, str] = {}
-    others: set[str] = set()
-
-    def needs(pool: str, value: object, owner: str) -> None:
-        key = keys.claim(pool, value)
-        if key in claims:
-            found.append(f"{key}: wanted by {claims[key]} and by {owner}")
-        claims[key] = owner
-
-    for (kind, object_id), message in objects.items():
-        if KINDS[kind].indexed:
-            others.add(keys.index(kind, object_id))
-        if KINDS[kind].options.quota:
-            index = entries.get(keys.index(kind, object_id))
-            slot = store_pb2.Index.FromString(index.value).quota_slot if index else 0
-            needs(keys.quota_pool(message.project_id, KINDS[kind]), slot, object_id)
-        if message.id != object_id:
-            found.append(f"{kind} {object_id}: its id is {message.id}")
-        if kind in ("Subnet", "Port") and ("Network", message.network_id) not in objects:
-            found.append(f"{kind} {object_id}: its network {message.network_id} is gone")
-        if kind == "Network":
-            others.add(keys.change_of_network(object_id))
-            needs(type_name(message.network_type).lower(), message.segmentation_id, object_id)
-            needs("network-key", message.key, object_id)
-            octets = message.key.to_bytes(3, "big")
-            needs(keys.mac_pool(object_id), "fa:16:3f:" + octets.hex(":"), object_id)
-        elif kind == "Subnet" and message.dhcp_server_ip:
-            needs(keys.ip_pool(message.network_id, object_id), message.dhcp_server_ip, object_id)
-        elif kind == "Port":
-            needs(keys.mac_pool(message.network_id), message.mac_address, object_id)
-            for fixed in message.fixed_ips:
-                if ("Subnet", fixed.subnet_id) not in objects:
-                    found.append(f"Port {object_id}: its subnet {fixed.subnet_id} is gone")
-                needs(keys.ip_pool(message.network_id, fixed.subnet_id), fixed.ip_address, object_id)
-        elif kind == "Node":
-            needs("node-key", message.key, object_id)
-            if message.tunnel_ip:
-                needs("tunnel-ip", message.tunnel_ip, object_id)
-    for key, item in entries.items():
-        found.extend(_faults_of(key, item, objects, claims, others, entries))
-    found.extend(f"{key}: missing" for key in [*claims, *others] if key not in entries)
-    return found
-
-
-def _faults_of(
-    key: str,
-    item: Entry,
-    objects: Mapping[tuple[str, str], Any],
-    claims: Mapping[str, str],
-    others: set[str],
-    entries: Mapping[str, Entry],
-) -> Iterable[str]:
-    match keys.split(key):
-        case ["claim", *_]:
-            claim = store_pb2.Claim.FromString(item.value)
-            if key in claims and (claim.releasing or claim.owner != claims[key]):
-                yield f"{key}: owned by {claim.owner}, releasing {claim.releasing}, wanted by {claims[key]}"
-            elif key not in claims and not claim.releasing:
-                yield f"{key}: nothing that {claim.owner} is calls for it"
-        case ["index", "bind", node, port]:
-            binding = port_pb2.Binding.FromString(item.value)
-            message = objects.get(("Port", port))
-            if binding.node != node or message is None:
-                yield f"{key}: binding {binding.node}, port {'there' if message else 'gone'}"
-            elif entries.get(keys.bindings(message.network_id) + port, Entry(b"", 0, 0)).value != item.value:
-                yield f"{key}: the binding says otherwise"
-        case ["net", network, "bind", port]:
-            binding = port_pb2.Binding.FromString(item.value)
-            if ("Port", port) not in objects or objects["Port", port].network_id != network:
-                yield f"{key}: its port is gone"
-            if ("Node", binding.node) not in objects or keys.bound_to(binding.node, port) not in entries:
-                yield f"{key}: its node is gone, or the index"
-        case ["index", "network" | "subnet" | "port" as noun, object_id]:
-            message = objects.get((noun.capitalize(), object_id))
-            parent = getattr(message, "network_id", "")
-            if message is None or store_pb2.Index.FromString(item.value).network_id != parent:
-                yield f"{key}: its object is gone or elsewhere"
-        case ["net", _, "network"] | ["net", _, "subnet" | "port", _] | ["node" | "quota", _]:
-            pass
-        case ["net", _, "change"] if key in others:
-            pass
-        case ["status" | "alive" | "apply" | "request" | "change" | "controller", *_] | ["meta", "format"]:
-            pass
-        case _:
-            yield f"{key}: nothing calls for it"
+    """What is wrong with the store, a line each."""
+    return [str(finding) for finding in audit(entries)]
 
 
 async def consistent(store: Store) -> dict[str, Entry]:

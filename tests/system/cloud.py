@@ -57,6 +57,12 @@ class Api:
     def get(self, message: Any) -> Any:
         return self.client.get(kind_of(message), message.id)
 
+    def list(self, kind: type[Any]) -> list[Any]:
+        """Every object of a kind, as this caller sees them."""
+        known = kind_of(kind())
+        assert known is not None
+        return list(self.client.pages(known))
+
     def wait(self, revision: int, *ids: str, active: bool = False, timeout: float = PATIENCE) -> Any:
         return self.client.wait(revision, ids, active, timeout)
 

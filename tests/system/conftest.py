@@ -13,7 +13,8 @@ from tests.system.cloud import Cloud, Scene
 
 @pytest.fixture(scope="session")
 def cloud() -> Iterator[Cloud]:
-    with Lab("ktsys", hosts=3, tracing=True) as lab:
+    # Two runs on one machine need two names.
+    with Lab(os.environ.get("KUMI_TEST_LAB", "ktsys"), hosts=3, tracing=True) as lab:
         before = os.environ.get("KUMI_CONFIG")
         os.environ["KUMI_CONFIG"] = str(lab.files.client)
         cloud = Cloud(lab)
