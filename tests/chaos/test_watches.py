@@ -301,7 +301,7 @@ async def test_b_prt_03_deleted_and_made_again_with_the_same_address_at_once(clu
         stop.set()
         await asyncio.gather(*tasks)
     # What the writers of this module have said is no agent's.
-    await cluster.write(client.delete(PLACE, prefix=True), agent.applied("h1", network, 0))
+    await cluster.write(client.delete(PLACE, prefix=True))
     await consistent(cluster.store)
     await cluster.write(agent.dead("h1"))
     await cluster.settled()
