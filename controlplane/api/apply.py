@@ -399,10 +399,10 @@ class _Plan:
         kind, message = item.kind, item.message
         if not item.exists:
             authorize(self._context.caller, kind.name, "Create")
-            prepared, violations = kernel.prepare(kind, message, self._context)
-            refuse(violations)
+            draft = kernel.prepare(kind, message, self._context)
+            refuse(draft.faults)
             # A child is of its network's project, whatever the project of the request is.
-            new = kernel.create(self._transaction, kind, prepared, self._context, item.asked_project)
+            new = kernel.create(self._transaction, kind, draft, self._context, item.asked_project)
             reply.objects.add(
                 index=item.index,
                 action=pb.ACTION_CREATE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from controlplane import redaction
@@ -16,14 +16,17 @@ from controlplane.identity import Caller
 from controlplane.masks import read_mask
 from controlplane.registry import Kind
 from controlplane.services import RULES, kernel
-from controlplane.services.base import Context
+from controlplane.services.base import Context, Method
 from controlplane.store import keys
 from controlplane.store.cache import Cache
 from controlplane.store.commit import Committer, Repeat
 from controlplane.store.txn import Origin, Transaction
+from controlplane.validate import check
 from kumihimo.v1 import resource_pb2
 
 LONGEST_REQUEST_ID = 64
+
+Handler = Callable[[Any, Context, Origin], Awaitable[Any]]
 
 
 class Crud:
@@ -118,12 +121,12 @@ class Crud:
 
     async def create(self, request: Any, context: Context, origin: Origin, asked: Any = None) -> Any:
         """asked: what the client sent, where that is an update of something missing."""
-        prepared, violations = kernel.prepare(self._kind, request.resource, context)
-        refuse(violations)
+        draft = kernel.prepare(self._kind, request.resource, context)
+        refuse(draft.faults)
         project = request.resource.project_id
 
         def attempt(transaction: Transaction) -> Any:
-            return kernel.create(transaction, self._kind, prepared, context, project)
+            return kernel.create(transaction, self._kind, draft, context, project)
 
         return await self._commit(attempt, asked or request, context, origin)
 
@@ -154,6 +157,29 @@ class Crud:
             return resource_pb2.DeleteResponse()
 
         return await self._commit(attempt, request, context, origin)
+
+    def change(self, method: Method) -> Handler:
+        """The handler of a method that changes an object of the kind and gives it."""
+
+        async def handler(request: Any, context: Context, origin: Origin) -> Any:
+            refuse(check(request, operator=context.caller.is_operator))
+
+            def attempt(transaction: Transaction) -> Any:
+                return method(transaction, request, context.at(transaction))
+
+            return await self._commit(attempt, request, context, origin)
+
+        return handler
+
+    def read(self, method: Method) -> Handler:
+        """The handler of a method that reads what is now."""
+
+        async def handler(request: Any, context: Context, origin: Origin) -> Any:
+            refuse(check(request, operator=context.caller.is_operator))
+            reply, _ = await self._committer.rehearse(lambda transaction: method(transaction, request, context), origin)
+            return reply
+
+        return handler
 
     async def _commit(self, attempt: Callable[[Transaction], Any], request: Any, context: Context, origin: Origin) -> Any:
         """Commit once per request id; the reply with revision and output fields."""

@@ -14,10 +14,10 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from controlplane.config import Defaults
 from controlplane.errors import ApiError, Code, StoreUnavailable, unavailable
 from controlplane.identity import authorize
 from controlplane.services.base import Context
+from controlplane.services.defaults import Installation
 from controlplane.store.commit import Hints
 from controlplane.store.txn import Origin
 from controlplane.tokens import Tokens
@@ -41,9 +41,9 @@ _trace_context = TraceContextTextMapPropagator()
 class Dispatch:
     """Wraps handlers into gRPC methods."""
 
-    def __init__(self, tokens: Tokens, defaults: Defaults, hints: Hints) -> None:
+    def __init__(self, tokens: Tokens, installation: Installation, hints: Hints) -> None:
         self._tokens = tokens
-        self._defaults = defaults
+        self._installation = installation
         self._hints = hints
         self._tracer = trace.get_tracer("kumihimo.api")
 
@@ -103,7 +103,7 @@ class Dispatch:
         if "traceparent" in metadata or trace.get_current_span().is_recording():
             _trace_context.inject(outgoing)
         return (
-            Context(caller, self._defaults, self._hints),
+            Context(caller, self._installation, self._installation.now(), self._hints),
             Origin(
                 actor=caller.identity,
                 project_id=caller.project,

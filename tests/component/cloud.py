@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,10 +27,11 @@ from google.rpc import error_details_pb2, status_pb2
 from controlplane.admin.authority import Authority, Use
 from controlplane.errors import StoreRefused, StoreUnavailable
 from controlplane.registry import KINDS, OPERATIONS
-from controlplane.services import quota
-from controlplane.services.network import type_name
+from controlplane.services import prefixes, quota
+from controlplane.services.segment import segment_of
 from controlplane.store import keys
 from controlplane.store.client import Entry, Store, delete, entry, put
+from controlplane.values import prefix
 from kumihimo.v1 import operations_pb2, port_pb2, resource_pb2, store_pb2
 from tests.component.certificates import etcd_flags, issue
 from tests.waiting import DEADLINE, until
@@ -44,6 +46,7 @@ IDENTITIES = {
     "rita": ("demo", "reader"),
     "bob": ("other", "member"),
 }
+INDEXED = {name.lower(): name for name, kind in KINDS.items() if kind.indexed}
 CONTROLLERS = ("access", "binder", "release", "registrar")
 
 
@@ -420,9 +423,11 @@ class Cloud:
                     await self.api.update("Subnet", subnet.id, mask=["deletion_protection"])
             await self.api.update("Network", network, mask=["deletion_protection"])
             await self.api.delete("Network", network, force=True)
-        for node in await self._ids("Node"):
-            await self.api.update("Node", node, mask=["deletion_protection"])
-            await self.api.delete("Node", node, force=True)
+        # Those that others refer to come last.
+        for kind in ("Node", "SubnetPool", "AddressScope", "NetworkSegmentRange", "PhysicalNetwork"):
+            for object_id in await self._ids(kind):
+                await self.api.update(kind, object_id, mask=["deletion_protection"])
+                await self.api.delete(kind, object_id, force=kind == "Node")
 
     async def _ids(self, kind: str) -> list[str]:
         return [item.id for item in (await self.api.list(kind, page_size=1000)).items]
@@ -476,16 +481,14 @@ def faults(entries: Mapping[str, Entry]) -> list[str]:
     found: list[str] = []
     objects: dict[tuple[str, str], Any] = {}
     for key, item in entries.items():
+        here = keys.resource(key)
         match keys.split(key):
-            case ["net", network, "network"]:
-                objects["Network", network] = KINDS["Network"].new(item.value)
-            case ["net", network, "subnet" | "port" as noun, object_id]:
-                message = KINDS[noun.capitalize()].new(item.value)
-                objects[noun.capitalize(), object_id] = message
+            case ["net", network, _, object_id] if here is not None:
+                objects[here[0].name, object_id] = message = here[0].new(item.value)
                 if message.network_id != network:
                     found.append(f"{key}: its network_id is {message.network_id}")
-            case ["node", node] if node != ".change":
-                objects["Node", node] = KINDS["Node"].new(item.value)
+            case _ if here is not None:
+                objects[here[0].name, here[1]] = here[0].new(item.value)
     # key → its owner's id, for every key that the objects call for.
     claims: dict[str, str] = {}
     others: set[str] = set()
@@ -509,12 +512,28 @@ def faults(entries: Mapping[str, Entry]) -> list[str]:
             found.append(f"{kind} {object_id}: its network {message.network_id} is gone")
         if kind == "Network":
             others.add(keys.change_of_network(object_id))
-            needs(type_name(message.network_type).lower(), message.segmentation_id, object_id)
+            segment = segment_of(message)
+            if segment is not None:
+                needs(*segment, object_id)
             needs("network-key", message.key, object_id)
             octets = message.key.to_bytes(3, "big")
             needs(keys.mac_pool(object_id), "fa:16:3f:" + octets.hex(":"), object_id)
-        elif kind == "Subnet" and message.dhcp_server_ip:
-            needs(keys.ip_pool(message.network_id, object_id), message.dhcp_server_ip, object_id)
+        elif kind == "Subnet":
+            if message.dhcp_server_ip:
+                needs(keys.ip_pool(message.network_id, object_id), message.dhcp_server_ip, object_id)
+            if message.subnet_pool_id:
+                needs(keys.prefix_pool(message.subnet_pool_id), prefixes.value_of(prefix(message.cidr)), object_id)
+                pool = objects.get(("SubnetPool", message.subnet_pool_id))
+                outer = [prefix(text) for text in pool.prefixes] if pool is not None else []
+                if not any(prefixes.contains(each, prefix(message.cidr)) for each in outer):
+                    found.append(f"Subnet {object_id}: its pool {message.subnet_pool_id} is gone, or lacks {message.cidr}")
+        elif kind == "SubnetPool":
+            if message.is_default:
+                needs("default-subnet-pool", message.ip_version, object_id)
+            for text in message.prefixes if message.address_scope_id else ():
+                needs(keys.scope_pool(message.address_scope_id), prefixes.value_of(prefix(text)), object_id)
+            if message.address_scope_id and ("AddressScope", message.address_scope_id) not in objects:
+                found.append(f"SubnetPool {object_id}: its address scope {message.address_scope_id} is gone")
         elif kind == "Port":
             needs(keys.mac_pool(message.network_id), message.mac_address, object_id)
             for fixed in message.fixed_ips:
@@ -525,10 +544,17 @@ def faults(entries: Mapping[str, Entry]) -> list[str]:
             needs("node-key", message.key, object_id)
             if message.tunnel_ip:
                 needs("tunnel-ip", message.tunnel_ip, object_id)
+    found.extend(_overlaps(claims))
     for key, item in entries.items():
         found.extend(_faults_of(key, item, objects, claims, others, entries))
     found.extend(f"{key}: missing" for key in [*claims, *others] if key not in entries)
     return found
+
+
+def _overlaps(claims: Iterable[str]) -> Iterable[str]:
+    """Prefixes claimed in one pool or scope that overlap: one's key begins with the other's."""
+    taken = sorted(key for key in claims if keys.split(key)[1] in ("prefix", "scope"))
+    return [f"{later} lies in {earlier}" for earlier, later in pairwise(taken) if later.startswith(earlier)]
 
 
 def _faults_of(
@@ -559,12 +585,12 @@ def _faults_of(
                 yield f"{key}: its port is gone"
             if ("Node", binding.node) not in objects or keys.bound_to(binding.node, port) not in entries:
                 yield f"{key}: its node is gone, or the index"
-        case ["index", "network" | "subnet" | "port" as noun, object_id]:
-            message = objects.get((noun.capitalize(), object_id))
+        case ["index", name, object_id] if name in INDEXED:
+            message = objects.get((INDEXED[name], object_id))
             parent = getattr(message, "network_id", "")
             if message is None or store_pb2.Index.FromString(item.value).network_id != parent:
                 yield f"{key}: its object is gone or elsewhere"
-        case ["net", _, "network"] | ["net", _, "subnet" | "port", _] | ["node" | "quota", _]:
+        case _ if keys.resource(key) is not None:
             pass
         case ["net", _, "change"] if key in others:
             pass

@@ -149,7 +149,7 @@ def complete(
 def test_completion_of_words_and_names(complete: Kumi, api: FakeApi) -> None:
     api.add("network", id="0192f0c4-7a3e-7c1d-8f2a-00000000000a", name="testnet")
     api.add("network", id="0192f0c4-7a3e-7c1d-8f2a-00000000000b", name="other")
-    assert complete("netw") == ["network"]
+    assert complete("netw") == ["network", "network-segment-range"]
     assert complete("network", "sh") == ["show"]
     assert complete("network", "create", "--type", "vx") == ["vxlan"]
     for words in (("network", "show"), ("network", "delete"), ("port", "create"), ("subnet", "create", "--network")):
