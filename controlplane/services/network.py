@@ -71,11 +71,11 @@ class NetworkRules(Rules):
             )
         if new.network_type == pb.NETWORK_TYPE_FLAT and not new.physical_network:
             yield Violation("physical_network", "MISSING_FIELD", "physical_network is missing; a FLAT network needs one")
-        if new.network_type == pb.NETWORK_TYPE_VLAN and new.segmentation_id and not new.physical_network:
-            text = "physical_network is missing; it goes with the segmentation_id of a VLAN network"
-            yield Violation("physical_network", "MISSING_FIELD", text)
         if new.segmentation_id:
             yield from self._check_segment(new, kind)
+            if new.network_type == pb.NETWORK_TYPE_VLAN and not new.physical_network:
+                text = "physical_network is missing; it goes with the segmentation_id of a VLAN network"
+                yield Violation("physical_network", "MISSING_FIELD", text)
         ceiling = context.defaults.underlay_mtu - OVERHEAD.get(new.network_type, 0)
         # A network keeps its MTU when the underlay's default is lowered.
         if not LEAST_MTU <= new.mtu <= ceiling and (old is None or new.mtu != old.mtu):

@@ -177,7 +177,7 @@ def _blocks(network: Network) -> int:
 def _next_free(
     transaction: Transaction, pool: str, prefixes: Iterable[Network], length: int, context: Context
 ) -> Network | None:
-    """A free prefix of a length that lies in one of `prefixes`, beginning at the hint."""
+    """The first free prefix of a length that lies in one of `prefixes`."""
     spans = sorted(
         (int(item.network_address), int(item.broadcast_address), item) for item in prefixes if item.prefixlen <= length
     )
@@ -185,12 +185,14 @@ def _next_free(
         return None
     size = 1 << (spans[0][2].max_prefixlen - length)
     used = [(int(item.network_address), int(item.broadcast_address)) for item, _ in held(transaction, pool)]
-    hint = context.hints.start(pool, spans[0][0], spans[-1][1])
-    for low, high in [(max(low, hint), high) for low, high, _ in spans] + [(low, high) for low, high, _ in spans]:
-        found = _gap(low, high, size, used)
-        if found is not None:
-            context.hints.took(pool, found + size - 1)
-            return type(spans[0][2])((found, length))
+    # The first, but where others are faster and it is tried again: then those who take from one pool should not meet again.
+    start = context.hints.start(pool, spans[0][0], spans[-1][1])
+    for low, high in [(max(low, start), high) for low, high, _ in spans] + [(low, high) for low, high, _ in spans]:
+        while (found := _gap(low, high, size, used)) is not None:
+            network = type(spans[0][2])((found, length))
+            if not transaction.holds(keys.claim(pool, value_of(network))):
+                return network
+            low = found + size  # another of the batch takes it
     return None
 
 

@@ -12,35 +12,12 @@ import pytest
 
 from controlplane.registry import KINDS
 from controlplane.store.txn import time_ordered_id
+from tests.component import rows
 from tests.component.cloud import Client, Cloud, refused
+from tests.component.rows import DENIED, INVALID, NOT_FOUND, NOWHERE, PRECONDITION, TAKEN, UNIMPLEMENTED, Edge, Row
 
-INVALID = grpc.StatusCode.INVALID_ARGUMENT
-NOT_FOUND = grpc.StatusCode.NOT_FOUND
-DENIED = grpc.StatusCode.PERMISSION_DENIED
-UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
-PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
-TAKEN = grpc.StatusCode.ALREADY_EXISTS
-
-NOWHERE = "0192f0c1-7c1e-7b3a-9d4e-5f60718293a4"
-EVERY = ("Network", "Subnet", "Port", "Node")
-OWNED = ("Network", "Subnet", "Port")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One fault. at: path of the field. says: a piece of the message that tells what would be accepted."""
-
-    kind: str
-    fields: dict[str, Any]
-    reason: str
-    at: str
-    says: str = ""
-    code: grpc.StatusCode = INVALID
-    by: str = "root"
-    label: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.kind}-{self.at}-{self.reason}{'-' + self.label if self.label else ''}"
+EVERY = ("Network", "Subnet", "Port", "Node", *rows.BASE)
+OWNED = ("Network", "Subnet", "Port", "SubnetPool", "AddressScope")
 
 
 def standard() -> list[Row]:
@@ -160,6 +137,22 @@ SUBNET = [
     Row("Subnet", {"cidr": "10.0.128.0/17"}, "CIDR_OVERLAP", "cidr", "overlaps 10.0.128.0/24 of Subnet holder", TAKEN),
     Row("Subnet", {"subnet_pool_id": "pool"}, "ID_INVALID", "subnet_pool_id", "a UUID such as"),
     Row("Subnet", {"subnet_pool_id": NOWHERE, "cidr": ""}, GONE, "subnet_pool_id", NOWHERE, NOT_FOUND),
+    Row("Subnet", {"cidr": "", "subnet_pool_id": rows.POOL, "ip_version": 6}, "IP_FAMILY_MISMATCH", "ip_version", "leave it"),
+    Row("Subnet", {"cidr": "", "subnet_pool_id": rows.POOL, "prefix_length": 8}, "VALUE_OUT_OF_RANGE", "prefix_length", "/24"),
+    Row("Subnet", {"subnet_pool_id": rows.POOL, "cidr": "10.200.0.0/29"}, "VALUE_OUT_OF_RANGE", "cidr", "/24 to /28"),
+    Row(
+        "Subnet", {"subnet_pool_id": rows.POOL, "cidr": "10.9.0.0/24"}, "CIDR_INVALID", "cidr", "one inside 10.200", label="out"
+    ),
+    Row(
+        "Subnet",
+        {"subnet_pool_id": rows.POOL, "cidr": "10.200.1.0/24"},
+        "CIDR_OVERLAP",
+        "cidr",
+        "10.200.1.0/28 of Subnet pooled",
+        TAKEN,
+        label="pool",
+    ),
+    Row("Subnet", {"cidr": "", "subnet_pool_id": rows.FULL}, "NO_FREE_PREFIX", "SubnetPool", "no free /8", rows.EXHAUSTED),
     Row("Subnet", {"prefix_length": 26}, "FIELDS_EXCLUSIVE", "prefix_length", "give a cidr instead"),
     Row("Subnet", {"prefix_length": 129}, "VALUE_OUT_OF_RANGE", "prefix_length", "0 to 128"),
     Row("Subnet", {"prefix_length": 26, "subnet_pool_id": NOWHERE}, "FIELDS_EXCLUSIVE", "prefix_length", "cidr", label="both"),
@@ -413,12 +406,15 @@ NODE = [
     Row("Node", {"datapath_type": 99}, "ENUM_INVALID", "datapath_type", "one of SYSTEM"),
     Row("Node", {"tunnel_types": [2]}, LATER, "tunnel_types", "leave it out", UNIMPLEMENTED),
     Row("Node", {"bridge_mappings": {f"p{n}": "br" for n in range(65)}}, "TOO_MANY_VALUES", "bridge_mappings", "at most 64"),
-    Row("Node", {"bridge_mappings": {"p": "br-ex"}}, LATER, "bridge_mappings", "leave it out", UNIMPLEMENTED),
+    Row("Node", {"bridge_mappings": {"p": "br-ex"}}, GONE, "bridge_mappings", "PhysicalNetwork p", NOT_FOUND),
+    Row("Node", {"bridge_mappings": {"P!": "br-ex"}}, GONE, "bridge_mappings", "PhysicalNetwork P!", NOT_FOUND, label="slug"),
+    Row("Node", {"bridge_mappings": {"p": ""}}, "STRING_INVALID", "bridge_mappings", "of 1-15 characters"),
+    Row("Node", {"bridge_mappings": {"p": "b" * 16}}, "STRING_INVALID", "bridge_mappings", "of 1-15", label="long"),
     Row("Node", {"weight": 1001}, "VALUE_OUT_OF_RANGE", "weight", "0 to 1000 is accepted"),
     Row("Node", {"weight": -1}, "VALUE_OUT_OF_RANGE", "weight", "0 to 1000 is accepted", label="negative"),
 ]
 
-ROWS = [*standard(), *NETWORK, *SUBNET, *PORT, *NODE]
+ROWS = [*standard(), *NETWORK, *SUBNET, *PORT, *NODE, *rows.ROWS]
 
 
 @pytest.fixture
@@ -451,7 +447,9 @@ async def place(shared_cloud: Cloud) -> Any:
         "Subnet": {"network_id": net, "cidr": "10.0.0.0/24"},
         "Port": {"network_id": net},
         "Node": {"id": "edge"},
+        **rows.BASE,
     }
+    await rows.holders(api)
     yield found
     await shared_cloud.clear()
 
@@ -459,7 +457,7 @@ async def place(shared_cloud: Cloud) -> Any:
 @pytest.mark.parametrize("row", ROWS, ids=str)
 async def test_row_refuses_what_its_table_refuses(shared_cloud: Cloud, place: Place, row: Row) -> None:
     fields = {**place.base[row.kind], **row.fields}
-    if row.by == "bob" and row.kind != "Network":
+    if row.by == "bob" and row.kind in ("Subnet", "Port"):
         fields["network_id"] = place.foreign.id
     if row.kind in ("Subnet", "Port") and row.at in ("network_id",):
         fields = {**fields, "network_id": row.fields["network_id"]}
@@ -475,21 +473,9 @@ async def test_row_refuses_what_its_table_refuses(shared_cloud: Cloud, place: Pl
     assert await shared_cloud.store.revision() == before
 
 
-@dataclass(frozen=True)
-class Edge:
-    """A value on the edge that is accepted. stored: what comes of it, when that differs."""
-
-    kind: str
-    fields: dict[str, Any]
-    stored: dict[str, Any] = field(default_factory=dict)
-    by: str = "root"
-
-    def __str__(self) -> str:
-        return f"{self.kind}-{'-'.join(self.fields)}"
-
-
 UPPER = NOWHERE.upper()
 EDGES = [
+    *rows.EDGES,
     *[Edge(kind, {"name": "ñ" * 255, "description": "d" * 1024}) for kind in EVERY],
     *[Edge(kind, {"description": "one line\nand\tanother"}) for kind in EVERY],
     Edge("Subnet", {"dhcp_lease_duration": {"seconds": 120, "nanos": 500_000_000}}),
@@ -551,6 +537,7 @@ async def test_value_on_the_edge_is_accepted(shared_cloud: Cloud, place: Place, 
 
 
 UPDATES = [
+    *rows.UPDATES,
     # kind, made with, changed to, reason, field, code
     ("Network", {}, {"segmentation_id": 4242}, "IMMUTABLE_FIELD", "segmentation_id", INVALID),
     ("Network", {}, {"network_type": GRE}, "IMMUTABLE_FIELD", "network_type", INVALID),
