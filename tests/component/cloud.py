@@ -592,7 +592,7 @@ def _faults_of(
                 yield f"{key}: its object is gone or elsewhere"
         case _ if keys.resource(key) is not None:
             pass
-        case ["net", _, "change"] if key in others:
+        case ["net", _, "change"] | ["node", ".change"] if key in others or key == keys.NODES_CHANGE:
             pass
         case ["status" | "alive" | "apply" | "request" | "change" | "controller", *_] | ["meta", "format"]:
             pass

@@ -65,6 +65,19 @@ BASE: dict[str, dict[str, Any]] = {
 }
 
 
+def sample(kind: str, number: int) -> dict[str, Any]:
+    """What the object of a number needs of its own beside its base; children need a network too."""
+    match kind:
+        case "Node" | "PhysicalNetwork":
+            return {"id": f"{kind.lower()}-{number}"}
+        case "Subnet":
+            return {"cidr": f"10.{number}.0.0/24"}
+        case "NetworkSegmentRange":
+            first = 1_000_000 + 10 * number
+            return {**BASE[kind], "minimum": first, "maximum": first + 9}
+    return BASE.get(kind, {})
+
+
 async def holders(api: Client) -> None:
     """What the rows come into conflict with."""
     await api.create("PhysicalNetwork", id="holder")
