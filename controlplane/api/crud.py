@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from controlplane import redaction
 from controlplane.api import filtering, listing
 from controlplane.api.output import Output
 from controlplane.api.past import Past
@@ -48,7 +47,7 @@ class Crud:
             found = await self._past.get(self._kind, request.id, request.at_revision)
             if found is None or not kernel.visible(self._kind, found, context.caller):
                 raise not_found(self._kind.name, request.id or '""')
-            return shown(redaction.without_secrets(found))
+            return shown(self._output.past(found, context.caller))
         key = self._cache.locate(self._kind, request.id)
         message = self._cache.message(self._kind, key) if key else None
         if message is None and self._kind.options.implicit:
@@ -67,10 +66,11 @@ class Crud:
         refuse_foreign_project(request.project_id, caller)
         await current(self._cache)
         response = self._kind.reply("List")(revision=request.at_revision or self._cache.revision)
-        fill: Callable[[Any], Any]
         if request.at_revision:
             candidates = iter(await self._past.list(self._kind, request.at_revision))
-            fill = redaction.without_secrets
+
+            def fill(message: Any) -> Any:
+                return self._output.past(message, caller)
         else:
             candidates = self._candidates(request.project_id, caller, after if order.is_by_id else None)
 

@@ -53,6 +53,13 @@ class Output:
             hide(message, caller)
         return redaction.without_secrets(message) if redaction.holds_secrets(message.DESCRIPTOR) else message
 
+    def past(self, message: Any, caller: Caller) -> Any:
+        """A message as it was: what was made at read then is not known."""
+        shown = redaction.without_secrets(message)
+        if not caller.is_operator:
+            hide(shown, caller)
+        return shown
+
     def _network(self, message: Any) -> None:
         message.subnets.extend(sorted(key.rsplit("/", 1)[1] for key in self._cache.folder(keys.subnets(message.id))))
         self._scope(message, message.id, message.admin_state_up)
