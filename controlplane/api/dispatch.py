@@ -165,6 +165,10 @@ async def abort(servicer: Any, error: ApiError) -> NoReturn:
         failure = error_details_pb2.PreconditionFailure()
         failure.violations.add(type=error.reason, description=message)
         status.details.append(_packed(failure))
+    if "quota" in error.metadata:
+        exceeded = error_details_pb2.QuotaFailure()
+        exceeded.violations.add(subject=_cut(error.metadata["quota"]), description=message)
+        status.details.append(_packed(exceeded))
     if status.code == code_pb2.UNAVAILABLE:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(RETRY_DELAY_MS)
