@@ -414,13 +414,11 @@ class Cloud:
         """Delete everything that is no base: all networks with what is in them, all nodes, what nodes said."""
         await self.write(delete(keys.STATUS, prefix=True), delete(keys.ALIVE, prefix=True))
         for network in await self._ids("Network"):
-            for port in (await self.api.list("Port", page_size=1000, filter=f'network_id = "{network}"')).items:
-                if port.deletion_protection:
-                    await self.api.update("Port", port.id, mask=["deletion_protection"])
-                await self.api.delete("Port", port.id, force=True)
-            for subnet in (await self.api.list("Subnet", filter=f'network_id = "{network}"')).items:
-                if subnet.deletion_protection:
-                    await self.api.update("Subnet", subnet.id, mask=["deletion_protection"])
+            for kind in ("Port", "Subnet"):
+                for item in (await self.api.list(kind, page_size=1000, filter=f'network_id = "{network}"')).items:
+                    if item.deletion_protection:
+                        await self.api.update(kind, item.id, mask=["deletion_protection"])
+                    await self.api.delete(kind, item.id, force=True)
             await self.api.update("Network", network, mask=["deletion_protection"])
             await self.api.delete("Network", network, force=True)
         # Those that others refer to come last.
@@ -524,8 +522,7 @@ def faults(entries: Mapping[str, Entry]) -> list[str]:
             if message.subnet_pool_id:
                 needs(keys.prefix_pool(message.subnet_pool_id), prefixes.value_of(prefix(message.cidr)), object_id)
                 pool = objects.get(("SubnetPool", message.subnet_pool_id))
-                outer = [prefix(text) for text in pool.prefixes] if pool is not None else []
-                if not any(prefixes.contains(each, prefix(message.cidr)) for each in outer):
+                if pool is None or not any(prefixes.contains(prefix(text), prefix(message.cidr)) for text in pool.prefixes):
                     found.append(f"Subnet {object_id}: its pool {message.subnet_pool_id} is gone, or lacks {message.cidr}")
         elif kind == "SubnetPool":
             if message.is_default:

@@ -73,6 +73,30 @@ async def test_c_09_who_when_by_which_request_and_what_differs(cloud: Cloud, kin
 
 
 @pytest.mark.parametrize("kind", OWNED)
+async def test_b_api_04_tags_any_all_and_none(cloud: Cloud, kind: str) -> None:
+    """What carries any, all, or none of some tags; of objects as they are and as they were."""
+    api = cloud.api
+    fields = await fields_of(api, kind)
+    sets: list[tuple[str, ...]] = [(), ("a",), ("b",), ("a", "b"), ("ab",), ("a", "c")]
+    for number, tags in enumerate(sets):
+        own = rows.sample(kind, number)
+        await api.create(kind, name="+".join(tags), tags=tags, description="tagged", **{**fields, **own})
+    then = (await api.list(kind)).revision
+    for text, accepts in (
+        ('tags:"a"', lambda tags: "a" in tags),
+        ('tags:"a" OR tags:"b"', lambda tags: "a" in tags or "b" in tags),
+        ('tags:"a" AND tags:"b"', lambda tags: "a" in tags and "b" in tags),
+        ('NOT (tags:"a" OR tags:"b")', lambda tags: not {"a", "b"} & set(tags)),
+        ('tags:"a" AND NOT tags:"b"', lambda tags: "a" in tags and "b" not in tags),
+        ('NOT (tags:"a" AND tags:"b")', lambda tags: not {"a", "b"} <= set(tags)),
+        ('tags:"nowhere"', lambda _: False),
+    ):
+        for at in (0, then):
+            found = await api.list(kind, filter=f'description = "tagged" AND ({text})', at_revision=at)
+            assert sorted(each.name for each in found.items) == sorted("+".join(tags) for tags in sets if accepts(tags)), text
+
+
+@pytest.mark.parametrize("kind", OWNED)
 async def test_a_01_tenants_see_their_own_history_only(cloud: Cloud, kind: str) -> None:
     api = cloud.api
     mine = await api.create(kind, by="alice", **await fields_of(api, kind, "alice"))

@@ -154,6 +154,7 @@ async def test_a_limit_below_what_is_in_use_blocks_until_less_is(
         await consistent(cloud.store)
     finally:
         await cloud.api.update("Settings", "installation", mask=["quotas"])
+        await cloud.api.delete("Settings", "installation")
 
 
 async def test_a_limit_that_is_lowered_under_creators_holds_from_then_on(
