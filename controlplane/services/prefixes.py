@@ -191,6 +191,7 @@ def _next_free(
         while (found := _gap(low, high, size, used)) is not None:
             network = type(spans[0][2])((found, length))
             if not transaction.holds(keys.claim(pool, value_of(network))):
+                context.hints.took(pool, spans[0][0] - 1)  # the next begins with the first again
                 return network
             low = found + size  # another of the batch takes it
     return None

@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.cluster import FULL, Cluster, Nemesis, seed
 from tests.chaos.workload import Workload
-from tests.component.cloud import faults
+from tests.component.audit import faults
 
 CLIENTS = 32
 STEPS = 10_000 if FULL else 2_000

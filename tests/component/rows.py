@@ -1,4 +1,4 @@
-"""Rows of the resource tables of the kinds that are in no network, and what a row is (test_api_rows.py)."""
+"""Rows of the resource tables of the kinds that are not in a network, and what a row is (test_api_rows.py)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 GONE, EXCLUSIVE, RANGE, FAMILY = "REFERENCE_NOT_FOUND", "FIELDS_EXCLUSIVE", "VALUE_OUT_OF_RANGE", "IP_FAMILY_MISMATCH"
 # Made once, for all rows (`holders`).
 POOL, FULL, SCOPE, SIX = (f"0192f0c1-7c1e-7b3a-9d4e-0000000000{last}" for last in ("01", "02", "03", "04"))
-VLAN, VXLAN = "NETWORK_TYPE_VLAN", "NETWORK_TYPE_VXLAN"
+VXLAN = "NETWORK_TYPE_VXLAN"
+GRE, VLAN, FLAT, LOCAL, GENEVE = (f"NETWORK_TYPE_{name}" for name in ("GRE", "VLAN", "FLAT", "LOCAL", "GENEVE"))
+OFF = "FEATURE_DISABLED"
+LATER = "FEATURE_NOT_SUPPORTED"
 
 # What a row's fields are added to.
 BASE: dict[str, dict[str, Any]] = {
@@ -96,6 +99,78 @@ async def holders(api: Client) -> None:
 def _pool(*rows: tuple[dict[str, Any], str, str, str], code: grpc.StatusCode = INVALID, by: str = "root") -> list[Row]:
     return [Row("SubnetPool", fields, reason, at, says, code, by, str(n)) for n, (fields, reason, at, says) in enumerate(rows)]
 
+
+NETWORK = [
+    Row("Network", {"network_type": 99}, "ENUM_INVALID", "network_type", "one of VLAN, VXLAN"),
+    Row("Network", {"network_type": VLAN}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="vlan"),
+    Row("Network", {"network_type": GRE}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="gre"),
+    Row("Network", {"network_type": GENEVE}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="geneve"),
+    Row("Network", {"network_type": LOCAL}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="local"),
+    Row("Network", {"network_type": "NETWORK_TYPE_VXLAN"}, "FIELD_FORBIDDEN", "network_type", "leave it out", DENIED, "anna"),
+    Row("Network", {"network_type": FLAT}, "MISSING_FIELD", "physical_network", "needs one"),
+    Row("Network", {"physical_network": "phys1"}, "FIELDS_EXCLUSIVE", "physical_network", "for VLAN and FLAT"),
+    Row("Network", {"physical_network": "p" * 65}, "STRING_TOO_LONG", "physical_network", "at most 64"),
+    Row("Network", {"network_type": VLAN, "physical_network": "a_b"}, "ID_INVALID", "physical_network", "characters of a-z"),
+    Row("Network", {"physical_network": "p"}, "FIELDS_EXCLUSIVE", "physical_network", "has none", INVALID, "bob"),
+    Row("Network", {"segmentation_id": 1 << 24}, "VALUE_OUT_OF_RANGE", "segmentation_id", "1 to 16777215 is accepted"),
+    Row("Network", {"network_type": VLAN, "segmentation_id": 4095}, "VALUE_OUT_OF_RANGE", "segmentation_id", "1 to 4094"),
+    Row("Network", {"network_type": GENEVE, "segmentation_id": 1 << 24}, "VALUE_OUT_OF_RANGE", "segmentation_id", "16777215"),
+    Row("Network", {"network_type": LOCAL, "segmentation_id": 5}, "VALUE_OUT_OF_RANGE", "segmentation_id", "leave it out"),
+    Row("Network", {"segmentation_id": 100}, "FIELD_FORBIDDEN", "segmentation_id", "leave it out", DENIED, "anna"),
+    Row(
+        "Network",
+        {"segments": [{"segment": "a"}], "segmentation_id": 5},
+        "FIELDS_EXCLUSIVE",
+        "segments",
+        "the one or the other",
+    ),
+    Row("Network", {"segments": [{}] * 65}, "TOO_MANY_VALUES", "segments", "at most 64"),
+    Row("Network", {"segments": [{"network_type": 99}]}, "ENUM_INVALID", "segments[0].network_type", "one of VLAN"),
+    Row("Network", {"segments": [{"segment": "a"}]}, LATER, "segments", "leave it out", UNIMPLEMENTED),
+    Row("Network", {"external": True}, LATER, "external", "leave it out", UNIMPLEMENTED),
+    Row("Network", {"external": True}, "FIELD_FORBIDDEN", "external", "leave it out", DENIED, "anna"),
+    Row("Network", {"mtu": 67}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1450 is accepted", label="B-NET-12"),
+    Row("Network", {"mtu": 1451}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1450 is accepted", label="B-NET-12-large"),
+    Row("Network", {"mtu": 0}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1450 is accepted", label="zero"),
+    Row("Network", {"mtu": -1}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1450 is accepted", label="negative"),
+    Row("Network", {"network_type": GRE, "mtu": 1459}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1458", label="gre"),
+    Row("Network", {"dns_domain": "example.org."}, "STRING_INVALID", "dns_domain", "'example.org' would be accepted"),
+    Row("Network", {"dns_domain": "a..b"}, "STRING_INVALID", "dns_domain", "RFC 1123"),
+    Row("Network", {"dns_domain": "a" * 256}, "STRING_TOO_LONG", "dns_domain", "at most 255"),
+    Row("Network", {"dns_domain": "a" * 64 + ".org"}, "STRING_INVALID", "dns_domain", "RFC 1123", label="label"),
+    Row("Network", {"qos_policy_id": "gold"}, "ID_INVALID", "qos_policy_id", "a UUID such as"),
+    Row("Network", {"qos_policy_id": NOWHERE}, GONE, "qos_policy_id", NOWHERE, NOT_FOUND),
+    Row("Network", {"availability_zone_hints": [f"z{n}" for n in range(9)]}, "TOO_MANY_VALUES", "availability_zone_hints", "8"),
+    Row("Network", {"availability_zone_hints": ["z", "z"]}, "DUPLICATE_VALUE", "availability_zone_hints", "twice"),
+    Row("Network", {"availability_zone_hints": ["z1"]}, GONE, "availability_zone_hints[0]", "z1", NOT_FOUND),
+    Row("Network", {"is_default": True}, LATER, "is_default", "leave it out", UNIMPLEMENTED),
+    Row("Network", {"vlan_transparent": True}, LATER, "vlan_transparent", "leave it out", UNIMPLEMENTED),
+    Row("Network", {"private_vlan": True}, LATER, "private_vlan", "leave it out", UNIMPLEMENTED),
+    Row("Network", {"flood_unknown": True}, LATER, "flood_unknown", "leave it out", UNIMPLEMENTED),
+    Row("Network", {"flood_unknown": True}, "FIELD_FORBIDDEN", "flood_unknown", "leave it out", DENIED, "anna"),
+]
+
+NODE = [
+    Row("Node", {"roles": [99]}, "ENUM_INVALID", "roles[0]", "one of COMPUTE"),
+    Row("Node", {"roles": [0]}, "ENUM_INVALID", "roles[0]", "one of COMPUTE", label="unspecified"),
+    Row("Node", {"roles": [1, 1]}, "DUPLICATE_VALUE", "roles", "twice"),
+    Row("Node", {"roles": [1, 2, 3, 4, 1]}, "TOO_MANY_VALUES", "roles", "at most 4"),
+    Row("Node", {"availability_zone": "Z_1"}, "ID_INVALID", "availability_zone", "characters of a-z"),
+    Row("Node", {"tunnel_ip": "10.0.0"}, "IP_INVALID", "tunnel_ip", "such as 10.0.0.5"),
+    Row("Node", {"tunnel_ip": "255.255.255.255"}, "IP_INVALID", "tunnel_ip", "unicast", label="broadcast"),
+    Row("Node", {"tunnel_ip": "192.0.2.1"}, "ADDRESS_TAKEN", "tunnel_ip", "is taken by Node holder", TAKEN),
+    Row("Node", {"tunnel_ip": "fd00::1"}, LATER, "tunnel_ip", "IPv4 address is accepted", UNIMPLEMENTED),
+    Row("Node", {"datapath_type": 1}, LATER, "datapath_type", "leave it out", UNIMPLEMENTED),
+    Row("Node", {"datapath_type": 99}, "ENUM_INVALID", "datapath_type", "one of SYSTEM"),
+    Row("Node", {"tunnel_types": [2]}, LATER, "tunnel_types", "leave it out", UNIMPLEMENTED),
+    Row("Node", {"bridge_mappings": {f"p{n}": "br" for n in range(65)}}, "TOO_MANY_VALUES", "bridge_mappings", "at most 64"),
+    Row("Node", {"bridge_mappings": {"p": "br-ex"}}, GONE, "bridge_mappings", "PhysicalNetwork p", NOT_FOUND),
+    Row("Node", {"bridge_mappings": {"P!": "br-ex"}}, GONE, "bridge_mappings", "PhysicalNetwork P!", NOT_FOUND, label="slug"),
+    Row("Node", {"bridge_mappings": {"p": ""}}, "STRING_INVALID", "bridge_mappings", "of 1-15 characters"),
+    Row("Node", {"bridge_mappings": {"p": "b" * 16}}, "STRING_INVALID", "bridge_mappings", "of 1-15", label="long"),
+    Row("Node", {"weight": 1001}, "VALUE_OUT_OF_RANGE", "weight", "0 to 1000 is accepted"),
+    Row("Node", {"weight": -1}, "VALUE_OUT_OF_RANGE", "weight", "0 to 1000 is accepted", label="negative"),
+]
 
 RANGES = [
     Row("NetworkSegmentRange", {"network_type": 0}, "MISSING_FIELD", "network_type", "missing"),
@@ -197,6 +272,23 @@ POOLS = [
     *_pool(({"is_default": True}, "FIELD_FORBIDDEN", "is_default", "leave it out"), code=DENIED, by="anna"),
 ]
 
+POOLED = [
+    Row("Subnet", {"cidr": "", "subnet_pool_id": POOL, "ip_version": 6}, "IP_FAMILY_MISMATCH", "ip_version", "leave it"),
+    Row("Subnet", {"cidr": "", "subnet_pool_id": POOL, "prefix_length": 8}, "VALUE_OUT_OF_RANGE", "prefix_length", "/24"),
+    Row("Subnet", {"subnet_pool_id": POOL, "cidr": "10.200.0.0/29"}, "VALUE_OUT_OF_RANGE", "cidr", "/24 to /28"),
+    Row("Subnet", {"subnet_pool_id": POOL, "cidr": "10.9.0.0/24"}, "CIDR_INVALID", "cidr", "one inside 10.200", label="out"),
+    Row(
+        "Subnet",
+        {"subnet_pool_id": POOL, "cidr": "10.200.1.0/24"},
+        "CIDR_OVERLAP",
+        "cidr",
+        "10.200.1.0/28 of Subnet pooled",
+        TAKEN,
+        label="pool",
+    ),
+    Row("Subnet", {"cidr": "", "subnet_pool_id": FULL}, "NO_FREE_PREFIX", "SubnetPool", "no free /8", EXHAUSTED),
+]
+
 SETTINGS = [
     Row("Settings", {"id": "other"}, "ID_INVALID", "id", "one Settings, with the id installation"),
     Row("Settings", {"network_type": 99}, "ENUM_INVALID", "network_type", "one of VLAN"),
@@ -213,7 +305,7 @@ SETTINGS = [
     Row("Settings", {}, "ROLE_REQUIRED", "", "needs the role operator", DENIED, "anna"),
 ]
 
-ROWS = [*PHYSICAL, *RANGES, *SCOPES, *POOLS, *SETTINGS]
+ROWS = [*NETWORK, *NODE, *PHYSICAL, *RANGES, *SCOPES, *POOLS, *POOLED, *SETTINGS]
 
 EDGES = [
     Edge("PhysicalNetwork", {"mtu": 68}),

@@ -15,7 +15,8 @@ from controlplane.store import client, keys
 from kumihimo.v1 import store_pb2
 from tests.component import cloud as agent
 from tests.component import rows
-from tests.component.cloud import Client, Cloud, Refused, consistent, everything, faults, refused
+from tests.component.audit import faults
+from tests.component.cloud import Client, Cloud, Refused, consistent, everything, refused
 from tests.waiting import until
 
 ROUNDS = 10

@@ -14,7 +14,21 @@ from controlplane.registry import KINDS
 from controlplane.store.txn import time_ordered_id
 from tests.component import rows
 from tests.component.cloud import Client, Cloud, refused
-from tests.component.rows import DENIED, INVALID, NOT_FOUND, NOWHERE, PRECONDITION, TAKEN, UNIMPLEMENTED, Edge, Row
+from tests.component.rows import (
+    DENIED,
+    GONE,
+    GRE,
+    INVALID,
+    LATER,
+    NOT_FOUND,
+    NOWHERE,
+    PRECONDITION,
+    TAKEN,
+    UNIMPLEMENTED,
+    VLAN,
+    Edge,
+    Row,
+)
 
 EVERY = ("Network", "Subnet", "Port", "Node", *rows.BASE)
 OWNED = ("Network", "Subnet", "Port", "SubnetPool", "AddressScope")
@@ -53,61 +67,6 @@ def standard() -> list[Row]:
     return rows
 
 
-GRE, VLAN, FLAT, LOCAL, GENEVE = (f"NETWORK_TYPE_{name}" for name in ("GRE", "VLAN", "FLAT", "LOCAL", "GENEVE"))
-OFF = "FEATURE_DISABLED"
-LATER = "FEATURE_NOT_SUPPORTED"
-GONE = "REFERENCE_NOT_FOUND"
-
-NETWORK = [
-    Row("Network", {"network_type": 99}, "ENUM_INVALID", "network_type", "one of VLAN, VXLAN"),
-    Row("Network", {"network_type": VLAN}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="vlan"),
-    Row("Network", {"network_type": GRE}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="gre"),
-    Row("Network", {"network_type": GENEVE}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="geneve"),
-    Row("Network", {"network_type": LOCAL}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="local"),
-    Row("Network", {"network_type": "NETWORK_TYPE_VXLAN"}, "FIELD_FORBIDDEN", "network_type", "leave it out", DENIED, "anna"),
-    Row("Network", {"network_type": FLAT}, "MISSING_FIELD", "physical_network", "needs one"),
-    Row("Network", {"physical_network": "phys1"}, "FIELDS_EXCLUSIVE", "physical_network", "for VLAN and FLAT"),
-    Row("Network", {"physical_network": "p" * 65}, "STRING_TOO_LONG", "physical_network", "at most 64"),
-    Row("Network", {"network_type": VLAN, "physical_network": "a_b"}, "ID_INVALID", "physical_network", "characters of a-z"),
-    Row("Network", {"physical_network": "p"}, "FIELDS_EXCLUSIVE", "physical_network", "has none", INVALID, "bob"),
-    Row("Network", {"segmentation_id": 1 << 24}, "VALUE_OUT_OF_RANGE", "segmentation_id", "1 to 16777215 is accepted"),
-    Row("Network", {"network_type": VLAN, "segmentation_id": 4095}, "VALUE_OUT_OF_RANGE", "segmentation_id", "1 to 4094"),
-    Row("Network", {"network_type": GENEVE, "segmentation_id": 1 << 24}, "VALUE_OUT_OF_RANGE", "segmentation_id", "16777215"),
-    Row("Network", {"network_type": LOCAL, "segmentation_id": 5}, "VALUE_OUT_OF_RANGE", "segmentation_id", "leave it out"),
-    Row("Network", {"segmentation_id": 100}, "FIELD_FORBIDDEN", "segmentation_id", "leave it out", DENIED, "anna"),
-    Row(
-        "Network",
-        {"segments": [{"segment": "a"}], "segmentation_id": 5},
-        "FIELDS_EXCLUSIVE",
-        "segments",
-        "the one or the other",
-    ),
-    Row("Network", {"segments": [{}] * 65}, "TOO_MANY_VALUES", "segments", "at most 64"),
-    Row("Network", {"segments": [{"network_type": 99}]}, "ENUM_INVALID", "segments[0].network_type", "one of VLAN"),
-    Row("Network", {"segments": [{"segment": "a"}]}, LATER, "segments", "leave it out", UNIMPLEMENTED),
-    Row("Network", {"external": True}, LATER, "external", "leave it out", UNIMPLEMENTED),
-    Row("Network", {"external": True}, "FIELD_FORBIDDEN", "external", "leave it out", DENIED, "anna"),
-    Row("Network", {"mtu": 67}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1450 is accepted", label="B-NET-12"),
-    Row("Network", {"mtu": 1451}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1450 is accepted", label="B-NET-12-large"),
-    Row("Network", {"mtu": 0}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1450 is accepted", label="zero"),
-    Row("Network", {"mtu": -1}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1450 is accepted", label="negative"),
-    Row("Network", {"network_type": GRE, "mtu": 1459}, "VALUE_OUT_OF_RANGE", "mtu", "68 to 1458", label="gre"),
-    Row("Network", {"dns_domain": "example.org."}, "STRING_INVALID", "dns_domain", "'example.org' would be accepted"),
-    Row("Network", {"dns_domain": "a..b"}, "STRING_INVALID", "dns_domain", "RFC 1123"),
-    Row("Network", {"dns_domain": "a" * 256}, "STRING_TOO_LONG", "dns_domain", "at most 255"),
-    Row("Network", {"dns_domain": "a" * 64 + ".org"}, "STRING_INVALID", "dns_domain", "RFC 1123", label="label"),
-    Row("Network", {"qos_policy_id": "gold"}, "ID_INVALID", "qos_policy_id", "a UUID such as"),
-    Row("Network", {"qos_policy_id": NOWHERE}, GONE, "qos_policy_id", NOWHERE, NOT_FOUND),
-    Row("Network", {"availability_zone_hints": [f"z{n}" for n in range(9)]}, "TOO_MANY_VALUES", "availability_zone_hints", "8"),
-    Row("Network", {"availability_zone_hints": ["z", "z"]}, "DUPLICATE_VALUE", "availability_zone_hints", "twice"),
-    Row("Network", {"availability_zone_hints": ["z1"]}, GONE, "availability_zone_hints[0]", "z1", NOT_FOUND),
-    Row("Network", {"is_default": True}, LATER, "is_default", "leave it out", UNIMPLEMENTED),
-    Row("Network", {"vlan_transparent": True}, LATER, "vlan_transparent", "leave it out", UNIMPLEMENTED),
-    Row("Network", {"private_vlan": True}, LATER, "private_vlan", "leave it out", UNIMPLEMENTED),
-    Row("Network", {"flood_unknown": True}, LATER, "flood_unknown", "leave it out", UNIMPLEMENTED),
-    Row("Network", {"flood_unknown": True}, "FIELD_FORBIDDEN", "flood_unknown", "leave it out", DENIED, "anna"),
-]
-
 V6 = "fd00::/64"
 
 
@@ -137,22 +96,6 @@ SUBNET = [
     Row("Subnet", {"cidr": "10.0.128.0/17"}, "CIDR_OVERLAP", "cidr", "overlaps 10.0.128.0/24 of Subnet holder", TAKEN),
     Row("Subnet", {"subnet_pool_id": "pool"}, "ID_INVALID", "subnet_pool_id", "a UUID such as"),
     Row("Subnet", {"subnet_pool_id": NOWHERE, "cidr": ""}, GONE, "subnet_pool_id", NOWHERE, NOT_FOUND),
-    Row("Subnet", {"cidr": "", "subnet_pool_id": rows.POOL, "ip_version": 6}, "IP_FAMILY_MISMATCH", "ip_version", "leave it"),
-    Row("Subnet", {"cidr": "", "subnet_pool_id": rows.POOL, "prefix_length": 8}, "VALUE_OUT_OF_RANGE", "prefix_length", "/24"),
-    Row("Subnet", {"subnet_pool_id": rows.POOL, "cidr": "10.200.0.0/29"}, "VALUE_OUT_OF_RANGE", "cidr", "/24 to /28"),
-    Row(
-        "Subnet", {"subnet_pool_id": rows.POOL, "cidr": "10.9.0.0/24"}, "CIDR_INVALID", "cidr", "one inside 10.200", label="out"
-    ),
-    Row(
-        "Subnet",
-        {"subnet_pool_id": rows.POOL, "cidr": "10.200.1.0/24"},
-        "CIDR_OVERLAP",
-        "cidr",
-        "10.200.1.0/28 of Subnet pooled",
-        TAKEN,
-        label="pool",
-    ),
-    Row("Subnet", {"cidr": "", "subnet_pool_id": rows.FULL}, "NO_FREE_PREFIX", "SubnetPool", "no free /8", rows.EXHAUSTED),
     Row("Subnet", {"prefix_length": 26}, "FIELDS_EXCLUSIVE", "prefix_length", "give a cidr instead"),
     Row("Subnet", {"prefix_length": 129}, "VALUE_OUT_OF_RANGE", "prefix_length", "0 to 128"),
     Row("Subnet", {"prefix_length": 26, "subnet_pool_id": NOWHERE}, "FIELDS_EXCLUSIVE", "prefix_length", "cidr", label="both"),
@@ -392,29 +335,7 @@ PORT = [
     Row("Port", {"hints": {"ovs.tx-steering": "hash"}}, LATER, "hints", "leave it out", UNIMPLEMENTED),
 ]
 
-NODE = [
-    Row("Node", {"roles": [99]}, "ENUM_INVALID", "roles[0]", "one of COMPUTE"),
-    Row("Node", {"roles": [0]}, "ENUM_INVALID", "roles[0]", "one of COMPUTE", label="unspecified"),
-    Row("Node", {"roles": [1, 1]}, "DUPLICATE_VALUE", "roles", "twice"),
-    Row("Node", {"roles": [1, 2, 3, 4, 1]}, "TOO_MANY_VALUES", "roles", "at most 4"),
-    Row("Node", {"availability_zone": "Z_1"}, "ID_INVALID", "availability_zone", "characters of a-z"),
-    Row("Node", {"tunnel_ip": "10.0.0"}, "IP_INVALID", "tunnel_ip", "such as 10.0.0.5"),
-    Row("Node", {"tunnel_ip": "255.255.255.255"}, "IP_INVALID", "tunnel_ip", "unicast", label="broadcast"),
-    Row("Node", {"tunnel_ip": "192.0.2.1"}, "ADDRESS_TAKEN", "tunnel_ip", "is taken by Node holder", TAKEN),
-    Row("Node", {"tunnel_ip": "fd00::1"}, LATER, "tunnel_ip", "IPv4 address is accepted", UNIMPLEMENTED),
-    Row("Node", {"datapath_type": 1}, LATER, "datapath_type", "leave it out", UNIMPLEMENTED),
-    Row("Node", {"datapath_type": 99}, "ENUM_INVALID", "datapath_type", "one of SYSTEM"),
-    Row("Node", {"tunnel_types": [2]}, LATER, "tunnel_types", "leave it out", UNIMPLEMENTED),
-    Row("Node", {"bridge_mappings": {f"p{n}": "br" for n in range(65)}}, "TOO_MANY_VALUES", "bridge_mappings", "at most 64"),
-    Row("Node", {"bridge_mappings": {"p": "br-ex"}}, GONE, "bridge_mappings", "PhysicalNetwork p", NOT_FOUND),
-    Row("Node", {"bridge_mappings": {"P!": "br-ex"}}, GONE, "bridge_mappings", "PhysicalNetwork P!", NOT_FOUND, label="slug"),
-    Row("Node", {"bridge_mappings": {"p": ""}}, "STRING_INVALID", "bridge_mappings", "of 1-15 characters"),
-    Row("Node", {"bridge_mappings": {"p": "b" * 16}}, "STRING_INVALID", "bridge_mappings", "of 1-15", label="long"),
-    Row("Node", {"weight": 1001}, "VALUE_OUT_OF_RANGE", "weight", "0 to 1000 is accepted"),
-    Row("Node", {"weight": -1}, "VALUE_OUT_OF_RANGE", "weight", "0 to 1000 is accepted", label="negative"),
-]
-
-ROWS = [*standard(), *NETWORK, *SUBNET, *PORT, *NODE, *rows.ROWS]
+ROWS = [*standard(), *SUBNET, *PORT, *rows.ROWS]
 
 
 @pytest.fixture
