@@ -9,7 +9,7 @@ from typing import Any
 import click
 from google.protobuf.descriptor import FieldDescriptor
 
-from cli import completion, options, render, values
+from cli import completion, methods, options, render, values
 from cli.errors import DENIED, NOT_FOUND, UNAVAILABLE, CliError
 from cli.kinds import Kind, kind_named, option_name, required, rules
 from kumihimo.v1 import resource_pb2
@@ -28,7 +28,7 @@ class ObjectName(click.ParamType[str]):
 
 
 def group(kind: Kind) -> click.Group:
-    """The commands of one kind: a verb for each standard method that its service has."""
+    """The commands of one kind: a verb for each method that its service has."""
     from cli.docs import message_comment
 
     noun = click.Group(
@@ -39,12 +39,18 @@ def group(kind: Kind) -> click.Group:
     for method in kind.service.methods:
         if method.name in VERBS:
             noun.add_command(VERBS[method.name][1](kind))
+        elif not method.server_streaming:
+            noun.add_command(methods.command(kind, method, _target(kind)))
     return noun
 
 
 def verbs(kind: Kind) -> list[str]:
     """The names of a kind's commands."""
-    return [VERBS[method.name][0] for method in kind.service.methods if method.name in VERBS]
+    return [
+        VERBS[method.name][0] if method.name in VERBS else methods.verb(method)
+        for method in kind.service.methods
+        if method.name in VERBS or not method.server_streaming
+    ]
 
 
 def _command(

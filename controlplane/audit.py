@@ -12,17 +12,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
 from controlplane.registry import KINDS, Kind, rules
-from controlplane.services import network, node
+from controlplane.services import network, node, prefixes
+from controlplane.services.segment import segment_of
 from controlplane.store import keys
 from controlplane.store.client import Entry
-from controlplane.values import service_mac
+from controlplane.values import prefix, service_mac
 from kumihimo.v1 import port_pb2, store_pb2
 
+_PREFIXES = ("prefix", "scope")
 LEAK = "nothing uses it: `etcdctl del KEY` frees it; please report how it came to be"
 CLASH = "delete one of the two objects and make it anew"
 REPAIR = "delete the object and make it anew, or restore a backup"
@@ -72,7 +75,9 @@ class Family:
 
 def _network(item: Any) -> Iterator[str]:
     yield keys.change_of_network(item.id)
-    yield keys.claim(network.type_name(item.network_type).lower(), item.segmentation_id)
+    segment = segment_of(item)
+    if segment is not None:
+        yield keys.claim(*segment)
     yield keys.claim(network.KEY_POOL, item.key)
     yield keys.claim(keys.mac_pool(item.id), service_mac(item.key))
 
@@ -80,6 +85,15 @@ def _network(item: Any) -> Iterator[str]:
 def _subnet(item: Any) -> Iterator[str]:
     if item.dhcp_server_ip:
         yield keys.claim(keys.ip_pool(item.network_id, item.id), item.dhcp_server_ip)
+    if item.subnet_pool_id:
+        yield keys.claim(keys.prefix_pool(item.subnet_pool_id), prefixes.value_of(prefix(item.cidr)))
+
+
+def _subnet_pool(item: Any) -> Iterator[str]:
+    if item.is_default:
+        yield keys.claim("default-subnet-pool", item.ip_version)
+    for text in item.prefixes if item.address_scope_id else ():
+        yield keys.claim(keys.scope_pool(item.address_scope_id), prefixes.value_of(prefix(text)))
 
 
 def _port(item: Any) -> Iterator[str]:
@@ -94,7 +108,13 @@ def _node(item: Any) -> Iterator[str]:
         yield keys.claim(node.TUNNEL_POOL, item.tunnel_ip)
 
 
-CALLS_FOR: dict[str, Callable[[Any], Iterator[str]]] = {"Network": _network, "Subnet": _subnet, "Port": _port, "Node": _node}
+CALLS_FOR: dict[str, Callable[[Any], Iterator[str]]] = {
+    "Network": _network,
+    "Subnet": _subnet,
+    "SubnetPool": _subnet_pool,
+    "Port": _port,
+    "Node": _node,
+}
 
 
 # -- what must be so for a key to be there ----------------------------------------------------------------------------
@@ -216,6 +236,7 @@ def audit(entries: Mapping[str, Entry]) -> list[Finding]:
         if family.kind:
             snapshot.objects[family.kind, open_[-1]] = value
     findings += _call(snapshot)
+    findings += _overlaps(snapshot)
     for key, value in snapshot.values.items():
         family, open_ = placed[key]
         if family.rule is not None:
@@ -235,6 +256,14 @@ def _call(snapshot: Snapshot) -> Iterator[Finding]:
                 yield Finding(f"wanted by {' '.join(before)} and by {kind} {object_id}", key, f"{kind} {object_id}", CLASH)
             if key not in snapshot.entries:
                 yield Finding("missing", key, f"{kind} {object_id}", REPAIR)
+
+
+def _overlaps(snapshot: Snapshot) -> Iterator[Finding]:
+    """Prefixes of one pool or scope that overlap: one's key begins with the other's."""
+    taken = sorted(key for key in snapshot.called_for if keys.split(key)[0] == "claim" and keys.split(key)[1] in _PREFIXES)
+    for earlier, later in pairwise(taken):
+        if later.startswith(earlier):
+            yield Finding(f"it lies in {earlier}", later, " ".join(snapshot.called_for[later]), CLASH)
 
 
 def _of_every_kind(snapshot: Snapshot, kind: Kind, item: Any) -> Iterator[str]:

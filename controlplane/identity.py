@@ -49,12 +49,17 @@ def _standard(read: Role, write: Role) -> dict[str, Role]:
 # kind → verb → the least role. "*" are the kinds that have no line here; a kind that has one has no verb beside its own.
 POLICY: Mapping[str, Mapping[str, Role]] = {
     "*": _standard(Role.READER, Role.MEMBER),
+    "Network": {**_standard(Role.READER, Role.MEMBER), "GetIpAvailability": Role.READER},
     "AvailabilityZone": _standard(Role.READER, Role.OPERATOR),
     "NetworkSegmentRange": _standard(Role.READER, Role.OPERATOR),
     "Node": _standard(Role.OPERATOR, Role.OPERATOR),
     "PhysicalNetwork": _standard(Role.READER, Role.OPERATOR),
     "Quota": _standard(Role.READER, Role.OPERATOR),
     "Settings": _standard(Role.OPERATOR, Role.OPERATOR),
+    "SubnetPool": {
+        **_standard(Role.READER, Role.MEMBER),
+        **dict.fromkeys(("AddPrefixes", "RemovePrefixes", "Onboard"), Role.MEMBER),
+    },
     "Operations": {
         "Apply": Role.MEMBER,  # and each object in it as if it came alone
         "ListChanges": Role.READER,

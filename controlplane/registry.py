@@ -12,14 +12,27 @@ from typing import Any
 from google.api import field_behavior_pb2
 from google.protobuf.message_factory import GetMessageClass
 
-from kumihimo.v1 import network_pb2, node_pb2, operations_pb2, port_pb2, quota_pb2, resource_pb2
+from kumihimo.v1 import (
+    network_pb2,
+    node_pb2,
+    operations_pb2,
+    pool_pb2,
+    port_pb2,
+    quota_pb2,
+    resource_pb2,
+    segment_pb2,
+    settings_pb2,
+)
 
 # google.protobuf has two classes for each descriptor (upb and pure Python) and the type stubs know only one.
 Descriptor = Any
 Field = Any
 Service = Any
 
-_FILES: tuple[Any, ...] = (network_pb2.DESCRIPTOR, port_pb2.DESCRIPTOR, node_pb2.DESCRIPTOR, quota_pb2.DESCRIPTOR)
+# What others depend on comes first: an Apply makes its objects in this order.
+_FILES: tuple[Any, ...] = tuple(
+    module.DESCRIPTOR for module in (settings_pb2, quota_pb2, segment_pb2, pool_pb2, network_pb2, port_pb2, node_pb2)
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,9 +56,15 @@ def _referred(descriptor: Any) -> set[str]:
     for item in descriptor.fields:
         if rules(item).reference:
             names.add(rules(item).reference)
-        elif item.message_type is not None and item.message_type.full_name.startswith("kumihimo."):
+        elif _is_ours(item):
             names |= _referred(item.message_type)
     return names
+
+
+def _is_ours(item: Any) -> bool:
+    """Whether a field holds messages of the API, which may have references in them."""
+    of = item.message_type
+    return of is not None and of.full_name.startswith("kumihimo.") and not of.GetOptions().map_entry
 
 
 ORDER = _in_order()
@@ -335,7 +341,7 @@ class _Plan:
                 value[:] = [self._meant(f"{where}[{number}]", kind, text) for number, text in enumerate(value)]
             elif kind:
                 setattr(message, item.name, self._meant(where, kind, value))
-            elif item.message_type is not None and item.message_type.full_name.startswith("kumihimo."):
+            elif _is_ours(item):
                 for number, inner in enumerate(value if item.is_repeated else [value]):
                     self._resolve_message(inner, f"{where}[{number}]." if item.is_repeated else f"{where}.")
 
@@ -399,10 +405,10 @@ class _Plan:
         kind, message = item.kind, item.message
         if not item.exists:
             authorize(self._context.caller, kind.name, "Create")
-            prepared, violations = kernel.prepare(kind, message, self._context)
-            refuse(violations)
+            draft = kernel.prepare(kind, message, self._context)
+            refuse(draft.faults)
             # A child is of its network's project, whatever the project of the request is.
-            new = kernel.create(self._transaction, kind, prepared, self._context, item.asked_project)
+            new = kernel.create(self._transaction, kind, draft, self._context, item.asked_project)
             reply.objects.add(
                 index=item.index,
                 action=pb.ACTION_CREATE,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from controlplane import redaction
 from controlplane.api import filtering, listing
 from controlplane.api.output import Output
 from controlplane.api.past import Past
@@ -16,14 +15,17 @@ from controlplane.identity import Caller
 from controlplane.masks import read_mask
 from controlplane.registry import Kind
 from controlplane.services import RULES, kernel
-from controlplane.services.base import Context
+from controlplane.services.base import Context, Method
 from controlplane.store import keys
 from controlplane.store.cache import Cache
 from controlplane.store.commit import Committer, Repeat
 from controlplane.store.txn import Origin, Transaction
+from controlplane.validate import check
 from kumihimo.v1 import resource_pb2
 
 LONGEST_REQUEST_ID = 64
+
+Handler = Callable[[Any, Context, Origin], Awaitable[Any]]
 
 
 class Crud:
@@ -45,7 +47,7 @@ class Crud:
             found = await self._past.get(self._kind, request.id, request.at_revision)
             if found is None or not kernel.visible(self._kind, found, context.caller):
                 raise not_found(self._kind.name, request.id or '""')
-            return shown(redaction.without_secrets(found))
+            return shown(self._output.past(found, context.caller))
         key = self._cache.locate(self._kind, request.id)
         message = self._cache.message(self._kind, key) if key else None
         if message is None and self._kind.options.implicit:
@@ -64,10 +66,11 @@ class Crud:
         refuse_foreign_project(request.project_id, caller)
         await current(self._cache)
         response = self._kind.reply("List")(revision=request.at_revision or self._cache.revision)
-        fill: Callable[[Any], Any]
         if request.at_revision:
             candidates = iter(await self._past.list(self._kind, request.at_revision))
-            fill = redaction.without_secrets
+
+            def fill(message: Any) -> Any:
+                return self._output.past(message, caller)
         else:
             candidates = self._candidates(request.project_id, caller, after if order.is_by_id else None)
 
@@ -118,12 +121,12 @@ class Crud:
 
     async def create(self, request: Any, context: Context, origin: Origin, asked: Any = None) -> Any:
         """asked: what the client sent, where that is an update of something missing."""
-        prepared, violations = kernel.prepare(self._kind, request.resource, context)
-        refuse(violations)
+        draft = kernel.prepare(self._kind, request.resource, context)
+        refuse(draft.faults)
         project = request.resource.project_id
 
         def attempt(transaction: Transaction) -> Any:
-            return kernel.create(transaction, self._kind, prepared, context, project)
+            return kernel.create(transaction, self._kind, draft, context, project)
 
         return await self._commit(attempt, asked or request, context, origin)
 
@@ -154,6 +157,29 @@ class Crud:
             return resource_pb2.DeleteResponse()
 
         return await self._commit(attempt, request, context, origin)
+
+    def change(self, method: Method) -> Handler:
+        """The handler of a method that changes an object of the kind and gives it."""
+
+        async def handler(request: Any, context: Context, origin: Origin) -> Any:
+            refuse(check(request, operator=context.caller.is_operator))
+
+            def attempt(transaction: Transaction) -> Any:
+                return method(transaction, request, context.at(transaction))
+
+            return await self._commit(attempt, request, context, origin)
+
+        return handler
+
+    def read(self, method: Method) -> Handler:
+        """The handler of a method that reads what is now."""
+
+        async def handler(request: Any, context: Context, origin: Origin) -> Any:
+            refuse(check(request, operator=context.caller.is_operator))
+            reply, _ = await self._committer.rehearse(lambda transaction: method(transaction, request, context), origin)
+            return reply
+
+        return handler
 
     async def _commit(self, attempt: Callable[[Transaction], Any], request: Any, context: Context, origin: Origin) -> Any:
         """Commit once per request id; the reply with revision and output fields."""

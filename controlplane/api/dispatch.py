@@ -14,10 +14,10 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from controlplane.config import Defaults
 from controlplane.errors import ApiError, Code, StoreUnavailable, unavailable
 from controlplane.identity import authorize
 from controlplane.services.base import Context
+from controlplane.services.defaults import Installation
 from controlplane.store.commit import Hints
 from controlplane.store.txn import Origin
 from controlplane.tokens import Tokens
@@ -41,9 +41,9 @@ _trace_context = TraceContextTextMapPropagator()
 class Dispatch:
     """Wraps handlers into gRPC methods."""
 
-    def __init__(self, tokens: Tokens, defaults: Defaults, hints: Hints) -> None:
+    def __init__(self, tokens: Tokens, installation: Installation, hints: Hints) -> None:
         self._tokens = tokens
-        self._defaults = defaults
+        self._installation = installation
         self._hints = hints
         self._tracer = trace.get_tracer("kumihimo.api")
 
@@ -103,7 +103,7 @@ class Dispatch:
         if "traceparent" in metadata or trace.get_current_span().is_recording():
             _trace_context.inject(outgoing)
         return (
-            Context(caller, self._defaults, self._hints),
+            Context(caller, self._installation, self._installation.now(), self._hints),
             Origin(
                 actor=caller.identity,
                 project_id=caller.project,
@@ -165,6 +165,10 @@ async def abort(servicer: Any, error: ApiError) -> NoReturn:
         failure = error_details_pb2.PreconditionFailure()
         failure.violations.add(type=error.reason, description=message)
         status.details.append(_packed(failure))
+    if "quota" in error.metadata:
+        exceeded = error_details_pb2.QuotaFailure()
+        exceeded.violations.add(subject=_cut(error.metadata["quota"]), description=message)
+        status.details.append(_packed(exceeded))
     if status.code == code_pb2.UNAVAILABLE:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(RETRY_DELAY_MS)

@@ -5,16 +5,19 @@ Output fields are made at each read and never stored, so an agent cannot overwri
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from controlplane import redaction
 from controlplane.identity import Caller
 from controlplane.progress import Lag, Progress
-from controlplane.services import quota
+from controlplane.registry import KINDS
+from controlplane.services import quota, segment
+from controlplane.services.defaults import Installation
 from controlplane.store import keys
 from controlplane.store.cache import Cache
-from kumihimo.v1 import port_pb2, resource_pb2, store_pb2
+from kumihimo.v1 import network_pb2, port_pb2, resource_pb2, store_pb2
 
 LAGGING_SHOWN = 100
 # Reasons whose messages name no host, so that everybody may read them.
@@ -24,15 +27,21 @@ _WITHOUT_HOSTS = ("NOT_ATTACHED", "ADMIN_DOWN")
 class Output:
     """Fills output fields; one for the process."""
 
-    def __init__(self, cache: Cache, progress: Progress) -> None:
+    def __init__(self, cache: Cache, progress: Progress, installation: Installation) -> None:
         self._cache = cache
         self._progress = progress
+        self._installation = installation
         self._makers: dict[str, Callable[[Any], None]] = {
             "Network": self._network,
             "Subnet": self._subnet,
             "Port": self._port,
             "Node": self._node,
             "Quota": self._quota,
+            "PhysicalNetwork": self._physical_network,
+            "NetworkSegmentRange": self._range,
+            "Settings": self._settings,
+            "SubnetPool": _settled,
+            "AddressScope": _settled,
         }
 
     def fill(self, message: Any, caller: Caller) -> Any:
@@ -41,8 +50,15 @@ class Output:
         if make is not None:
             make(message)
         if not caller.is_operator:
-            _hide_hosts(message)
+            hide(message, caller)
         return redaction.without_secrets(message) if redaction.holds_secrets(message.DESCRIPTOR) else message
+
+    def past(self, message: Any, caller: Caller) -> Any:
+        """A message as it was: what was made at read then is not known."""
+        shown = redaction.without_secrets(message)
+        if not caller.is_operator:
+            hide(shown, caller)
+        return shown
 
     def _network(self, message: Any) -> None:
         message.subnets.extend(sorted(key.rsplit("/", 1)[1] for key in self._cache.folder(keys.subnets(message.id))))
@@ -119,8 +135,31 @@ class Output:
 
     def _quota(self, message: Any) -> None:
         message.usage.update(quota.usage(self._cache, message.id))
-        message.effective_limits.update(quota.effective(message.limits))
-        message.state = resource_pb2.STATE_ACTIVE
+        message.effective_limits.update(quota.effective(message.limits, self._default_quotas()))
+        _settled(message)
+
+    def _default_quotas(self) -> Mapping[str, int]:
+        stored = self._cache.message(KINDS["Settings"], keys.SETTINGS)
+        return stored.quotas if stored is not None else {}
+
+    def _physical_network(self, message: Any) -> None:
+        message.nodes.extend(segment.nodes_on(self._cache, message.id))
+        _settled(message)
+
+    def _range(self, message: Any) -> None:
+        for field, spans in zip((message.used, message.available), segment.numbers(self._cache, message), strict=True):
+            for low, high in spans:
+                field.add(minimum=low, maximum=high)
+        _settled(message)
+
+    def _settings(self, message: Any) -> None:
+        """What is in force; of Settings that are not the stored ones (a dry run) too."""
+        now = self._installation.over_file(message)
+        named = {field.name: getattr(now, field.name) for field in dataclasses.fields(now) if field.name != "network_type"}
+        message.in_force.MergeFrom(type(message.in_force)(**named))
+        message.in_force.network_type = network_pb2.NetworkType.Value(f"NETWORK_TYPE_{now.network_type.upper()}")
+        message.in_force.quotas.update(quota.effective({}, message.quotas))
+        _settled(message)
 
     def _node(self, message: Any) -> None:
         alive = self._progress.is_alive(message.id)
@@ -148,12 +187,23 @@ class Output:
             _condition(message, "Applied", False, error.reason, f"{error.object}: {error.message}")
 
 
+def _settled(message: Any) -> None:
+    """Of what no node has to apply."""
+    message.state = resource_pb2.STATE_ACTIVE
+
+
 def _condition(message: Any, kind: str, status: bool, reason: str, text: str) -> None:
     message.conditions.add(type=kind, status=status, reason=reason, message=text[:1024])
 
 
-def _hide_hosts(message: Any) -> None:
-    """Tenants see what became of their objects, not the names of hosts."""
+def hide(message: Any, caller: Caller) -> None:
+    """Tenants see what became of their objects, not the names of hosts and of other projects."""
+    match message.DESCRIPTOR.name:
+        case "PhysicalNetwork":
+            del message.nodes[:]
+        case "NetworkSegmentRange":
+            message.projects[:] = [project for project in message.projects if caller.sees(project)]
+            del message.used[:], message.available[:]
     if "binding" in message.DESCRIPTOR.fields_by_name:
         for binding in message.binding:
             binding.node = binding.interface = ""

@@ -37,6 +37,8 @@ from controlplane.controllers.release import Release
 from controlplane.errors import BadConfig, StoreRefused, StoreUnavailable
 from controlplane.progress import Progress
 from controlplane.registry import KINDS, OPERATIONS
+from controlplane.services import RULES
+from controlplane.services.defaults import Installation
 from controlplane.store import health as store_health
 from controlplane.store import restored
 from controlplane.store.access import Access, CannotProtect
@@ -53,10 +55,12 @@ GRACE = 2.0
 _log = structlog.get_logger("kumihimo.api")
 
 
-def handlers(dispatch: Dispatch, committer: Committer, progress: Progress) -> list[grpc.GenericRpcHandler]:
+def handlers(
+    dispatch: Dispatch, installation: Installation, committer: Committer, progress: Progress
+) -> list[grpc.GenericRpcHandler]:
     """A gRPC handler per service, made from the descriptors."""
     store, cache = committer.store, committer.cache
-    output = Output(cache, progress)
+    output = Output(cache, progress, installation)
     hub = Hub(store, cache, output)
     watches: Counter[str] = Counter()
     found = []
@@ -70,6 +74,8 @@ def handlers(dispatch: Dispatch, committer: Committer, progress: Progress) -> li
             "Update": crud.update,
             "Delete": crud.delete,
         }
+        verbs.update((name, crud.change(method)) for name, method in RULES[kind.name].changes.items())
+        verbs.update((name, crud.read(method)) for name, method in RULES[kind.name].reads.items())
         found.append(_service(kind.service, kind.name, verbs, dispatch))
     operations = {
         "Wait": Wait(cache, progress, output).wait,
@@ -138,7 +144,9 @@ async def serve(settings: config.Config) -> None:
             controllers.append(AccessControl(committer, progress))
         for controller in controllers:
             tasks.append(group.create_task(runner.run(controller, replica)))
-        server = _server(handlers(Dispatch(tokens, settings.defaults, committer.hints), committer, progress))
+        installation = Installation(cache, settings.defaults)
+        dispatch = Dispatch(tokens, installation, committer.hints)
+        server = _server(handlers(dispatch, installation, committer, progress))
         for address in settings.listen:
             _listen(server, address, credentials)
         await server.start()

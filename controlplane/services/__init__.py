@@ -8,10 +8,25 @@ from __future__ import annotations
 from controlplane.services.base import Rules
 from controlplane.services.network import NetworkRules
 from controlplane.services.node import NodeRules
+from controlplane.services.pool import AddressScopeRules, SubnetPoolRules
 from controlplane.services.port import PortRules
 from controlplane.services.quota import QuotaRules
+from controlplane.services.segment import NetworkSegmentRangeRules, PhysicalNetworkRules
+from controlplane.services.settings import SettingsRules
 from controlplane.services.subnet import SubnetRules
 
 RULES: dict[str, Rules] = {
-    rules.kind: rules for rules in (NetworkRules(), SubnetRules(), PortRules(), NodeRules(), QuotaRules())
+    rules.kind: rules
+    for rules in (
+        NetworkRules(),
+        SubnetRules(),
+        PortRules(),
+        NodeRules(),
+        QuotaRules(),
+        SettingsRules(),
+        PhysicalNetworkRules(),
+        NetworkSegmentRangeRules(),
+        AddressScopeRules(),
+        SubnetPoolRules(),
+    )
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -12,6 +12,7 @@ from controlplane.config import Defaults
 from controlplane.errors import ApiError, Code, Violation
 from controlplane.identity import Caller
 from controlplane.registry import KINDS
+from controlplane.services.defaults import Installation
 from controlplane.store import keys
 from controlplane.store.commit import Hints
 from controlplane.store.txn import Transaction
@@ -26,15 +27,28 @@ class Context:
     """What rules may know beside the store: who asks, and what the installation defaults to."""
 
     caller: Caller
+    installation: Installation
     defaults: Defaults
     hints: Hints
     random: random.Random = field(default_factory=random.SystemRandom)
+
+    def at(self, transaction: Transaction) -> Context:
+        """The same with the defaults that hold for a transaction, which is written only while they do."""
+        defaults = self.installation.of(transaction.read(keys.SETTINGS))
+        return self if defaults is self.defaults else replace(self, defaults=defaults)
+
+
+# A method of a kind beside the standard ones: (transaction, request, context) → its reply.
+Method = Callable[[Transaction, Any, Context], Any]
 
 
 class Rules:
     """Rules of one kind. The kernel has checked the descriptor's rules and the references before it calls these."""
 
     kind: str
+    # By name: those that write, and give an object of the kind; those that only read.
+    changes: Mapping[str, Method] = {}
+    reads: Mapping[str, Method] = {}
 
     def complete(self, new: Any, context: Context) -> None:
         """Write the defaults that do not depend on the store."""

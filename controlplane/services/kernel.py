@@ -7,9 +7,11 @@ kind's claims, quota, index, history. Everything an attempt decides on it reads 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from controlplane import redaction, services
+from controlplane.config import Defaults
 from controlplane.errors import (
     ApiError,
     Code,
@@ -76,8 +78,21 @@ def visible(kind: Kind, message: Any, caller: Caller) -> bool:
 # -- create -----------------------------------------------------------------------------------------------------------
 
 
-def prepare(kind: Kind, given: Any, context: Context) -> tuple[Any, list[Violation]]:
-    """The object that a create asks for, complete but for what depends on the store, and its faults."""
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The object that a create asks for. new: complete but for what depends on the store. faults: what is wrong with it.
+
+    defaults: those it was completed by.
+    """
+
+    given: Any
+    new: Any
+    faults: list[Violation]
+    defaults: Defaults
+
+
+def prepare(kind: Kind, given: Any, context: Context, object_id: str = "") -> Draft:
+    """The draft of an object; with this id, where it brings none."""
     new = copy(given)
     clear_output(new)
     new.ClearField("etag")
@@ -85,13 +100,17 @@ def prepare(kind: Kind, given: Any, context: Context) -> tuple[Any, list[Violati
     found = [*_set_project(kind, new, context.caller), *check(new, operator=context.caller.is_operator)]
     rules_of.complete(new, context)
     found += rules_of.check(new, None, context)
-    new.id = new.id or time_ordered_id()
-    return new, found
+    new.id = new.id or object_id or time_ordered_id()
+    return Draft(given, new, found, context.defaults)
 
 
-def create(transaction: Transaction, kind: Kind, prepared: Any, context: Context, project: str = "") -> Any:
+def create(transaction: Transaction, kind: Kind, draft: Draft, context: Context, project: str = "") -> Any:
     """Make an object that `prepare` gave, in a project if that was asked for; what is stored."""
-    new = copy(prepared)
+    context = context.at(transaction)
+    if context.defaults is not draft.defaults:
+        draft = prepare(kind, draft.given, context, draft.new.id)
+        refuse(draft.faults)
+    new = copy(draft.new)
     _refuse_taken_id(transaction, kind, new.id)
     _require_references(transaction, new, None, context.caller)
     if kind.parent and project:
@@ -161,6 +180,7 @@ def find(transaction: Transaction, kind: Kind, object_id: str, context: Context)
 
 def update(transaction: Transaction, kind: Kind, given: Any, paths: list[str], context: Context) -> Any:
     """Change an object to what the masked fields of `given` say; the object, with its old revision when nothing differs."""
+    context = context.at(transaction)
     key, stored = find(transaction, kind, given.id, context)
     _check_etag(kind, stored, given.etag)
     old = copy(stored)
@@ -178,6 +198,16 @@ def update(transaction: Transaction, kind: Kind, given: Any, paths: list[str], c
     before = transaction.get(key)
     _write(transaction, kind, new, before.value if before else b"")
     return new
+
+
+def amend(transaction: Transaction, kind: Kind, stored: Any, **fields: Any) -> None:
+    """Set fields of an object, which may be those that no client can change; it is as it was read until the commit."""
+    new = copy(stored)
+    for name, value in fields.items():
+        setattr(new, name, value)
+    key = keys.place(kind, stored.id, stored.network_id if kind.parent else "")
+    before = transaction.read(key)
+    _write(transaction, kind, new, before.value if before else b"")
 
 
 def _check_etag(kind: Kind, old: Any, etag: str) -> None:
@@ -241,9 +271,9 @@ def delete(
 
 def remove(transaction: Transaction, kind: Kind, old: Any, force: bool, context: Context) -> None:
     """Delete a stored object with all that stands for it."""
-    services.RULES[kind.name].delete(transaction, old, force, context)
     key = keys.place(kind, old.id, old.network_id if kind.parent else "")
     before = transaction.get(key)
+    services.RULES[kind.name].delete(transaction, old, force, context)
     if not kind.scope:  # else the whole scope is gone with it
         transaction.delete(key)
     if kind.indexed:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from controlplane.errors import Code, Violation, exhausted, precondition, reference_not_found, taken
+from controlplane.errors import Code, Violation, exhausted, precondition, taken
 from controlplane.registry import KINDS
 from controlplane.services import kernel
+from controlplane.services.availability import availability
 from controlplane.services.base import (
     Context,
     Rules,
@@ -19,6 +20,7 @@ from controlplane.services.base import (
     release,
     subnets_of,
 )
+from controlplane.services.segment import SEGMENTS, draw, segment_of, type_name
 from controlplane.store import keys
 from controlplane.store.txn import Transaction
 from controlplane.values import service_mac
@@ -26,12 +28,6 @@ from kumihimo.v1 import network_pb2 as pb
 
 # Bytes that an encapsulation adds to a frame's IP packet over an IPv4 underlay.
 OVERHEAD = {pb.NETWORK_TYPE_VXLAN: 50, pb.NETWORK_TYPE_GENEVE: 50, pb.NETWORK_TYPE_GRE: 42}
-SEGMENTS = {
-    pb.NETWORK_TYPE_VLAN: (1, 4094),
-    pb.NETWORK_TYPE_VXLAN: (1, (1 << 24) - 1),
-    pb.NETWORK_TYPE_GENEVE: (1, (1 << 24) - 1),
-    pb.NETWORK_TYPE_GRE: (1, (1 << 32) - 1),
-}
 ENABLED = {pb.NETWORK_TYPE_VXLAN}
 PHYSICAL = {pb.NETWORK_TYPE_VLAN, pb.NETWORK_TYPE_FLAT}
 LEAST_MTU = 68
@@ -39,17 +35,13 @@ KEY_POOL = "network-key"
 KEYS = (1, (1 << 24) - 1)
 
 
-def type_name(network_type: int) -> str:
-    """VXLAN for NETWORK_TYPE_VXLAN; the number itself when it means nothing."""
-    if network_type not in pb.NetworkType.values():
-        return str(network_type)
-    return pb.NetworkType.Name(network_type).removeprefix("NETWORK_TYPE_")
-
-
 class NetworkRules(Rules):
     """See the module."""
 
     kind = "Network"
+
+    def __init__(self) -> None:
+        self.reads = {"GetIpAvailability": availability}
 
     def complete(self, new: Any, context: Context) -> None:
         if not new.network_type:
@@ -81,8 +73,12 @@ class NetworkRules(Rules):
             yield Violation("physical_network", "MISSING_FIELD", "physical_network is missing; a FLAT network needs one")
         if new.segmentation_id:
             yield from self._check_segment(new, kind)
+            if new.network_type == pb.NETWORK_TYPE_VLAN and not new.physical_network:
+                text = "physical_network is missing; it goes with the segmentation_id of a VLAN network"
+                yield Violation("physical_network", "MISSING_FIELD", text)
         ceiling = context.defaults.underlay_mtu - OVERHEAD.get(new.network_type, 0)
-        if not LEAST_MTU <= new.mtu <= ceiling:
+        # A network keeps its MTU when the underlay's default is lowered.
+        if not LEAST_MTU <= new.mtu <= ceiling and (old is None or new.mtu != old.mtu):
             yield Violation(
                 "mtu",
                 "VALUE_OUT_OF_RANGE",
@@ -112,25 +108,20 @@ class NetworkRules(Rules):
             )
 
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:
-        if new.physical_network:
-            raise reference_not_found("physical_network", "PhysicalNetwork", new.physical_network)
-        pool = type_name(new.network_type).lower()
-        if not new.segmentation_id:
-            low, high = SEGMENTS[new.network_type]
-            new.segmentation_id = self._free(transaction, pool, low, high, context)
-        self._claim(transaction, pool, new.segmentation_id, new, "segmentation_id")
-        new.key = self._free(transaction, KEY_POOL, *KEYS, context)
+        if new.network_type in SEGMENTS and not new.segmentation_id:
+            draw(transaction, new, context)
+        segment = segment_of(new)
+        if segment is not None:
+            self._claim(transaction, *segment, new, "segmentation_id" if new.segmentation_id else "physical_network")
+        key = first_free(transaction, KEY_POOL, *KEYS, context)
+        if key is None:
+            raise exhausted("NO_FREE_SEGMENT", f"all {KEYS[1]} numbers of networks are in use", pool=KEY_POOL)
+        new.key = key
         self._claim(transaction, KEY_POOL, new.key, new, "key")
         mac_pool = keys.mac_pool(new.id)
         claim(transaction, mac_pool, service_mac(new.key), owner=new.id, project=new.project_id, network=new.id)
 
-    def _free(self, transaction: Transaction, pool: str, low: int, high: int, context: Context) -> int:
-        number = first_free(transaction, pool, low, high, context)
-        if number is None:
-            raise exhausted("NO_FREE_SEGMENT", f"every number of {low} to {high} is in use in the pool {pool}", pool=pool)
-        return number
-
-    def _claim(self, transaction: Transaction, pool: str, number: int, new: Any, field: str) -> None:
+    def _claim(self, transaction: Transaction, pool: str, number: object, new: Any, field: str) -> None:
         holder = claim(transaction, pool, number, owner=new.id, project=new.project_id, network=new.id)
         if holder is None:
             return
@@ -175,5 +166,7 @@ class NetworkRules(Rules):
                 transaction.require_empty(folder)
         transaction.delete_prefix(keys.scope(old.id))
         transaction.delete_prefix(keys.claim(f"net/{old.id}"))
-        release(transaction, type_name(old.network_type).lower(), old.segmentation_id)
+        segment = segment_of(old)
+        if segment is not None:
+            release(transaction, *segment)
         release(transaction, KEY_POOL, old.key)

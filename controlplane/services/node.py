@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from controlplane.errors import Code, Violation, exhausted, precondition, taken
 from controlplane.services.base import Context, Rules, claim, first_free, in_use, release
+from controlplane.services.segment import require_physical_networks
 from controlplane.store import keys
 from controlplane.store.txn import Transaction
-from controlplane.values import address
+from controlplane.values import address, quoted
 from kumihimo.v1 import node_pb2 as pb
 from kumihimo.v1 import store_pb2
 
 KEY_POOL = "node-key"
 KEYS = (1, (1 << 16) - 1)
 TUNNEL_POOL = "tunnel-ip"
+_INTERFACE = re.compile(r"[^\s/:]{1,15}")
 
 
 class NodeRules(Rules):
@@ -33,6 +36,12 @@ class NodeRules(Rules):
             new.weight = 100
 
     def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
+        for physical_network, interface in sorted(new.bridge_mappings.items()):
+            if not _INTERFACE.fullmatch(interface):
+                text = (
+                    f"bridge_mappings: {physical_network} is mapped to {quoted(interface)}; the name of an interface, of 1-15"
+                )
+                yield Violation("bridge_mappings", "STRING_INVALID", f"{text} characters, is accepted")
         try:
             tunnel = address(new.tunnel_ip) if new.tunnel_ip else None
         except ValueError:
@@ -46,6 +55,7 @@ class NodeRules(Rules):
             )
 
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:
+        require_physical_networks(transaction, new.bridge_mappings)
         key = first_free(transaction, KEY_POOL, *KEYS, context)
         if key is None:
             raise exhausted("NO_FREE_SEGMENT", f"all {KEYS[1]} node numbers are in use")
@@ -55,6 +65,7 @@ class NodeRules(Rules):
 
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
         new.key = old.key
+        require_physical_networks(transaction, set(new.bridge_mappings) - set(old.bridge_mappings))
         if new.tunnel_ip != old.tunnel_ip:
             if old.tunnel_ip:
                 transaction.delete(keys.claim(TUNNEL_POOL, old.tunnel_ip))

@@ -1,13 +1,14 @@
 """Quotas: how many objects of a kind a project may have, exact under any concurrency.
 
 Each counted object holds a slot, a claim of a number from 1 to the limit (`claim/quota/{project}/{plural}/{n}`): a number
-more than the limit cannot be claimed, and no counter is fought over. After a limit was lowered below what is in use, slots
-above it exist; then (`crowded`) the whole folder is compared too, until a higher limit holds them all.
+more than the limit cannot be claimed, and no counter is fought over. After a limit was lowered, slots above it may exist:
+the highest limit there was is remembered (`former`), and as long as a slot above the limit is in use, who takes one compares
+the project's whole folder. Such slots become fewer only, since a claim compares the keys that the limit was read from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from controlplane.errors import Violation, exhausted, precondition
@@ -16,6 +17,7 @@ from controlplane.services.base import Context, Rules, claim, first_free
 from controlplane.store import keys
 from controlplane.store.cache import Cache
 from controlplane.store.txn import Transaction
+from controlplane.values import quoted
 from kumihimo.v1 import store_pb2
 
 COUNTED = {kind.options.plural: kind for kind in KINDS.values() if kind.options.quota}
@@ -25,14 +27,38 @@ MOST = (1 << 31) - 1
 
 def limit_of(transaction: Transaction, kind: Kind, project: str) -> tuple[int, bool]:
     """(how many a project may have, whether slots above that may be in use)."""
-    of_project = KINDS["Quota"]
+    of_project, plural = KINDS["Quota"], kind.options.plural
     key = keys.place(of_project, project)
     transaction.read(key)
     stored = transaction.message(of_project, key)
-    plural = kind.options.plural
-    if stored is None or plural not in stored.limits:
-        return int(kind.options.quota), False
-    return int(stored.limits[plural]), plural in stored.crowded
+    crowded = stored is not None and plural in stored.former_limits
+    if stored is not None and plural in stored.limits:
+        return number(stored.limits[plural]), crowded
+    settings = defaults_of(transaction)
+    limit = settings.quotas.get(plural, kind.options.quota)
+    return number(limit), crowded or plural in settings.former_quotas
+
+
+def defaults_of(transaction: Transaction) -> Any:
+    """The Settings; the commit happens only if they are as they were read."""
+    kind = KINDS["Settings"]
+    transaction.read(keys.SETTINGS)
+    return transaction.message(kind, keys.SETTINGS) or kind.message()
+
+
+def remember(former: MutableMapping[str, int], before: Mapping[str, int], now: Mapping[str, int]) -> None:
+    """Keep in `former`, by plural noun, the highest limit there was, where that is more than now."""
+    for plural in COUNTED:
+        most = max(number(before[plural]), former.get(plural, 0))
+        if most > number(now[plural]):
+            former[plural] = most
+        elif plural in former:
+            del former[plural]
+
+
+def number(limit: int) -> int:
+    """A limit as slots are counted: MOST for any number."""
+    return MOST if limit == UNLIMITED else int(limit)
 
 
 def take(transaction: Transaction, kind: Kind, new: Any, context: Context) -> int:
@@ -40,11 +66,10 @@ def take(transaction: Transaction, kind: Kind, new: Any, context: Context) -> in
     project = new.project_id
     limit, crowded = limit_of(transaction, kind, project)
     pool = keys.quota_pool(project, kind)
-    if limit == UNLIMITED:
-        limit = MOST
     used = transaction.count(keys.claim(pool)) if limit < MOST else 0
     slot = first_free(transaction, pool, 1, limit, context) if used < limit else None
-    if crowded:
+    # A slot above the limit was taken under a higher one, of which this transaction knows: none is added while it holds.
+    if crowded and _highest(transaction, pool) > limit:
         transaction.require_unchanged(keys.claim(pool))
     if slot is None or claim(transaction, pool, slot, owner=new.id, project=project) is not None:
         plural = kind.options.plural
@@ -65,14 +90,37 @@ def give_back(transaction: Transaction, kind: Kind, index: store_pb2.Index) -> N
         transaction.delete(keys.claim(keys.quota_pool(index.project_id, kind), index.quota_slot))
 
 
-def effective(limits: Any) -> dict[str, int]:
-    """The limit of every counted kind, where `limits` are those that were set."""
-    return {plural: limits.get(plural, kind.options.quota) for plural, kind in COUNTED.items()}
+def _highest(transaction: Transaction, pool: str) -> int:
+    """The highest slot in use."""
+    folder = keys.claim(pool)
+    return max((int(key[len(folder) :]) for key in transaction.folder(folder)), default=0)
+
+
+def effective(limits: Mapping[str, int], defaults: Mapping[str, int]) -> dict[str, int]:
+    """The limit of every counted kind: what was set for the project, else for the installation."""
+    return {plural: limits.get(plural, defaults.get(plural, kind.options.quota)) for plural, kind in COUNTED.items()}
+
+
+def check_limits(field: str, limits: Mapping[str, int]) -> Iterator[Violation]:
+    """Faults of limits by plural noun."""
+    for plural, limit in sorted(limits.items()):
+        if plural not in COUNTED:
+            accepted = ", ".join(COUNTED)
+            text = f"{field}: nothing is counted as {quoted(plural)}; accepted: {accepted}"
+            yield Violation(field, "VALUE_OUT_OF_RANGE", text)
+        elif not UNLIMITED <= limit < MOST:
+            text = f"{field}: {plural} is {limit}; {UNLIMITED} (any number) to {MOST - 1} is accepted"
+            yield Violation(field, "VALUE_OUT_OF_RANGE", text)
 
 
 def usage(cache: Cache, project: str) -> dict[str, int]:
     """How many objects of each counted kind a project has."""
     return {plural: len(cache.folder(keys.claim(keys.quota_pool(project, kind)))) for plural, kind in COUNTED.items()}
+
+
+def _is_key(project: str) -> bool:
+    """Whether an object can stand in the store under this id (keys.py)."""
+    return "/" not in project and not project.startswith(".")
 
 
 class QuotaRules(Rules):
@@ -81,41 +129,41 @@ class QuotaRules(Rules):
     kind = "Quota"
 
     def default(self, object_id: str, context: Context) -> Any | None:
-        return KINDS[self.kind].message(id=object_id, project_id=object_id) if object_id else None
+        if not object_id or not _is_key(object_id):
+            return None
+        return KINDS[self.kind].message(id=object_id, project_id=object_id)
 
     def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
-        for plural, limit in sorted(new.limits.items()):
-            if plural not in COUNTED:
-                accepted = ", ".join(COUNTED)
-                yield Violation(
-                    "limits", "VALUE_OUT_OF_RANGE", f"limits: nothing is counted as {plural!r}; accepted: {accepted}"
-                )
-            elif not UNLIMITED <= limit < MOST:
-                text = f"limits: {plural} is {limit}; {UNLIMITED} (any number) to {MOST - 1} is accepted"
-                yield Violation("limits", "VALUE_OUT_OF_RANGE", text)
+        if new.id and not _is_key(new.id):
+            yield Violation(
+                "id", "ID_INVALID", f"id {quoted(new.id)} has a / or begins with a dot; the id of a project without is accepted"
+            )
+        yield from check_limits("limits", new.limits)
 
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:
         new.project_id = new.id
-        self._mark_crowded(transaction, new)
+        self._remember(transaction, KINDS[self.kind].message(), new)
 
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
-        self.create(transaction, new, context)
+        new.project_id = new.id
+        self._remember(transaction, old, new)
 
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
-        # The defaults are limits that nobody has been measured against.
-        if any(transaction.count(keys.claim(keys.quota_pool(old.id, kind))) for kind in COUNTED.values()):
-            raise precondition(
-                "INCOMPATIBLE_STATE",
-                f"Quota {old.id}: the project has objects that are counted; update the limits instead",
-            )
-        for kind in COUNTED.values():
-            transaction.require_empty(keys.claim(keys.quota_pool(old.id, kind)))
+        """Back to the defaults, unless more is in use: nobody would remember it."""
+        defaults = effective({}, defaults_of(transaction).quotas)
+        for plural, kind in COUNTED.items():
+            pool = keys.quota_pool(old.id, kind)
+            transaction.require_unchanged(keys.claim(pool))
+            if _highest(transaction, pool) > number(defaults[plural]):
+                raise precondition(
+                    "INCOMPATIBLE_STATE",
+                    f"Quota {old.id}: more {plural.replace('_', ' ')} may be in use than the {defaults[plural]} of the default;"
+                    " clear its limits by an update instead",
+                )
 
-    def _mark_crowded(self, transaction: Transaction, new: Any) -> None:
-        del new.crowded[:]
-        for plural, limit in effective(new.limits).items():
-            folder = keys.claim(keys.quota_pool(new.id, COUNTED[plural]))
-            slots = [int(key[len(folder) :]) for key in transaction.folder(folder)]
-            transaction.require_unchanged(folder)
-            if limit != UNLIMITED and max(slots, default=0) > limit:
-                new.crowded.append(plural)
+    def _remember(self, transaction: Transaction, old: Any, new: Any) -> None:
+        settings = defaults_of(transaction)
+        defaults = effective({}, settings.quotas)
+        # Where the project had no limit of its own, it may have as much as any default has allowed.
+        most = {plural: max(number(limit), settings.former_quotas.get(plural, 0)) for plural, limit in defaults.items()}
+        remember(new.former_limits, {**most, **old.limits}, {**defaults, **new.limits})

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 
-from controlplane.errors import Code, Violation, exhausted, precondition, taken
+from controlplane.errors import Code, Violation, exhausted, precondition, refuse, taken
 from controlplane.registry import KINDS
+from controlplane.services import prefixes
 from controlplane.services.base import (
     Context,
     Rules,
@@ -27,7 +28,6 @@ from kumihimo.v1 import store_pb2
 LEAST_LEASE = 120  # seconds
 DEFAULT_LEASE = 24 * 3600
 INFINITE_LEASE = -1
-LIMITS = {4: (8, 32), 6: (3, 128)}
 
 
 def usable(network: Network) -> tuple[int, int]:
@@ -71,18 +71,18 @@ class SubnetRules(Rules):
             new.ipv6_address_mode = new.ipv6_address_mode or new.ipv6_ra_mode
 
     def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
-        if new.prefix_length and (new.cidr or not new.subnet_pool_id):
-            yield Violation("prefix_length", "FIELDS_EXCLUSIVE", "prefix_length goes with subnet_pool_id; give a cidr instead")
+        if old is None and new.prefix_length:
+            yield from self._check_length(new)
         if new.disable_gateway and new.gateway_ip:
             yield Violation("gateway_ip", "FIELDS_EXCLUSIVE", "gateway_ip and disable_gateway exclude each other")
         if not new.cidr:
-            if not new.subnet_pool_id:
+            if not new.subnet_pool_id or old is not None:
                 yield Violation("cidr", "MISSING_FIELD", "cidr is missing; for example 10.0.0.0/24")
             return
         if not _is_prefix(new.cidr):
             return  # the descriptor's rules have said so
         network = prefix(new.cidr)
-        if old is not None and old.cidr != new.cidr and not _contains(network, prefix(old.cidr)):
+        if old is not None and old.cidr != new.cidr and not prefixes.contains(network, prefix(old.cidr)):
             # Said first and alone: that gateway and pools lie outside follows from it.
             yield Violation("cidr", "IMMUTABLE_FIELD", f"cidr is {old.cidr}; only a prefix that contains it is accepted")
             return
@@ -97,13 +97,20 @@ class SubnetRules(Rules):
                 Code.UNIMPLEMENTED,
             )
 
+    def _check_length(self, new: Any) -> Iterator[Violation]:
+        if not new.subnet_pool_id:
+            yield Violation("prefix_length", "FIELDS_EXCLUSIVE", "prefix_length goes with subnet_pool_id; give a cidr instead")
+        elif new.cidr and _is_prefix(new.cidr) and prefix(new.cidr).prefixlen != new.prefix_length:
+            text = f"prefix_length {new.prefix_length} is not that of the cidr {new.cidr}; give one of the two"
+            yield Violation("prefix_length", "FIELDS_EXCLUSIVE", text)
+
     def _check_prefix(self, new: Any, network: Network) -> Iterator[Violation]:
         if new.ip_version in pb.IpVersion.values() and new.ip_version != network.version:
             yield Violation("ip_version", "IP_FAMILY_MISMATCH", f"ip_version is not that of {new.cidr}; leave it out")
-        low, high = LIMITS[network.version]
+        low, high = prefixes.LIMITS[network.version]
         if not low <= network.prefixlen <= high:
             yield Violation("cidr", "CIDR_INVALID", f"cidr {new.cidr}: a length of /{low} to /{high} is accepted")
-        if network.is_multicast or network.is_link_local or network.is_loopback:
+        if not prefixes.for_hosts(network):
             text = f"cidr {new.cidr} is multicast, link-local or loopback; one that hosts may have is accepted"
             yield Violation("cidr", "CIDR_INVALID", text)
         modes = (new.ipv6_ra_mode, new.ipv6_address_mode)
@@ -193,12 +200,19 @@ class SubnetRules(Rules):
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:
         network = network_of(transaction, new.network_id)
         new.project_id = network.project_id
+        if new.subnet_pool_id:
+            prefixes.allocate(transaction, new, context)
+            self.complete(new, context)
+            refuse([*self.check(new, None, context)])
         self._refuse_overlap(transaction, new)
         self._serve(transaction, new, "")
 
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
         if new.cidr != old.cidr:
             self._refuse_overlap(transaction, new)
+            if old.subnet_pool_id:
+                prefixes.give_back(transaction, keys.prefix_pool(old.subnet_pool_id), prefix(old.cidr))
+                prefixes.allocate(transaction, new, context)
         if new.gateway_ip != old.gateway_ip and new.gateway_ip:
             self._refuse_taken_gateway(transaction, new)
         self._serve(transaction, new, old.dhcp_server_ip)
@@ -235,12 +249,14 @@ class SubnetRules(Rules):
             )
         transaction.require_unchanged(pool)
         transaction.delete_prefix(pool)
+        if old.subnet_pool_id:
+            prefixes.give_back(transaction, keys.prefix_pool(old.subnet_pool_id), prefix(old.cidr))
 
     def _refuse_overlap(self, transaction: Transaction, new: Any) -> None:
         transaction.require_unchanged(keys.subnets(new.network_id))
         mine = prefix(new.cidr)
         for other in subnets_of(transaction, new.network_id):
-            if other.id != new.id and _overlap(mine, prefix(other.cidr)):
+            if other.id != new.id and prefixes.overlap(mine, prefix(other.cidr)):
                 name = label(other.id, other.name)
                 raise taken("CIDR_OVERLAP", f"cidr {new.cidr} overlaps {other.cidr} of Subnet {name}", name)
 
@@ -287,17 +303,6 @@ def _parsed(text: str) -> Address | None:
 
 def _address(network: Network, number: int) -> Address:
     return type(network.network_address)(number)
-
-
-def _overlap(one: Network, other: Network) -> bool:
-    if one.version != other.version:
-        return False
-    first = max(int(one.network_address), int(other.network_address))
-    return first <= min(int(one.broadcast_address), int(other.broadcast_address))
-
-
-def _contains(outer: Network, inner: Network) -> bool:
-    return _overlap(outer, inner) and outer.prefixlen <= inner.prefixlen
 
 
 def _without(first: int, last: int, gateway: str) -> Iterator[tuple[int, int]]:

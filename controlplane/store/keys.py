@@ -13,8 +13,9 @@
     alive/{node}                 leased
     index/{kind}/{id}            the network that holds an object, and its quota slot
     index/bind/{node}/{port}     ports bound to a node
-    claim/{pool}/{value}         a unique value in use; pools: vxlan, network-key, node-key, tunnel-ip,
-                                 net/{net}/mac, net/{net}/ip/{subnet}, quota/{project}/{plural}
+    claim/{pool}/{value}         a unique value in use; pools: vxlan, vlan/{physical network}, flat, network-key, node-key,
+                                 tunnel-ip, net/{net}/mac, net/{net}/ip/{subnet}, quota/{project}/{plural},
+                                 prefix/{subnet pool}, scope/{address scope}, default-subnet-pool
     request/{actor}/{project}/{id}   first result of a named request, leased for 24 h
     apply/{project}              rewritten by each apply that makes objects by name: it knows that no other has
     change/{object}/{id}         one change of an object, leased for 90 days; id is a version 7 uuid, in order of time
@@ -48,6 +49,8 @@ CLUSTER = ROOT + "meta/cluster"
 RESTORED = ROOT + "meta/restored"
 COMPACTION = ROOT + "meta/compaction"
 FORMAT_VERSION = 1
+INSTALLATION = "installation"
+SETTINGS = f"{ROOT}settings/{INSTALLATION}"
 
 _SCOPED = {kind.scope: kind for kind in KINDS.values() if kind.scope}
 _BY_NOUN = {kind.noun: kind for kind in KINDS.values()}
@@ -164,6 +167,16 @@ def ip_pool(network_id: str, subnet_id: str) -> str:
 def quota_pool(project_id: str, kind: Kind) -> str:
     """The claims that count a project's objects of a kind: a slot each."""
     return f"quota/{_quoted(project_id)}/{kind.options.plural}"
+
+
+def prefix_pool(pool_id: str) -> str:
+    """The prefixes that subnets have of a subnet pool."""
+    return f"prefix/{pool_id}"
+
+
+def scope_pool(scope_id: str) -> str:
+    """The prefixes that subnet pools have in an address scope."""
+    return f"scope/{scope_id}"
 
 
 def request(actor: str, project_id: str, request_id: str) -> str:

@@ -107,7 +107,9 @@ class Batch:
         return key in self._deleted or any(whole and key.startswith(prefix) for prefix, whole in self._deleted.items())
 
     def wrote_below(self, prefix: str) -> bool:
-        """Whether an attempt has put or deleted a key with this prefix, which ends with "/"."""
+        """Whether an attempt has put or deleted a key with this prefix."""
+        if not prefix.endswith("/"):
+            return any(key.startswith(prefix) for key in (*self._put, *self._deleted))
         return any(folder.startswith(prefix) for folder in self._puts) or any(key.startswith(prefix) for key in self._deleted)
 
     def depends_on(self, key: str) -> bool:

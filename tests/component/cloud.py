@@ -417,18 +417,18 @@ class Cloud:
         """Delete everything that is no base: all networks with what is in them, all nodes, what nodes said."""
         await self.write(delete(keys.STATUS, prefix=True), delete(keys.ALIVE, prefix=True))
         for network in await self._ids("Network"):
-            for port in (await self.api.list("Port", page_size=1000, filter=f'network_id = "{network}"')).items:
-                if port.deletion_protection:
-                    await self.api.update("Port", port.id, mask=["deletion_protection"])
-                await self.api.delete("Port", port.id, force=True)
-            for subnet in (await self.api.list("Subnet", filter=f'network_id = "{network}"')).items:
-                if subnet.deletion_protection:
-                    await self.api.update("Subnet", subnet.id, mask=["deletion_protection"])
+            for kind in ("Port", "Subnet"):
+                for item in (await self.api.list(kind, page_size=1000, filter=f'network_id = "{network}"')).items:
+                    if item.deletion_protection:
+                        await self.api.update(kind, item.id, mask=["deletion_protection"])
+                    await self.api.delete(kind, item.id, force=True)
             await self.api.update("Network", network, mask=["deletion_protection"])
             await self.api.delete("Network", network, force=True)
-        for node in await self._ids("Node"):
-            await self.api.update("Node", node, mask=["deletion_protection"])
-            await self.api.delete("Node", node, force=True)
+        # Those that others refer to come last.
+        for kind in ("Node", "SubnetPool", "AddressScope", "NetworkSegmentRange", "PhysicalNetwork"):
+            for object_id in await self._ids(kind):
+                await self.api.update(kind, object_id, mask=["deletion_protection"])
+                await self.api.delete(kind, object_id, force=kind == "Node")
 
     async def _ids(self, kind: str) -> list[str]:
         return [item.id for item in (await self.api.list(kind, page_size=1000)).items]

@@ -18,8 +18,9 @@ from controlplane.services.kernel import MADE_AT_READ
 from controlplane.store import client as operations
 from controlplane.store import keys
 from controlplane.store.txn import time_ordered_id
-from controlplane.validate import IMMUTABLE, OUTPUT_ONLY, behaves
+from controlplane.validate import IMMUTABLE, OUTPUT_ONLY, REQUIRED, behaves
 from kumihimo.v1 import store_pb2
+from tests.component import rows
 from tests.component.cloud import Client, Cloud, Refused, consistent, refused, service_of
 from tests.waiting import until
 
@@ -41,15 +42,18 @@ async def make(api: Client) -> Make:
     async def one(kind: str, *, by: str = "root", request: dict[str, Any] | None = None, **fields: Any) -> Any:
         nonlocal count
         count += 1
-        if kind == "Node":
-            fields.setdefault("id", f"node-{count}")
         if kind in ("Subnet", "Port") and "network_id" not in fields:
             fields["network_id"] = (await api.create("Network", by=by)).id
-        if kind == "Subnet":
-            fields.setdefault("cidr", f"10.{count}.0.0/24")
-        return await api.create(kind, by=by, request=request, **fields)
+        return await api.create(kind, by=by, request=request, **{**rows.sample(kind, count), **fields})
 
     return one
+
+
+def needed(item: Any) -> dict[str, Any]:
+    """What a full replacement of an object has to state."""
+    fields = item.DESCRIPTOR.fields_by_name
+    names = [name for name in fields if behaves(fields[name], REQUIRED) and not behaves(fields[name], IMMUTABLE)]
+    return {name: getattr(item, name) for name in [*names, *(["cidr"] if "cidr" in fields else [])]}
 
 
 @pytest.mark.parametrize("kind", EVERY)
@@ -93,8 +97,7 @@ async def test_masks(api: Client, make: Make, kind: str) -> None:
     changed = await api.update(kind, item.id, mask=["tags", "name"], name="two", description="ignored")
     assert (changed.name, changed.description, list(changed.tags)) == ("two", "second", [])
     # Everything: what is unset goes back to its default; what cannot change stays.
-    needed = {"cidr": item.cidr} if kind == "Subnet" else {}
-    changed = await api.update(kind, item.id, mask=["*"], name="three", **needed)
+    changed = await api.update(kind, item.id, mask=["*"], name="three", **needed(item))
     assert (changed.name, changed.description) == ("three", "")
     for descriptor in KINDS[kind].descriptor.fields:
         if behaves(descriptor, IMMUTABLE):
@@ -226,8 +229,9 @@ async def test_allow_missing(cloud: Cloud, make: Make, kind: str) -> None:
     fields: dict[str, Any] = {
         "Subnet": {"network_id": network.id, "cidr": "10.0.0.0/24"},
         "Port": {"network_id": network.id},
-    }.get(kind, {})
-    new_id = "absent" if kind == "Node" else time_ordered_id()
+    }.get(kind, rows.sample(kind, 0))
+    fields.pop("id", None)
+    new_id = "absent" if KINDS[kind].options.operator_named else time_ordered_id()
     before = await cloud.settled()
     await api.delete(kind, new_id, allow_missing=True)
     assert await cloud.store.revision() == before
@@ -247,7 +251,7 @@ async def test_b_api_11_validate_only_changes_nothing(cloud: Cloud, make: Make, 
     api = cloud.api
     item = await make(kind, name="one")
     before = await cloud.settled()
-    fields: dict[str, Any] = {"id": "dry"} if kind == "Node" else {}
+    fields = rows.sample(kind, 100)
     if kind in ("Subnet", "Port"):
         fields["network_id"] = item.network_id
     if kind == "Subnet":
@@ -271,7 +275,7 @@ async def test_b_api_09_and_c_13_a_named_request_acts_once(cloud: Cloud, second_
     fields: dict[str, Any] = {
         "Subnet": {"network_id": network.id, "cidr": "10.0.0.0/24"},
         "Port": {"network_id": network.id},
-    }.get(kind, {"id": "replayed"} if kind == "Node" else {})
+    }.get(kind, rows.sample(kind, 0))
 
     async def create(by: Client, **changed: Any) -> Any:
         return await by.create(kind, request={"request_id": name}, **{**fields, "name": "one", **changed})
@@ -449,8 +453,7 @@ async def test_unknown_fields_of_a_newer_release_survive_an_update(cloud: Cloud,
     assert newer not in entry.value
     await cloud.write(operations.put(key, entry.value + newer))
     for mask in ([], ["name"], ["*"]):
-        needed = {"cidr": item.cidr} if kind == "Subnet" else {}
-        await cloud.api.update(kind, item.id, mask=mask, name=f"two {mask}", **needed)
+        await cloud.api.update(kind, item.id, mask=mask, name=f"two {mask}", **needed(item))
         entry = await cloud.store.get(key)
         assert entry is not None
         assert newer in entry.value
@@ -468,7 +471,15 @@ async def test_what_is_observed_is_never_stored(cloud: Cloud, make: Make, kind: 
     assert not set_fields & set(MADE_AT_READ)
     assert entry.mod_revision == changed.revision
     outputs = {descriptor.name for descriptor in KINDS[kind].descriptor.fields if behaves(descriptor, OUTPUT_ONLY)}
-    assert set_fields & outputs <= {"create_time", "update_time", "creator", "last_modifier", "key", "dhcp_server_ip"}
+    assert set_fields & outputs <= {
+        "create_time",
+        "update_time",
+        "creator",
+        "last_modifier",
+        "key",
+        "dhcp_server_ip",
+        "ip_version",
+    }
 
 
 async def test_the_change_record_says_who_did_what(cloud: Cloud) -> None:

@@ -14,6 +14,7 @@ from controlplane.registry import KINDS
 from controlplane.store import client, keys
 from kumihimo.v1 import store_pb2
 from tests.component import cloud as agent
+from tests.component import rows
 from tests.component.cloud import Client, Cloud, Refused, consistent, everything, faults, refused
 from tests.waiting import until
 
@@ -177,7 +178,10 @@ async def test_of_overlapping_subnets_made_at_once_one_stays(cloud: Cloud, secon
 async def test_deleted_twice_at_once_is_deleted_once(cloud: Cloud, second_api: Client) -> None:
     for kind in (name for name, kind in KINDS.items() if not kind.options.implicit):
         for number in range(3):
-            fields: dict[str, Any] = {"id": f"n{number}"} if kind == "Node" else {}
+            fields: dict[str, Any] = {
+                **rows.BASE.get(kind, {}),
+                **({"id": f"n{number}"} if KINDS[kind].options.operator_named else {}),
+            }
             if kind in ("Subnet", "Port"):
                 fields["network_id"] = (await cloud.api.create("Network")).id
             if kind == "Subnet":

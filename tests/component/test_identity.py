@@ -41,10 +41,10 @@ READABLE = {**dict.fromkeys(READ, "reader"), **dict.fromkeys(WRITE, "operator")}
 # Decided here once more, on purpose not read from the policy: kind → method → the least role. A method without a line is one
 # that nobody has decided about, and fails.
 DECIDED: dict[str, dict[str, str]] = {
-    "Network": TENANTS,
+    "Network": {**TENANTS, "GetIpAvailability": "reader"},
     "Subnet": TENANTS,
     "Port": TENANTS,
-    "SubnetPool": TENANTS,
+    "SubnetPool": {**TENANTS, **dict.fromkeys(("AddPrefixes", "RemovePrefixes", "Onboard"), "member")},
     "AddressScope": TENANTS,
     "Node": OPERATORS,
     "Settings": OPERATORS,

@@ -28,8 +28,10 @@ ALICE, BOB = "demo", "other"
 # One of each, the same in both projects; a kind without a line has no proof that it keeps projects apart. Parents first;
 # `{kind}` stands for the id of the object of that kind.
 TWINS: dict[str, dict[str, Any]] = {
+    "AddressScope": {"name": "inside", "ip_version": 4},
+    "SubnetPool": {"name": "private", "prefixes": ["10.0.0.0/8"], "address_scope_id": "{AddressScope}"},
     "Network": {"name": "net"},
-    "Subnet": {"name": "lan", "network_id": "{Network}", "cidr": "10.0.0.0/24"},
+    "Subnet": {"name": "lan", "network_id": "{Network}", "cidr": "10.0.0.0/24", "subnet_pool_id": "{SubnetPool}"},
     "Port": {
         "name": "web",
         "network_id": "{Network}",

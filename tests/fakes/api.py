@@ -127,7 +127,7 @@ class FakeApi(grpc.GenericRpcHandler):
             matching = [item for item in self.objects[service] if _matches(item, request.filter)]
             reply.items.extend(matching[start : start + size])
             reply.next_page_token = str(start + size) if start + size < len(matching) else ""
-        else:
+        elif "revision" in reply.DESCRIPTOR.fields_by_name:
             reply.revision = getattr(request, "revision", 0) or 90 + len(self.calls)
         return reply
 

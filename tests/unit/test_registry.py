@@ -33,7 +33,9 @@ VERBS = {"Create", "Get", "List", "Watch", "Update", "Delete"}
 
 
 def test_there_is_a_set_of_rules_for_every_kind() -> None:
-    assert set(RULES) == set(KINDS) == {"Network", "Subnet", "Port", "Node", "Quota"}
+    assert set(RULES) == set(KINDS)
+    tenants = {"Network", "Subnet", "Port", "SubnetPool", "AddressScope"}
+    assert set(KINDS) == tenants | {"Node", "Quota", "PhysicalNetwork", "NetworkSegmentRange", "Settings"}
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -81,7 +83,7 @@ class TestKind:
             assert rule.format in CANONICAL
             if rule.reference:
                 assert rule.reference[0].isupper()
-                assert field.name.endswith(("_id", "_ids")) or field.name == "availability_zone_hints"
+                assert field.name.endswith(("_id", "_ids")) or field.name in ("availability_zone_hints", "physical_network")
 
     def test_columns_arguments_and_parent_are_fields(self, kind: Kind) -> None:
         names = set(kind.descriptor.fields_by_name)
