@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from cli import nouns, tracing
+from cli.apply import apply
 from cli.completion import completion
 from cli.errors import ERROR, EXIT_CODES, INTERRUPTED, USAGE, CliError
+from cli.export import export
+from cli.history import history
 from cli.kinds import kinds
 from cli.profile import profile
 from cli.settings import Settings
@@ -106,7 +109,7 @@ def help_(ctx: click.Context, words: tuple[str, ...]) -> None:
     click.echo(at.get_help())
 
 
-for _command in (status, wait, profile, completion, help_):
+for _command in (apply, export, history, status, wait, profile, completion, help_):
     root.add_command(_command)
 
 
