@@ -1,7 +1,8 @@
 """YAML and JSON files as trees that know their lines.
 
 Scalars keep the text that was written: what it means is up to the field it is for, so `name: no` is a name and
-`mac: 11:22:33:44:55:66` a MAC. The tree is built from the parser's events without recursion, however deep it is.
+`mac: 11:22:33:44:55:66` a MAC. The tree is built from the parser's events without recursion: PyYAML's own way ends the
+process where nesting is deep.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+_DEEPEST = 100  # levels; the parser's time grows with their square
 _NULL = ("", "~", "null", "Null", "NULL")
 # A character beyond the first 65,536 as JSON writes it in ASCII.
 _PAIR = re.compile(r"((?<!\\)(?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
@@ -62,7 +64,8 @@ def _documents(text: str) -> Iterator[Node]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         told = " ".join(f"{error.context or ''} {error.problem or ''}".split())
-        raise Unreadable(mark.line + 1 if mark else 0, f"it is not YAML: {told}") from error
+        # What ends too early is at fault in its last line.
+        raise Unreadable(min(mark.line + 1, len(text.splitlines())) if mark else 0, f"it is not YAML: {told}") from error
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         raise Unreadable(line, f"it is not YAML: {error.reason}") from error
@@ -98,6 +101,8 @@ def _trees(events: Iterator[Any]) -> Iterator[Node]:
                 raise Unreadable(event.start_mark.line + 1, f"it is not YAML: *{event.anchor} stands for nothing")
         elif isinstance(event, kinds.CollectionStartEvent):
             node = Node(event.start_mark.line + 1, done=False)
+            if len(open_nodes) == _DEEPEST:
+                raise Unreadable(node.line, f"it is nested more than {_DEEPEST} levels deep")
             open_nodes.append((node, []))
             if event.anchor:
                 anchors[event.anchor] = node

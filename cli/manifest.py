@@ -143,7 +143,7 @@ class _Reader:
             where = f"{path}{field.name if field else key.text}"
             self._entry.lines.setdefault(where, key.line)
             if field is None:
-                accepted = ", ".join(name for name, field in known.items() if name == field.name and writable(field))
+                accepted = ", ".join(field.name for field in message.DESCRIPTOR.fields if writable(field))
                 self._fault(key.line, path, f"{where} is no field of {message.DESCRIPTOR.name}; accepted: {accepted}")
             elif field.name in seen:
                 self._fault(key.line, where, f"{where} is stated twice")

@@ -275,7 +275,7 @@ def _watch(kind: Kind) -> click.Command:
     own = [
         options.filter,
         click.option(
-            "--from", "start", type=click.IntRange(min=1), default=0, metavar="REVISION", help="Begin after this revision."
+            "--from", "start", type=click.IntRange(min=0), default=0, metavar="REVISION", help="Begin after this revision."
         ),
         click.option("--initial", is_flag=True, help="Tell first what is there."),
         click.option(

@@ -131,7 +131,7 @@ output = click.option(
     "-o", "--output", type=click.Choice(render.FORMATS), default="table", show_default=True, help="How to print it."
 )
 filter = click.option("--filter", default="", metavar="TEXT", help='For example: name = "a*" AND NOT tags:"old".')
-at = click.option("--at", type=click.IntRange(min=1), default=0, metavar="REVISION", help="As it was at this store revision.")
+at = click.option("--at", type=click.IntRange(min=0), default=0, metavar="REVISION", help="As it was at this store revision.")
 timeout = click.option(
     "--timeout", type=DurationType(), default="30s", show_default=True, help="How long --wait waits, for example 5m."
 )
