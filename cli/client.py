@@ -60,12 +60,7 @@ class Client(AbstractContextManager["Client"]):
         """
         import grpc
 
-        rpc = method(service, name)
-        invoke: Any = self._channel.unary_unary(
-            f"/{rpc.containing_service.full_name}/{rpc.name}",
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=GetMessageClass(rpc.output_type).FromString,
-        )
+        invoke = self._method(service, name)
         safe = bool(getattr(request, "request_id", "safe"))
         pauses = iter(self.retry_seconds if safe else ())
         while True:
@@ -77,6 +72,27 @@ class Client(AbstractContextManager["Client"]):
                     raise self._error(error) from error
             time.sleep(pause)
 
+    def stream(self, service: str, name: str, request: Message) -> Iterator[Any]:
+        """The replies of a call that has many, as they come; it ends when the server ends it. Not tried again."""
+        import grpc
+
+        call = self._method(service, name)(request, metadata=self._metadata)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise self._error(error) from error
+        finally:
+            call.cancel()
+
+    def _method(self, service: str, name: str) -> Any:
+        rpc = method(service, name)
+        make: Any = self._channel.unary_stream if rpc.server_streaming else self._channel.unary_unary
+        return make(
+            f"/{rpc.containing_service.full_name}/{rpc.name}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=GetMessageClass(rpc.output_type).FromString,
+        )
+
     def _error(self, error: grpc.RpcError) -> CliError:
         fault = from_rpc(error, self.profile.endpoint)
         if fault.exit_code == DENIED and fault.reason.startswith("TOKEN_"):
@@ -85,13 +101,27 @@ class Client(AbstractContextManager["Client"]):
         return fault
 
     def pages(
-        self, kind: Kind, *, filter: str = "", order_by: str = "", limit: int = 0, timeout: float = CALL_SECONDS
+        self,
+        kind: Kind,
+        *,
+        filter: str = "",
+        order_by: str = "",
+        limit: int = 0,
+        at: int = 0,
+        project: str | None = None,
+        timeout: float = CALL_SECONDS,
     ) -> Iterator[Any]:
-        """All objects of a kind that match, page by page. limit: stop after so many; 0: never."""
+        """All objects of a kind that match, page by page. limit: stop after so many; 0: never.
+
+        at: as they were at a store revision; 0: now. project: whose; None: the profile's, where the kind has one.
+        """
         request = kind.request("List")
         request.filter = filter
         request.order_by = order_by
-        if kind.owned:
+        request.at_revision = at
+        if project is not None:
+            request.project_id = project
+        elif kind.owned:
             request.project_id = self.profile.project
         request.page_size = min(limit or _PAGE, _PAGE)
         told = 0
@@ -106,30 +136,38 @@ class Client(AbstractContextManager["Client"]):
             if not request.page_token:
                 return
 
-    def get(self, kind: Kind, object_id: str) -> Any:
+    def get(self, kind: Kind, object_id: str, at: int = 0) -> Any:
+        """An object, as it was at a store revision; 0: now."""
         request = kind.request("Get")
         request.id = object_id
+        request.at_revision = at
         return self.call(kind.service.full_name, "Get", request)
 
-    def find(self, kind: str, name_or_id: str) -> Any:
-        """The object of that id or name. kind: "Port" or "port". CliError: none (exit code 4), or several so named."""
+    def find(self, kind: str, name_or_id: str, at: int = 0) -> Any:
+        """The object of that id or name. kind: "Port" or "port". at: at a store revision; 0: now.
+
+        CliError: none (exit code 4), or several so named.
+        """
         known = kind_named(kind)
         if known is None:
             raise CliError(f"'{kind}' is no kind of this API; it has: {', '.join(kinds())}", USAGE)
         if is_uuid(name_or_id):
-            return self.get(known, name_or_id.lower())
-        if known.options.operator_named:
+            return self.get(known, name_or_id.lower(), at)
+        if known.options.operator_named or known.options.implicit:
             try:
-                return self.get(known, name_or_id)
+                return self.get(known, name_or_id, at)
             except CliError as error:
                 if error.exit_code != NOT_FOUND and error.reason != "ID_INVALID":
                     raise
-        return self._by_name(known, name_or_id)
+        return self._only(known, name_or_id, self.named(known, name_or_id, at))
 
-    def _by_name(self, kind: Kind, name: str) -> Any:
+    def named(self, kind: Kind, name: str, at: int = 0) -> list[Any]:
+        """The objects of a kind that have a name."""
         quoted = name.replace("\\", "\\\\").replace('"', '\\"')
         # The filter may match more than the name itself (a final * stands for any ending).
-        found = [item for item in self.pages(kind, filter=f'name = "{quoted}"') if item.name == name]
+        return [item for item in self.pages(kind, filter=f'name = "{quoted}"', at=at) if item.name == name]
+
+    def _only(self, kind: Kind, name: str, found: Sequence[Any]) -> Any:
         if not found:
             raise CliError(f"no {kind.options.singular} has the id or name '{name}'", NOT_FOUND)
         if len(found) > 1:

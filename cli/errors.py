@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,13 +42,23 @@ class CliError(click.ClickException):
     """A failure told in one line per fault, each printed after `kumi: `.
 
     detail: what follows as it is, for example a table of candidates. reason: the API's reason, where it gave one.
+    faults: what the API said of fields, (path, sentence, reason).
     """
 
-    def __init__(self, message: str, exit_code: int = ERROR, *, detail: str = "", reason: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        exit_code: int = ERROR,
+        *,
+        detail: str = "",
+        reason: str = "",
+        faults: Sequence[tuple[str, str, str]] = (),
+    ) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]  # click declares the default on the class
         self.detail = detail
         self.reason = reason
+        self.faults = faults
 
     def show(self, file: Any = None) -> None:
         out = file or sys.stderr
@@ -72,19 +83,19 @@ def from_rpc(error: grpc.RpcError, endpoint: str) -> CliError:
     for detail in status.details:
         if not detail.Unpack(info):
             detail.Unpack(fields)
-    lines = [
-        _line(_with_field(violation.field, violation.description), violation.reason or info.reason)
-        for violation in fields.field_violations
-    ]
-    return CliError("\n".join(lines) or _line(status.message, info.reason), exit_code, reason=info.reason)
+    faults = [(item.field, item.description, item.reason or info.reason) for item in fields.field_violations]
+    lines = [line(with_field(path, sentence), reason) for path, sentence, reason in faults]
+    message = "\n".join(lines) or line(status.message, info.reason)
+    return CliError(message, exit_code, reason=info.reason, faults=faults)
 
 
-def _line(sentence: str, reason: str) -> str:
+def line(sentence: str, reason: str) -> str:
+    """A sentence of the API on one line, with its reason."""
     sentence = " ".join(sentence.split())
     return f"{sentence} [{reason}]" if reason else sentence
 
 
-def _with_field(field: str, sentence: str) -> str:
+def with_field(field: str, sentence: str) -> str:
     """Name the field once: most sentences of the server begin with it."""
     field = field.removeprefix("resource.")
     return sentence if not field or field in sentence else f"{field}: {sentence}"

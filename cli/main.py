@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from cli import nouns, tracing
+from cli.apply import apply
 from cli.completion import completion
 from cli.errors import ERROR, EXIT_CODES, INTERRUPTED, USAGE, CliError
+from cli.export import export
+from cli.history import history
 from cli.kinds import kinds
 from cli.profile import profile
 from cli.settings import Settings
@@ -106,7 +109,7 @@ def help_(ctx: click.Context, words: tuple[str, ...]) -> None:
     click.echo(at.get_help())
 
 
-for _command in (status, wait, profile, completion, help_):
+for _command in (apply, export, history, status, wait, profile, completion, help_):
     root.add_command(_command)
 
 
@@ -132,6 +135,10 @@ def run(arguments: Sequence[str], trace: Trace) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("kumi: interrupted", err=True)
         return INTERRUPTED
+    except OSError as error:
+        # What a command reads and writes itself it tells itself; this is its output.
+        _debug()
+        return _output_failed(error)
     except Exception as error:
         # The last resort: a person at a terminal gets a sentence, whatever went wrong.
         _debug()
@@ -139,6 +146,15 @@ def run(arguments: Sequence[str], trace: Trace) -> int:
         click.echo(f"kumi: unexpected failure: {told} (KUMI_DEBUG=1 shows where)", err=True)
         return ERROR
     return result if isinstance(result, int) else 0
+
+
+def _output_failed(error: OSError) -> int:
+    """Tell why standard output cannot be written. What waits to be written is dropped, or Python would try it again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    click.echo(f"kumi: the output cannot be written: {error.strerror}", err=True)
+    return ERROR
 
 
 def _debug() -> None:
@@ -150,5 +166,9 @@ def main() -> NoReturn:
     """The entry point of the `kumi` command."""
     trace = Trace.begin()
     code = run(sys.argv[1:], trace)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = _output_failed(error)
     tracing.record(trace, code)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""`kumi NOUN create|show|list|update|delete`, made from the descriptors: no kind is named here."""
+"""`kumi NOUN create|show|list|update|delete|watch`, made from the descriptors: no kind is named here."""
 
 from __future__ import annotations
 
@@ -111,28 +111,29 @@ def _place(ctx: click.Context, arguments: Sequence[FieldDescriptor], positional:
 
 
 def _show(kind: Kind) -> click.Command:
-    def callback(ctx: click.Context, target: str, output: str) -> None:
+    def callback(ctx: click.Context, target: str, at: int, output: str) -> None:
         from cli import client
 
         with client.connect(ctx.obj) as api:
-            render.single(api.find(kind.name, target), output)
+            render.single(api.find(kind.name, target, at), output)
 
-    shared = options.decorate(callback, [options.output])
+    shared = options.decorate(callback, [options.at, options.output])
     return _command(kind, "show", f"Show a {kind.options.singular}.", _mine(kind), shared, [_target(kind)])
 
 
 def _list(kind: Kind) -> click.Command:
-    def callback(ctx: click.Context, filter: str, order_by: str, limit: int, output: str) -> None:
+    def callback(ctx: click.Context, filter: str, order_by: str, limit: int, at: int, output: str) -> None:
         from cli import client
 
         with client.connect(ctx.obj) as api:
-            items = list(api.pages(kind, filter=filter, order_by=order_by, limit=limit))
+            items = list(api.pages(kind, filter=filter, order_by=order_by, limit=limit, at=at))
         render.listing(items, kind.options.columns, output)
 
     own = [
-        click.option("--filter", default="", metavar="TEXT", help='For example: name = "a*" AND NOT tags:"old".'),
+        options.filter,
         click.option("--order-by", default="", metavar="FIELDS", help="Fields to order by, for example name desc."),
         click.option("--limit", type=click.IntRange(min=0), default=0, help="At most so many. Default: all."),
+        options.at,
         options.output,
     ]
     return _command(
@@ -268,6 +269,34 @@ def _change(api: Any, kind: Kind, method: str, request: Any, params: dict[str, A
         render.single(item, params["output"])
 
 
+def _watch(kind: Kind) -> click.Command:
+    def callback(ctx: click.Context, filter: str, start: int, initial: bool, output: str) -> None:
+        from cli import client, watch
+
+        if start and initial:
+            raise click.UsageError("--from and --initial exclude each other", ctx)
+        with client.connect(ctx.obj) as api:
+            watch.run(api, kind, filter=filter, start=start, initial=initial, form=output)
+
+    own = [
+        options.filter,
+        click.option(
+            "--from", "start", type=click.IntRange(min=0), default=0, metavar="REVISION", help="Begin after this revision."
+        ),
+        click.option("--initial", is_flag=True, help="Tell first what is there."),
+        click.option(
+            "-o",
+            "--output",
+            type=click.Choice(["table", "json"]),
+            default="table",
+            show_default=True,
+            help="How to print it; json: an object a line, with type and revision.",
+        ),
+    ]
+    shared = options.decorate(callback, own)
+    return _command(kind, "watch", f"Tell each change of {kind.plural} as it happens, until interrupted.", "--initial", shared)
+
+
 def _target(kind: Kind) -> click.Argument:
     return click.Argument(["target"], metavar="ID_OR_NAME", type=ObjectName(kind))
 
@@ -297,4 +326,5 @@ VERBS: dict[str, tuple[str, Callable[[Kind], click.Command]]] = {
     "List": ("list", _list),
     "Update": ("update", _update),
     "Delete": ("delete", _delete),
+    "Watch": ("watch", _watch),
 }

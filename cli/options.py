@@ -117,7 +117,7 @@ def help_text(field: FieldDescriptor) -> str:
     if kind_named(known.reference):
         notes.append("Id or name.")
     if field.is_repeated:
-        notes.append("May be given several times.")
+        notes.append("May be given several times; a change replaces all.")
     if known.operator_only:
         notes.append("Operators only.")
     if known.unsupported:
@@ -130,6 +130,8 @@ Decorator = Callable[[Any], Any]
 output = click.option(
     "-o", "--output", type=click.Choice(render.FORMATS), default="table", show_default=True, help="How to print it."
 )
+filter = click.option("--filter", default="", metavar="TEXT", help='For example: name = "a*" AND NOT tags:"old".')
+at = click.option("--at", type=click.IntRange(min=0), default=0, metavar="REVISION", help="As it was at this store revision.")
 timeout = click.option(
     "--timeout", type=DurationType(), default="30s", show_default=True, help="How long --wait waits, for example 5m."
 )

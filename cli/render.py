@@ -25,7 +25,7 @@ def listing(items: Sequence[Message], columns: Sequence[str], form: str) -> None
     if form == "table":
         click.echo(table(items, columns))
     else:
-        click.echo(structured([_plain(item) for item in items], form))
+        click.echo(structured([plain(item) for item in items], form))
 
 
 def single(item: Message, form: str) -> None:
@@ -34,7 +34,7 @@ def single(item: Message, form: str) -> None:
         rows = [(field.name, values.text(field, value)) for field, value in _shown(item)]
         click.echo(grid(("field", "value"), rows))
     else:
-        click.echo(structured(_plain(item), form))
+        click.echo(structured(plain(item), form))
 
 
 def table(items: Sequence[Any], columns: Sequence[str]) -> str:
@@ -86,7 +86,8 @@ def _is_plain_switch(field: Any) -> bool:
     return not rules(field).unsupported
 
 
-def _plain(item: Message) -> dict[str, Any]:
+def plain(item: Message) -> dict[str, Any]:
+    """An object as JSON and YAML show it."""
     from google.protobuf import json_format
 
     return json_format.MessageToDict(item, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)

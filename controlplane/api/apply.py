@@ -9,7 +9,7 @@ Ids are given out before anything else, so objects may refer to each other in a 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -33,7 +33,7 @@ MOST = 500
 
 
 def _in_order() -> list[Kind]:
-    """Kinds, each after those that its fields refer to."""
+    """Kinds, each after those that its fields refer to; first those that were always there, such as limits."""
     found: list[Kind] = []
 
     def visit(kind: Kind) -> None:
@@ -46,7 +46,7 @@ def _in_order() -> list[Kind]:
         found.append(kind)
 
     visiting: list[Kind] = []
-    for kind in KINDS.values():
+    for kind in sorted(KINDS.values(), key=lambda kind: not kind.options.implicit):
         visit(kind)
     return found
 
@@ -92,6 +92,8 @@ class Faults:
 
     def add(self, index: int, error: ApiError) -> None:
         self.first = self.first or error
+        if not error.violations and self.at(index, error.metadata.get("field", "") or "?"):
+            return  # it was seen in an earlier step
         if error.violations:
             for item in error.violations:
                 self.found.append(pb.ApplyFault(index=index, field=item.field, reason=item.reason, message=item.message))
@@ -99,8 +101,8 @@ class Faults:
             where = error.metadata.get("field", "")
             self.found.append(pb.ApplyFault(index=index, field=where, reason=error.reason, message=error.message))
 
-    def at(self, index: int) -> bool:
-        return any(fault.index == index for fault in self.found)
+    def at(self, index: int, path: str = "") -> bool:
+        return any(fault.index == index and path in ("", fault.field) for fault in self.found)
 
     def error(self) -> ApiError:
         """One error that names every fault with its place."""
@@ -228,6 +230,7 @@ class _Plan:
         # (kind, project, parent, name) of what is made by name → its place in the request
         self._new_names: dict[tuple[str, str, str, str], int] = {}
         self._by_name: dict[tuple[str, str], dict[str, list[str]]] = {}
+        self._faulty: set[tuple[str, str]] = set()  # objects that will not be made
 
     def run(self, given: list[Desired], ids: list[str]) -> pb.ApplyResponse:
         desired = [
@@ -245,8 +248,9 @@ class _Plan:
         if self._prune_tag:
             self._prune(desired, reply)
         for item in sorted(desired, key=lambda item: ORDER.index(item.kind)):
-            if not self._faults.at(item.index):
-                self._try(item.index, self._make, item, reply)
+            self._try(item.index, self._make, item, reply)
+            if self._faults.at(item.index):
+                self._faulty.add((item.kind.name, item.message.id))
         self._alone_in_projects()
         if self._faults.found:
             error = self._faults.error()
@@ -279,7 +283,8 @@ class _Plan:
     def _identify_one(self, item: Desired, fresh: str) -> None:
         kind, message = item.kind, item.message
         if message.id:
-            message.id = message.id.lower()
+            if not kind.options.implicit:
+                message.id = message.id.lower()
             stored = self._transaction.object(kind, message.id)
             item.exists = kind.options.implicit or (stored is not None and kernel.visible(kind, stored, self._context.caller))
             return
@@ -405,10 +410,18 @@ class _Plan:
         kind, message = item.kind, item.message
         if not item.exists:
             authorize(self._context.caller, kind.name, "Create")
-            draft = kernel.prepare(kind, message, self._context)
-            refuse(draft.faults)
+            context = replace(self._context, stated=frozenset(item.fields))
+            draft = kernel.prepare(kind, message, context)
+            for fault in draft.faults:
+                if not self._faults.at(item.index, fault.field):
+                    self._faults.add(item.index, ApiError(fault.code, fault.reason, fault.message, {"field": fault.field}))
+            if self._faults.at(item.index) or any(
+                (name, meant) in self._faulty for _, name, meant in kernel.references(message)
+            ):
+                self._faulty.add((kind.name, message.id))
+                return  # what it would be refused for is no fault of its own
             # A child is of its network's project, whatever the project of the request is.
-            new = kernel.create(self._transaction, kind, draft, self._context, item.asked_project)
+            new = kernel.create(self._transaction, kind, draft, context, item.asked_project)
             reply.objects.add(
                 index=item.index,
                 action=pb.ACTION_CREATE,
@@ -417,6 +430,8 @@ class _Plan:
                 name=new.name,
                 fields=of_kind(kind, None, new) if self._tells_all else (),
             )
+            return
+        if self._faults.at(item.index):
             return
         authorize(self._context.caller, kind.name, "Update")
         before = self._transaction.object(kind, message.id) or services.RULES[kind.name].default(message.id, self._context)

@@ -24,12 +24,16 @@ LONGEST_NAME = 40  # characters of a name that messages show
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What rules may know beside the store: who asks, and what the installation defaults to."""
+    """What rules may know beside the store: who asks, and what the installation defaults to.
+
+    stated: fields that an apply states, so that an empty one means "none" and not "choose".
+    """
 
     caller: Caller
     installation: Installation
     defaults: Defaults
     hints: Hints
+    stated: frozenset[str] = frozenset()
     random: random.Random = field(default_factory=random.SystemRandom)
 
     def at(self, transaction: Transaction) -> Context:

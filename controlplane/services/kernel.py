@@ -272,7 +272,7 @@ def delete(
 def remove(transaction: Transaction, kind: Kind, old: Any, force: bool, context: Context) -> None:
     """Delete a stored object with all that stands for it."""
     key = keys.place(kind, old.id, old.network_id if kind.parent else "")
-    before = transaction.get(key)
+    before = transaction.get(key)  # a network's rules delete the whole scope
     services.RULES[kind.name].delete(transaction, old, force, context)
     if not kind.scope:  # else the whole scope is gone with it
         transaction.delete(key)

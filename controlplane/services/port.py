@@ -82,7 +82,7 @@ class PortRules(Rules):
         else:
             new.mac_address = self._make_mac(transaction, new, context)
         subnets = subnets_of(transaction, new.network_id)
-        if not new.fixed_ips and not new.no_fixed_ips:
+        if not new.fixed_ips and not new.no_fixed_ips and "fixed_ips" not in context.stated:
             self._default_addresses(transaction, new, subnets)
         self._claim_addresses(transaction, new, subnets, {}, context)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,15 +62,22 @@ class Fault:
 
 @dataclass
 class FakeApi(grpc.GenericRpcHandler):
-    """objects: per service what Get and List know. faults: "Ports/Create" -> errors, one for each next call."""
+    """objects: per service what Get and List know. faults: "Ports/Create" -> errors, one for each next call.
+
+    replies: answers, or faults, in place of made ones. streams: what the next calls of a method tell before they fail,
+    waiting where an event (`waits`) stands among it.
+    """
 
     calls: list[Call] = field(default_factory=list)
     objects: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     faults: dict[str, list[Fault]] = field(default_factory=lambda: defaultdict(list))
+    replies: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    streams: dict[str, list[list[Any]]] = field(default_factory=lambda: defaultdict(list))
+    waits: threading.Event = field(default_factory=threading.Event)
     page: int = 1000
 
     def clear(self) -> None:
-        for kept in (self.calls, self.objects, self.faults):
+        for kept in (self.calls, self.objects, self.faults, self.replies, self.streams):
             kept.clear()
         self.page = 1000
 
@@ -93,10 +101,26 @@ class FakeApi(grpc.GenericRpcHandler):
             self.calls.append(Call(short, request, dict(context.invocation_metadata())))
             if self.faults[short]:
                 self._abort(context, self.faults[short].pop(0))
+            if self.replies[short]:
+                reply = self.replies[short].pop(0)
+                if isinstance(reply, Fault):
+                    self._abort(context, reply)
+                return reply
             return self._answer(service.rpartition(".")[2], name, request, context)
 
-        return grpc.unary_unary_rpc_method_handler(
-            answer,
+        def answers(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            short = f"{service.rpartition('.')[2]}/{name}"
+            self.calls.append(Call(short, request, dict(context.invocation_metadata())))
+            for event in self.streams[short].pop(0) if self.streams[short] else ():
+                if isinstance(event, threading.Event):
+                    event.wait(60)
+                else:
+                    yield event
+            self._abort(context, self.faults[short].pop(0) if self.faults[short] else Fault(grpc.StatusCode.OUT_OF_RANGE))
+
+        make = grpc.unary_stream_rpc_method_handler if rpc.server_streaming else grpc.unary_unary_rpc_method_handler
+        return make(
+            answers if rpc.server_streaming else answer,
             request_deserializer=GetMessageClass(rpc.input_type).FromString,
             response_serializer=lambda message: message.SerializeToString(),
         )
@@ -126,6 +150,7 @@ class FakeApi(grpc.GenericRpcHandler):
             start, size = int(request.page_token or 0), min(request.page_size or 100, self.page)
             matching = [item for item in self.objects[service] if _matches(item, request.filter)]
             reply.items.extend(matching[start : start + size])
+            reply.revision = getattr(request, "at_revision", 0) or 90
             reply.next_page_token = str(start + size) if start + size < len(matching) else ""
         elif "revision" in reply.DESCRIPTOR.fields_by_name:
             reply.revision = getattr(request, "revision", 0) or 90 + len(self.calls)

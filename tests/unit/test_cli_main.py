@@ -48,8 +48,8 @@ def test_a46_every_verb_is_listed(kumi: Kumi, plugins: dict[str, EntryPoint]) ->
     assert (result.code, result.err) == (0, "")
     lines = [" ".join(line.split()) for line in result.out.splitlines()]
     for noun in kinds():
-        assert [line for line in lines if line.startswith(f"{noun} create, show, list, update, delete")]
-    for name in ("status", "wait", "profile", "completion", "help"):
+        assert [line for line in lines if line.startswith(f"{noun} create, show, list, watch, update, delete")]
+    for name in ("apply", "export", "history", "status", "wait", "profile", "completion", "help"):
         assert any(line.startswith(name + " ") for line in lines)
     assert "(list, show, set, use, delete)" in " ".join(lines)
     assert "attach from nowhere.at_all" in lines

@@ -53,7 +53,9 @@ def _commands(kind: Kind) -> dict[str, click.Command]:
 def _sample(field: FieldDescriptor) -> tuple[list[str], Any]:
     """Words after the option (none for a switch), and the value that must arrive."""
     if is_map(field):
-        return ["a=b=c"], {"a": "b=c"}
+        assert field.message_type is not None
+        number = field.message_type.fields_by_name["value"].cpp_type != FieldDescriptor.CPPTYPE_STRING
+        return (["a=-1"], {"a": -1}) if number else (["a=b=c"], {"a": "b=c"})
     if field.message_type is not None and field.message_type.name == "Duration":
         return ["1h30m"], (5400, 0)
     word: str
@@ -97,7 +99,7 @@ def _needed(kind: Kind, but: FieldDescriptor) -> list[str]:
 def test_a02_verbs_are_the_methods_of_the_service(kind: Kind) -> None:
     methods = {method.name for method in kind.service.methods}
     assert methods >= set(nouns.VERBS), "a method without a verb is a change that the command line cannot make"
-    assert set(_commands(kind)) == set(nouns.verbs(kind)) >= {"create", "show", "list", "update", "delete"}
+    assert set(_commands(kind)) == set(nouns.verbs(kind)) >= {"create", "show", "list", "watch", "update", "delete"}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.noun)
@@ -354,6 +356,29 @@ def test_unavailable_is_tried_again_with_the_same_request_id(kumi: Kumi, api: Fa
 def test_request_id_may_be_given(kumi: Kumi, api: FakeApi) -> None:
     kumi("network", "create", "a", "--request-id", "mine")
     assert api.requests("Networks/Create")[0].request_id == "mine"
+
+
+def test_a_quota_is_one_of_a_project_and_its_limits_are_numbers(kumi: Kumi, api: FakeApi) -> None:
+    api.add("quota", id="acme", limits={"ports": 5}, usage={"ports": 3, "networks": 0})
+    result = kumi("quota", "update", "acme", "--limits", "ports=100", "--limits", "networks=-1")
+    assert (result.code, result.err) == (0, "")
+    (request,) = api.requests("Quotas/Update")
+    assert (request.resource.id, dict(request.resource.limits)) == ("acme", {"ports": 100, "networks": -1})
+    assert list(request.update_mask.paths) == ["limits"]
+    api.clear()
+    api.add("quota", id="acme", limits={"ports": 5}, usage={"ports": 3, "networks": 0})
+    assert ["usage", "networks=0,", "ports=3"] in [line.split() for line in kumi("quota", "show", "acme").out.splitlines()]
+    assert kumi("quota", "list").out.splitlines()[1].split() == ["acme", "ports=5", "networks=0,", "ports=3"]
+    for words in ("ports=many", "ports"):
+        assert kumi("quota", "update", "acme", "--limits", words).code == 2
+
+
+def test_show_and_list_at_a_revision(kumi: Kumi, api: FakeApi) -> None:
+    api.add("network", id=A, name="web")
+    for words in (("show", A), ("show", "web"), ("list",)):
+        assert kumi("network", *words, "--at", "17").code == 0
+    assert kumi("network", "show", A, "--at", "-1").code == 2
+    assert [call.request.at_revision for call in api.calls] == [17, 17, 17]
 
 
 def test_commands_of_the_root_are_the_nouns_and_more() -> None:
