@@ -94,9 +94,13 @@ class _Parser:
         return parts[0] if len(parts) == 1 else lambda message: all(part(message) for part in parts)
 
     def _factor(self) -> Predicate:
-        if self._take_word("NOT"):
-            inner = self._factor()
-            return lambda message: not inner(message)
+        negated = False
+        while self._take_word("NOT"):
+            negated = not negated
+        part = self._part()
+        return (lambda message: not part(message)) if negated else part
+
+    def _part(self) -> Predicate:
         token = self._peek()
         if token is not None and token.text == "(" and token.kind == "paren":
             self._depth += 1

@@ -184,7 +184,10 @@ class Hub:
             channel.subscriptions.discard(subscription)
             if not channel.subscriptions and self._channels.get(question) is channel:
                 del self._channels[question]
-                self._asked[question.kind.name, question.project].discard(channel)
+                place = question.kind.name, question.project
+                self._asked[place].discard(channel)
+                if not self._asked[place]:
+                    del self._asked[place]  # anybody may ask for projects that are not there
 
     async def between(self, kind: Kind, after: int, until: int) -> AsyncIterator[Happened]:
         """What happened to a kind after one revision and up to another. Raises REVISION_COMPACTED."""

@@ -16,6 +16,7 @@ from controlplane.services.base import Context, Rules, claim, first_free
 from controlplane.store import keys
 from controlplane.store.cache import Cache
 from controlplane.store.txn import Transaction
+from controlplane.values import quoted
 from kumihimo.v1 import store_pb2
 
 COUNTED = {kind.options.plural: kind for kind in KINDS.values() if kind.options.quota}
@@ -84,6 +85,11 @@ class QuotaRules(Rules):
         return KINDS[self.kind].message(id=object_id, project_id=object_id) if object_id else None
 
     def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
+        if "/" in new.id or new.id.startswith("."):
+            # It is the last element of a key as it stands.
+            yield Violation(
+                "id", "ID_INVALID", f"id: {quoted(new.id)} is no project's; one without / that begins with no dot is"
+            )
         for plural, limit in sorted(new.limits.items()):
             if plural not in COUNTED:
                 accepted = ", ".join(COUNTED)
