@@ -137,7 +137,7 @@ def _field(message: Message, field: Field, path: str) -> Iterator[Violation]:
         FieldDescriptor.CPPTYPE_UINT32,
     ):
         yield from _number(value, name, rule)
-    elif field.type == FieldDescriptor.TYPE_MESSAGE and _is_ours(field):
+    elif holds_messages(field):
         for inner in _fields(value):
             yield from _field(value, inner, f"{name}.")
     elif field.type == FieldDescriptor.TYPE_MESSAGE:
@@ -152,8 +152,10 @@ def _well_known(value: Any, name: str) -> Iterator[Violation]:
         yield Violation(name, "VALUE_OUT_OF_RANGE", f"{name} is no {value.DESCRIPTOR.name} that can be: {_shown(value)}")
 
 
-def _is_ours(field: Field) -> bool:
-    return bool(field.message_type.full_name.startswith("kumihimo."))
+def holds_messages(field: Field) -> bool:
+    """Whether a field holds messages of ours, one or a list; the entries of a map are none."""
+    inner = field.message_type
+    return inner is not None and inner.full_name.startswith("kumihimo.") and not inner.GetOptions().map_entry
 
 
 def _repeated(message: Message, field: Field, name: str, rule: resource_pb2.FieldRules) -> Iterator[Violation]:

@@ -26,7 +26,7 @@ from controlplane.services.base import Context
 from controlplane.store import keys
 from controlplane.store.commit import Committer
 from controlplane.store.txn import Origin, Transaction, time_ordered_id
-from controlplane.validate import clear_output, too_many
+from controlplane.validate import clear_output, holds_messages, too_many
 from controlplane.values import Invalid, identifier, quoted
 from kumihimo.v1 import operations_pb2 as pb
 from kumihimo.v1 import store_pb2
@@ -58,7 +58,7 @@ def _referred(descriptor: Any) -> set[str]:
     for item in descriptor.fields:
         if rules(item).reference:
             names.add(rules(item).reference)
-        elif item.message_type is not None and item.message_type.full_name.startswith("kumihimo."):
+        elif holds_messages(item):
             names |= _referred(item.message_type)
     return names
 
@@ -286,7 +286,7 @@ class _Plan:
                 value[:] = [self._meant(f"{where}[{number}]", kind, text) for number, text in enumerate(value)]
             elif kind:
                 setattr(message, item.name, self._meant(where, kind, value))
-            elif item.message_type is not None and item.message_type.full_name.startswith("kumihimo."):
+            elif holds_messages(item):
                 for number, inner in enumerate(value if item.is_repeated else [value]):
                     self._resolve_message(inner, f"{where}[{number}]." if item.is_repeated else f"{where}.")
 

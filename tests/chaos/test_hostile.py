@@ -45,6 +45,12 @@ def memory(api: Api, name: str = "VmRSS") -> int:
         return next(int(line.split()[1]) for line in status if line.startswith(name)) >> 10
 
 
+def defects(api: Api) -> list[str]:
+    """What the server says of itself that no client may cause: errors, tracebacks, words of the libraries below it."""
+    lines = api.log.read_text(errors="replace").split("\n")
+    return ["\n".join(lines[at : at + 30])[-3000:] for at, line in enumerate(lines) if DEFECT.match(line)]
+
+
 class Storm:
     """Those who mean harm, and what they were told."""
 
@@ -240,7 +246,7 @@ async def test_c_13_hostile_requests_are_refused_and_friends_are_served() -> Non
         await friend.round()
         most = memory(api, "VmHWM")
         print(f"memory: {before} MB, {with_idle} MB with idle connections, at most {most} MB, {memory(api)} MB after")
-        bad = [line[-3000:] for line in api.log.read_text(errors="replace").splitlines() if DEFECT.match(line)]
+        bad = defects(api)
         wrong = [*storm.wrong[:20], *bad[:10]]
         assert not wrong, "\n".join([str(number), *wrong])
         assert api.running

@@ -100,7 +100,7 @@ class Attack:
     async def noise(self) -> None:
         async with self._connected(False) as (reader, writer):
             writer.write(self.chance.randbytes(self.chance.choice((1, 100, 100_000))))
-            await writer.drain()
+            await _flush(writer)
             await reader.read()
 
     async def plain_http(self) -> None:
@@ -122,7 +122,7 @@ class Attack:
                     self.chance.choice((0, 1, 2, 3, 0x7FFFFFFF, 0xFFFFFFFF)),
                 )
                 writer.write(frame(kind, self.chance.randrange(256), stream, self.chance.randbytes(self.chance.randrange(64))))
-            await writer.drain()
+            await _flush(writer)
             await reader.read()
 
     async def slow_headers(self) -> None:
@@ -132,7 +132,7 @@ class Attack:
             writer.write(frame(HEADERS, 0, 1, block[:1]))
             for at in range(1, len(block) - 1):
                 writer.write(frame(CONTINUATION, 0, 1, block[at : at + 1]))
-                await writer.drain()
+                await _flush(writer)
                 await _pause(reader, 0.05)
 
     async def slow_body(self) -> None:
@@ -142,7 +142,7 @@ class Attack:
             writer.write(frame(DATA, 0, 1, b"\x00" + struct.pack(">I", (8 << 20) - 100)))
             while True:
                 writer.write(frame(DATA, 0, 1, b"a" * 10))
-                await writer.drain()
+                await _flush(writer)
                 await _pause(reader, 0.05)
 
     async def resets(self) -> None:
@@ -151,7 +151,7 @@ class Attack:
             block = call(self.method, (b"authorization", b"Bearer root-token"))
             for stream in range(1, 1001, 2):
                 writer.write(frame(HEADERS, END_HEADERS, stream, block) + frame(RST_STREAM, 0, stream, b"\0\0\0\x08"))
-                await writer.drain()
+                await _flush(writer)
             await _pause(reader, 0.5)
 
     async def pings_and_settings(self) -> None:
@@ -159,7 +159,7 @@ class Attack:
             for number in range(500):
                 writer.write(frame(PING, 0, 0, struct.pack(">Q", number)))
                 writer.write(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, self.chance.randrange(1 << 31))))
-                await writer.drain()
+                await _flush(writer)
             await _pause(reader, 0.5)
 
     async def endless_headers(self) -> None:
@@ -169,7 +169,7 @@ class Attack:
             piece = _literal(b"x-more", b"y" * 8000)
             for _ in range(300):
                 writer.write(frame(CONTINUATION, 0, 1, piece))
-                await writer.drain()
+                await _flush(writer)
 
     async def never_reads(self) -> None:
         """Calls with large answers, and a window that never opens."""
@@ -180,7 +180,7 @@ class Attack:
             for stream in range(1, 41, 2):
                 writer.write(frame(HEADERS, END_HEADERS, stream, block))
                 writer.write(frame(DATA, END_STREAM, stream, b"\0\0\0\0\3\x10\xe8\x07"))  # page_size: 1000
-            await writer.drain()
+            await _flush(writer)
             await asyncio.Event().wait()
 
 
@@ -191,6 +191,12 @@ async def connect_tls(path: str) -> Streams:
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     return await asyncio.open_unix_connection(path, ssl=context, server_hostname="kumi-api", ssl_handshake_timeout=20)
+
+
+async def _flush(writer: asyncio.StreamWriter) -> None:
+    if writer.is_closing():
+        raise ConnectionResetError
+    await writer.drain()
 
 
 async def _pause(reader: asyncio.StreamReader, seconds: float) -> None:
