@@ -20,6 +20,7 @@ from typing import Any
 from controlplane.api import filtering
 from controlplane.api.crud import current, refuse_foreign_project
 from controlplane.api.output import Output
+from controlplane.api.pace import paced
 from controlplane.api.past import compacted, in_future
 from controlplane.errors import StoreUnavailable, exhausted, fault, unavailable
 from controlplane.identity import Caller
@@ -194,7 +195,7 @@ class Hub:
         if after >= until:
             return
         if after >= self._since:
-            for change in list(self._kept):
+            async for change in paced(list(self._kept)):
                 if after < change.revision <= until and change.kind is kind:
                     yield change
             return
@@ -232,7 +233,7 @@ class Watch:
             told = request.start_revision or self._cache.revision
             if request.include_initial:
                 with self._hub.subscribed(question) as (channel, subscription):
-                    for event in self._initial(channel, subscription.since):
+                    async for event in self._initial(channel, subscription.since):
                         yield event
                     told = subscription.since
             while True:
@@ -264,8 +265,8 @@ class Watch:
             caller.is_operator,
         )
 
-    def _initial(self, channel: Channel, revision: int) -> Iterator[bytes]:
-        for object_id in list(self._cache.ids(self._kind)):
+    async def _initial(self, channel: Channel, revision: int) -> AsyncIterator[bytes]:
+        async for object_id in paced(list(self._cache.ids(self._kind))):
             key = self._cache.locate(self._kind, object_id)
             message = self._cache.message(self._kind, key) if key else None
             if message is not None and channel.accepts(message):

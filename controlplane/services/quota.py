@@ -85,8 +85,7 @@ class QuotaRules(Rules):
         return KINDS[self.kind].message(id=object_id, project_id=object_id) if object_id else None
 
     def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
-        if "/" in new.id or new.id.startswith("."):
-            # It is the last element of a key as it stands.
+        if new.id and not keys.names_object(new.id):
             yield Violation(
                 "id", "ID_INVALID", f"id: {quoted(new.id)} is no project's; one without / that begins with no dot is"
             )

@@ -7,6 +7,7 @@ broken on the wire. Everything follows from one seeded source of chance. Nothing
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import random
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from controlplane.registry import KINDS, OPERATIONS, rules
@@ -348,8 +350,9 @@ class Absurd:
                     break
                 inner, depth = self._chance.choice(within), depth + 1
             if isinstance(inner, AnyMessage) and inner.type_url.rpartition(".")[2] in KINDS:
-                packed = KINDS[inner.type_url.rpartition(".")[2]].new(inner.value)
-                inner.value = self.serialized(self.bent(packed))
+                with contextlib.suppress(DecodeError):  # it may have been broken in the turn before
+                    packed = KINDS[inner.type_url.rpartition(".")[2]].new(inner.value)
+                    inner.value = self.serialized(self.bent(packed))
             else:
                 field = self._chance.choice(inner.DESCRIPTOR.fields)
                 inner.ClearField(field.name)

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from tests.chaos.cluster import FULL, seed
@@ -123,6 +124,9 @@ class Storm:
                 return
         try:
             reply = GetMessageClass(method.output).FromString(await call)
+        except DecodeError as error:
+            self.wrong.append(f"{method.path} {len(body)} bytes {body[:2000]!r}: OK, and {error}")
+            return
         except grpc.aio.AioRpcError as error:
             self._refused(method, body, error, waits)
             return
