@@ -210,8 +210,6 @@ def _credentials(files: Watched) -> grpc.ServerCredentials:
 # What strangers can make the server hold. Times in ms.
 OPTIONS = [
     ("grpc.max_receive_message_length", LARGEST_REQUEST),
-    # A message is as long as it says: some KB that swell to GB when they are unpacked are refused.
-    ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.max_concurrent_streams", 1000),  # of one connection
     ("grpc.max_allowed_incoming_connections", 10_000),
     ("grpc.server_handshake_timeout_ms", 10_000),
@@ -251,14 +249,18 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("/etc/kumihimo/api.toml"), help="configuration file")
     arguments = parser.parse_args()
     telemetry.start_logging(service="kumi-api")
+    failure = ""
     try:
         settings = config.load(arguments.config)
         telemetry.start_tracing("kumi-api", settings.trace_file)
         asyncio.run(serve(settings))
-    except* (BadConfig, Unfit, CannotProtect, StoreUnavailable, OSError, ValueError) as group:
-        sys.exit(f"kumi-api: {_first(group)}")
     except* TimeoutError:
-        sys.exit("kumi-api: the store did not answer in time")
+        failure = "the store did not answer in time"
+    except* (BadConfig, Unfit, CannotProtect, StoreUnavailable, OSError, ValueError) as group:
+        failure = str(_first(group))
+    if failure:
+        # Not from within: what except* raises is a group again, and shown with its trace.
+        sys.exit(f"kumi-api: {failure}")
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
