@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,8 @@ PROGRAM = Path(sys.executable).parent / "kumi-api"
 @pytest.fixture
 def right(shared_cloud: Cloud, tmp_path: Path) -> dict[str, Any]:
     """A configuration that an API starts with."""
-    folder = shared_cloud.folder
-    return {
-        "listen": [f"unix:{tmp_path}/api.sock"],
-        "etcd": [shared_cloud.etcd.endpoint],
-        "tls_certificate": f"{folder}/tls.crt",
-        "tls_key": f"{folder}/tls.key",
-        "tokens": f"{folder}/tokens.toml",
-    }
+    found = tomllib.loads((shared_cloud.folder / "api0.toml").read_text())
+    return found | {"listen": [f"unix:{tmp_path}/api.sock"]}
 
 
 def written(folder: Path, values: dict[str, Any]) -> Path:
@@ -113,10 +108,9 @@ def test_what_stands_in_the_way_is_named(right: dict[str, Any], tmp_path: Path) 
     other = tmp_path / "other"
     other.write_text("nonsense = [")
     assert f"tokens: {other}: " in said(written(tmp_path, right | {"tokens": str(other)}))
-    for name in ("tls_key", "tls_certificate"):
-        assert f"tls_key: {right['tls_key'] if name != 'tls_key' else other} is not the private key" in said(
-            written(tmp_path, right | {name: str(other)})
-        )
+    for name, what in (("tls_key", "private key"), ("tls_certificate", "certificate"), ("etcd_ca", "certificate")):
+        text = said(written(tmp_path, right | {name: str(other)}))
+        assert text.startswith(f"kumi-api: {name}: {other} holds no {what} in PEM form")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert f"listen: {address} cannot be listened on" in said(written(tmp_path, right | {"listen": [address]}))
@@ -134,10 +128,11 @@ def test_a_store_that_is_not_there_is_named(right: dict[str, Any], tmp_path: Pat
 
 
 async def test_a_store_whose_limits_are_too_low_is_refused(right: dict[str, Any], tmp_path: Path) -> None:
-    etcd = Etcd(tmp_path, {"max-txn-ops": "128"})
+    etcd = Etcd(tmp_path, options={"max-txn-ops": "128"})
+    plain = {name: value for name, value in right.items() if not name.startswith("etcd")}
     try:
         await etcd.begin()
-        text = said(written(tmp_path, right | {"etcd": [etcd.endpoint]}))
+        text = said(written(tmp_path, plain | {"etcd": [etcd.endpoint]}))
     finally:
         etcd.kill()
     assert "takes too few operations in a transaction" in text
