@@ -40,6 +40,7 @@ from controlplane.tls import Tls
 
 ETCD_TLS = ("etcd_ca", "etcd_certificate", "etcd_key")
 
+LEAST_MTU, MOST_MTU = 576, 65535
 _OIDC_EXAMPLES = {
     "issuer": "https://id.example.com",
     "audience": "kumihimo",
@@ -127,6 +128,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def refuse_unknown(path: Path, section: str, raw: Mapping[str, Any], known: set[str]) -> None:
+    if not isinstance(raw, Mapping):
+        raise BadConfig(f"{path}: {section.rstrip('.')} must be a table; accepted in it are {', '.join(sorted(known))}")
     for name in raw:
         if name not in known:
             raise BadConfig(f"{path}: {section}{name} means nothing; accepted are {', '.join(sorted(known))}")
@@ -153,6 +156,8 @@ def etcd_tls(path: Path, raw: Mapping[str, Any]) -> Tls | None:
 def trace_file(path: Path, raw: Mapping[str, Any]) -> Path | None:
     section = raw.get("tracing", {})
     refuse_unknown(path, "tracing.", section, {"file"})
+    if not isinstance(section.get("file", ""), str):
+        raise BadConfig(f"{path}: tracing.file must name a file")
     return Path(section["file"]) if "file" in section else None
 
 
@@ -202,11 +207,27 @@ def _store(path: Path, raw: Mapping[str, Any]) -> StoreSettings:
     return StoreSettings(history, quota)
 
 
+_LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+# What each default may be: an object made with it must pass the checks that one with a stated value passes.
+_FORMS = {
+    "network_type": (re.compile("vlan|vxlan|gre|geneve|flat|local"), "vlan, vxlan, gre, geneve, flat or local"),
+    "underlay_mtu": (re.compile(r"\d+"), f"{LEAST_MTU} to {MOST_MTU}"),
+    "dns_domain": (re.compile(rf"(?!.{{256}}){_LABEL}(\.{_LABEL})*"), "a DNS name in lower case, without the final dot,"),
+    "mac_base": (re.compile("[0-9a-f][02468ace](:[0-9a-f]{2}){2}"), "three octets such as fa:16:3e, the first of them even,"),
+    "availability_zone": (re.compile("[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?"), "a name of a-z, 0-9, '.' and '-'"),
+}
+
+
 def _defaults(path: Path, raw: Mapping[str, Any]) -> Defaults:
     refuse_unknown(path, "defaults.", raw, {item.name for item in fields(Defaults)})
     defaults = Defaults(**raw)
     for item in fields(Defaults):
         expected = type(item.default)
-        if not isinstance(getattr(defaults, item.name), expected):
+        value = getattr(defaults, item.name)
+        # A bool is an int to Python.
+        if type(value) is not expected:
             raise BadConfig(f"{path}: defaults.{item.name} must be of type {expected.__name__}")
+        form, accepted = _FORMS[item.name]
+        if not form.fullmatch(str(value)) or (isinstance(value, int) and not LEAST_MTU <= value <= MOST_MTU):
+            raise BadConfig(f"{path}: defaults.{item.name} is {value!r}; {accepted} is accepted")
     return defaults

@@ -137,19 +137,31 @@ def _field(message: Message, field: Field, path: str) -> Iterator[Violation]:
         FieldDescriptor.CPPTYPE_UINT32,
     ):
         yield from _number(value, name, rule)
-    elif field.type == FieldDescriptor.TYPE_MESSAGE and _is_ours(field):
+    elif holds_messages(field):
         for inner in _fields(value):
             yield from _field(value, inner, f"{name}.")
+    elif field.type == FieldDescriptor.TYPE_MESSAGE:
+        yield from _well_known(value, name)
 
 
-def _is_ours(field: Field) -> bool:
-    return bool(field.message_type.full_name.startswith("kumihimo."))
+def _well_known(value: Any, name: str) -> Iterator[Violation]:
+    """A Duration or Timestamp outside of its bounds can be stored, and not be shown as JSON."""
+    try:
+        value.ToJsonString()
+    except (ValueError, OverflowError):
+        yield Violation(name, "VALUE_OUT_OF_RANGE", f"{name} is no {value.DESCRIPTOR.name} that can be: {_shown(value)}")
+
+
+def holds_messages(field: Field) -> bool:
+    """Whether a field holds messages of ours, one or a list; the entries of a map are none."""
+    inner = field.message_type
+    return inner is not None and inner.full_name.startswith("kumihimo.") and not inner.GetOptions().map_entry
 
 
 def _repeated(message: Message, field: Field, name: str, rule: resource_pb2.FieldRules) -> Iterator[Violation]:
     items: Any = getattr(message, field.name)
     if rule.max_items and len(items) > rule.max_items:
-        yield Violation(name, "TOO_MANY_VALUES", f"{name} has {len(items)} entries; at most {rule.max_items} are accepted")
+        yield _too_many(items, name, rule)
         return
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         for key, value in items.items():
@@ -179,6 +191,17 @@ def _repeated(message: Message, field: Field, name: str, rule: resource_pb2.Fiel
                     yield violation
     if not faulty:
         yield from _unique(items, name, rule)
+
+
+def _too_many(items: Any, name: str, rule: resource_pb2.FieldRules) -> Violation:
+    return Violation(name, "TOO_MANY_VALUES", f"{name} has {len(items)} entries; at most {rule.max_items} are accepted")
+
+
+def too_many(message: Message) -> Iterator[Violation]:
+    """The fields of a resource that have more entries than they may: asked before anything is done with each entry."""
+    for field, value in message.ListFields():
+        if field.is_repeated and 0 < rules(field).max_items < len(value):
+            yield _too_many(value, field.name, rules(field))
 
 
 def _unique(items: Any, name: str, rule: resource_pb2.FieldRules) -> Iterator[Violation]:

@@ -88,7 +88,7 @@ def prefix(value: str) -> Network:
     """A prefix `address/length` whose host bits are zero."""
     head, slash, length = value.partition("/")
     try:
-        if not slash or not length.isdecimal():
+        if not slash or "%" in head or not length.isdecimal() or len(length) > 3:
             raise ValueError
         parsed = ip_network(value, strict=False)
     except ValueError:

@@ -9,7 +9,7 @@ Ids are given out before anything else, so objects may refer to each other in a 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from controlplane import services
 from controlplane.api.changes import of_kind
 from controlplane.api.crud import caught_up, repeat_of
+from controlplane.api.faults import PRUNED, Faults, PlanError, wrong
 from controlplane.errors import ApiError, Code, Violation, refuse
 from controlplane.identity import Caller, authorize
 from controlplane.registry import KINDS, Kind, rules
@@ -25,6 +26,7 @@ from controlplane.services.base import Context
 from controlplane.store import keys
 from controlplane.store.commit import Committer
 from controlplane.store.txn import Origin, Transaction, time_ordered_id
+from controlplane.validate import clear_output, holds_messages, too_many
 from controlplane.values import Invalid, identifier, quoted
 from kumihimo.v1 import operations_pb2 as pb
 from kumihimo.v1 import store_pb2
@@ -56,15 +58,9 @@ def _referred(descriptor: Any) -> set[str]:
     for item in descriptor.fields:
         if rules(item).reference:
             names.add(rules(item).reference)
-        elif _is_ours(item):
+        elif holds_messages(item):
             names |= _referred(item.message_type)
     return names
-
-
-def _is_ours(item: Any) -> bool:
-    """Whether a field holds messages of the API, which may have references in them."""
-    of = item.message_type
-    return of is not None and of.full_name.startswith("kumihimo.") and not of.GetOptions().map_entry
 
 
 ORDER = _in_order()
@@ -81,51 +77,6 @@ class Desired:
     key: str
     exists: bool = False
     asked_project: str = ""
-
-
-@dataclass(slots=True)
-class Faults:
-    """What is wrong, by place in the request."""
-
-    found: list[pb.ApplyFault] = field(default_factory=list)
-    first: ApiError | None = None
-
-    def add(self, index: int, error: ApiError) -> None:
-        self.first = self.first or error
-        if not error.violations and self.at(index, error.metadata.get("field", "") or "?"):
-            return  # it was seen in an earlier step
-        if error.violations:
-            for item in error.violations:
-                self.found.append(pb.ApplyFault(index=index, field=item.field, reason=item.reason, message=item.message))
-        else:
-            where = error.metadata.get("field", "")
-            self.found.append(pb.ApplyFault(index=index, field=where, reason=error.reason, message=error.message))
-
-    def at(self, index: int, path: str = "") -> bool:
-        return any(fault.index == index and path in ("", fault.field) for fault in self.found)
-
-    def error(self) -> ApiError:
-        """One error that names every fault with its place."""
-        assert self.first is not None
-        violations = [
-            Violation(_path(item), item.reason, f"{_path(item)}: {item.message}") for item in sorted(self.found, key=_place)
-        ]
-        return ApiError(
-            self.first.code,
-            violations[0].reason,
-            violations[0].message,
-            {**self.first.metadata, "faults": str(len(violations))},
-            violations,
-        )
-
-
-def _place(item: pb.ApplyFault) -> int:
-    return item.index
-
-
-def _path(item: pb.ApplyFault) -> str:
-    where = f"objects[{item.index}]" if item.index >= 0 else "prune_tag"
-    return f"{where}.{item.field}" if item.field else where
 
 
 class Apply:
@@ -147,7 +98,7 @@ class Apply:
         ids = [time_ordered_id() for _ in desired]
 
         def attempt(transaction: Transaction) -> Any:
-            plan = _Plan(transaction, context, request, project, Faults(list(faults.found), faults.first))
+            plan = _Plan(transaction, context, request, project, faults.copy())
             return plan.run(desired, ids)
 
         if request.validate_only:
@@ -162,12 +113,6 @@ class Apply:
             reply.revision = revision
             await caught_up(self._committer.cache, revision)
         return reply
-
-
-class PlanError(ApiError):
-    """The error of an apply, with its faults as data."""
-
-    faults: list[pb.ApplyFault]
 
 
 def _dump(reply: Any) -> bytes:
@@ -191,28 +136,29 @@ def _read(request: Any, caller: Caller, project: str) -> tuple[list[Desired], Fa
         try:
             if kind is None:
                 accepted = ", ".join(KINDS)
-                raise _wrong("resource", "ENUM_INVALID", f"{quoted(name)} is no kind of resource; accepted: {accepted}")
+                raise wrong("resource", "ENUM_INVALID", f"{quoted(name)} is no kind of resource; accepted: {accepted}")
+            if len(item.resource.value) > kernel.LARGEST_RESOURCE:
+                text = f"the {kind.noun} has {len(item.resource.value)} bytes; {kernel.LARGEST_RESOURCE} fit"
+                raise wrong("resource", "TOO_MANY_VALUES", text)
             try:
                 message = kind.new(item.resource.value)
             except DecodeError:
-                raise _wrong("resource", "STRING_INVALID", f"the bytes are no {kind.name}") from None
+                raise wrong("resource", "STRING_INVALID", f"the bytes are no {kind.name}") from None
+            clear_output(message)
+            refuse(list(too_many(message)))
             unknown = sorted(set(item.fields.paths) - set(kind.descriptor.fields_by_name))
             if unknown:
-                raise _wrong("fields", "FIELD_MASK_INVALID", f"{quoted(unknown[0])} is no field of {kind.name}")
+                raise wrong("fields", "FIELD_MASK_INVALID", f"{quoted(unknown[0])} is no field of {kind.name}")
             asked = message.project_id if kind.owned else ""
             if kind.owned and not message.project_id:
                 message.project_id = project
             if not message.id and not message.name:
-                raise _wrong("name", "MISSING_FIELD", f"the {kind.noun} needs a name or an id to be known by")
+                raise wrong("name", "MISSING_FIELD", f"the {kind.noun} needs a name or an id to be known by")
         except ApiError as error:
             faults.add(index, error)
             continue
         found.append(Desired(index, kind, message, list(item.fields.paths), item.key or message.name, asked_project=asked))
     return found, faults
-
-
-def _wrong(where: str, reason: str, text: str) -> ApiError:
-    return ApiError(Code.INVALID_ARGUMENT, reason, text, {"field": where})
 
 
 class _Plan:
@@ -252,11 +198,8 @@ class _Plan:
             if self._faults.at(item.index):
                 self._faulty.add((item.kind.name, item.message.id))
         self._alone_in_projects()
-        if self._faults.found:
-            error = self._faults.error()
-            told = PlanError(error.code, error.reason, error.message, error.metadata, error.violations)
-            told.faults = sorted(self._faults.found, key=_place)
-            raise told
+        if self._faults:
+            raise self._faults.error()
         return reply
 
     def _try(self, index: int, step: Any, *arguments: Any) -> None:
@@ -276,7 +219,7 @@ class _Plan:
             twin = taken.setdefault((item.kind.name, item.message.id), item.index)
             if item.message.id and twin != item.index:
                 text = f"it is the same {item.kind.noun} as objects[{twin}]; state it once"
-                self._faults.add(item.index, _wrong("id", "DUPLICATE_VALUE", text))
+                self._faults.add(item.index, wrong("id", "DUPLICATE_VALUE", text))
             elif item.message.id:
                 self._transaction.promised.add((item.kind.name, item.message.id))
 
@@ -295,7 +238,7 @@ class _Plan:
         found = list(self._named(kind, message.name, message.project_id, message.network_id if kind.parent else ""))
         if len(found) > 1:
             shown = ", ".join(sorted(other.id for other in found))
-            raise _wrong(
+            raise wrong(
                 "name",
                 "DUPLICATE_VALUE",
                 f"{len(found)} {kind.options.plural} have the name {message.name}: {shown}; give the id",
@@ -307,7 +250,7 @@ class _Plan:
             twin = self._new_names.setdefault(place, item.index)
             if twin != item.index:
                 text = f"objects[{twin}] is a new {kind.noun} of the same name; give them different names, or ids"
-                raise _wrong("name", "DUPLICATE_VALUE", text)
+                raise wrong("name", "DUPLICATE_VALUE", text)
 
     def _alone_in_projects(self) -> None:
         """Names need not be unique, so two requests could make an object of one name twice: they go one after the other."""
@@ -346,7 +289,7 @@ class _Plan:
                 value[:] = [self._meant(f"{where}[{number}]", kind, text) for number, text in enumerate(value)]
             elif kind:
                 setattr(message, item.name, self._meant(where, kind, value))
-            elif _is_ours(item):
+            elif holds_messages(item):
                 for number, inner in enumerate(value if item.is_repeated else [value]):
                     self._resolve_message(inner, f"{where}[{number}]." if item.is_repeated else f"{where}.")
 
@@ -371,7 +314,7 @@ class _Plan:
         if not any(ids):
             return text
         shown = ", ".join(sorted(ids))
-        raise _wrong(where, "DUPLICATE_VALUE", f"{where}: {quoted(text)} may be {shown}; give the id")
+        raise wrong(where, "DUPLICATE_VALUE", f"{where}: {quoted(text)} may be {shown}; give the id")
 
     # -- doing it -----------------------------------------------------------------------------------------------------
 
@@ -392,13 +335,13 @@ class _Plan:
                 stored = self._transaction.object(kind, object_id)
                 if stored is None or self._prune_tag not in stored.tags or (kind.name, object_id) in wanted:
                     continue
-                self._try(-1, self._delete, kind, stored, reply)
+                self._try(PRUNED, self._delete, kind, stored, reply)
 
     def _delete(self, kind: Kind, stored: Any, reply: pb.ApplyResponse) -> None:
         authorize(self._context.caller, kind.name, "Delete")
         kernel.delete(self._transaction, kind, stored.id, self._context)
         reply.objects.add(
-            index=-1,
+            index=PRUNED,
             action=pb.ACTION_DELETE,
             kind=kind.name,
             id=stored.id,

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator
+import heapq
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from controlplane.api import filtering, listing
 from controlplane.api.output import Output
+from controlplane.api.pace import paced
 from controlplane.api.past import Past
 from controlplane.errors import ApiError, Code, StoreUnavailable, fault, not_found, refuse, unavailable
 from controlplane.identity import Caller
 from controlplane.masks import read_mask
-from controlplane.registry import Kind
+from controlplane.registry import KINDS, Kind
 from controlplane.services import RULES, kernel
 from controlplane.services.base import Context, Method
 from controlplane.store import keys
 from controlplane.store.cache import Cache
+from controlplane.store.client import Entry
 from controlplane.store.commit import Committer, Repeat
 from controlplane.store.txn import Origin, Transaction
 from controlplane.validate import check
@@ -72,50 +75,77 @@ class Crud:
             def fill(message: Any) -> Any:
                 return self._output.past(message, caller)
         else:
-            candidates = self._candidates(request.project_id, caller, after if order.is_by_id else None)
+            whole = bool(request.filter) or not order.is_by_id
+            candidates = self._candidates(request.project_id, caller, after if order.is_by_id else None, whole)
 
             def fill(message: Any) -> Any:
                 return self._output.fill(kernel.copy(message), caller)
 
-        found = self._matching(candidates, request, caller, accepts if request.filter else None, fill)
+        asked = request.project_id
+        later = listing.later_than(order, after)
+        walk = self._wanted(candidates, asked, caller, accepts if request.filter else None, fill)
+        if order.is_by_id:
+            found: AsyncIterator[Any] = (message async for message in walk if later(order.place(message)))
+        else:
+            places = [(order.key(place), message) async for message in walk if later(place := order.place(message))]
+            first = heapq.nsmallest(size + 1, places, key=lambda pair: pair[0])
+            found = paced(message for _, message in first)
         last: listing.Place = ()
-        for message in _after(order, after, found):
-            if len(response.items) == size:
+        size_left = listing.LARGEST_REPLY
+        async for message in found:
+            if len(response.items) == size or size_left <= 0:
                 response.next_page_token = order.token(last)
                 break
             last = order.place(message)
             response.items.append(shown(fill(message)))
+            size_left -= response.items[-1].ByteSize()
         return response
 
-    def _candidates(self, project: str, caller: Caller, after: listing.Place | None) -> Iterator[Any]:
-        """Objects that may be asked for, by id; without output fields, and not to be changed."""
+    def _candidates(self, project: str, caller: Caller, after: listing.Place | None, whole: bool) -> Iterator[Any]:
+        """Objects that may be asked for, by id; without output fields, and not to be changed.
+
+        whole: the walk may see them all and gives way to others meanwhile, so what is there is taken now.
+        """
         if self._kind.owned and not caller.is_operator:
             project = project or caller.project
-        ids = self._cache.ids(self._kind, project if self._kind.owned else "")
-        for object_id in ids[bisect.bisect_right(ids, after[-1]) if after else 0 :]:
-            key = self._cache.locate(self._kind, object_id)
-            message = self._cache.message(self._kind, key) if key else None
-            if message is not None:
-                yield message
+        if not self._kind.owned:
+            project = ""
+        ids = self._cache.ids(self._kind, project)
+        ids = ids[bisect.bisect_right(ids, after[-1]) if after else 0 :]
+        places: Iterable[str | None]
+        if whole and self._kind.parent:
+            here = self._children(project)
+            places = [here.get(object_id) for object_id in ids]
+        else:
+            places = (self._cache.locate(self._kind, object_id) for object_id in ids)
+        entries: Iterable[tuple[str, Entry]] = ((key, entry) for key in places if key and (entry := self._cache.get(key)))
+        if whole:
+            entries = list(entries)
+        return (self._cache.parsed(self._kind, key, entry) for key, entry in entries)
 
-    def _matching(
+    def _children(self, project: str) -> dict[str, str]:
+        """Id → key of the objects in the networks of a project: a network's children are of its project."""
+        networks = self._cache.ids(KINDS["Network"], project)
+        folders = (self._cache.folder(keys.place(self._kind, "", network)) for network in networks)
+        return {key.rpartition("/")[2]: key for folder in folders for key in folder}
+
+    async def _wanted(
         self,
-        candidates: Iterator[Any],
-        request: resource_pb2.ListRequest,
+        candidates: Iterable[Any],
+        project: str,
         caller: Caller,
         accepts: filtering.Predicate | None,
         fill: Callable[[Any], Any],
-    ) -> Iterator[Any]:
+    ) -> AsyncIterator[Any]:
         """Those that the request asks for and the caller may see."""
-        for message in candidates:
+        async for message in paced(candidates):
             if not kernel.visible(self._kind, message, caller):
                 continue
-            if request.project_id and message.project_id != request.project_id:
+            if project and message.project_id != project:
                 continue
             # A filter or an order may ask for what is made at read, as the caller sees it.
-            if accepts is not None and not accepts(fill(message)):
-                continue
-            yield message
+            if accepts is None or accepts(fill(message)):
+                yield message
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -249,12 +279,3 @@ async def caught_up(cache: Cache, revision: int) -> None:
         await cache.reach(revision)
     except StoreUnavailable as error:
         raise unavailable(error) from error
-
-
-def _after(order: listing.Order, after: listing.Place | None, found: Iterator[Any]) -> Iterator[Any]:
-    later = listing.later_than(order, after)
-    if order.is_by_id:
-        yield from (message for message in found if later(order.place(message)))
-        return
-    places = [(order.key(place), message) for message in found if later(place := order.place(message))]
-    yield from (message for _, message in sorted(places, key=lambda pair: pair[0]))

@@ -27,6 +27,7 @@ Predicate = Callable[[Any], bool]
 
 LONGEST = 4096  # characters
 DEEPEST = 20  # parentheses
+MOST = 100  # comparisons, each of which is made with every object
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<string>"(?:[^"\\]|\\.)*")|(?P<op><=|>=|!=|[=<>:])|(?P<paren>[()])|(?P<word>[^\s()"=<>:!]+))""", re.VERBOSE
@@ -74,6 +75,7 @@ class _Parser:
         self._next = 0
         self._end = end
         self._depth = 0
+        self._terms = 0
 
     def whole(self) -> Predicate:
         found = self._any()
@@ -94,9 +96,13 @@ class _Parser:
         return parts[0] if len(parts) == 1 else lambda message: all(part(message) for part in parts)
 
     def _factor(self) -> Predicate:
-        if self._take_word("NOT"):
-            inner = self._factor()
-            return lambda message: not inner(message)
+        negated = False
+        while self._take_word("NOT"):
+            negated = not negated
+        part = self._part()
+        return (lambda message: not part(message)) if negated else part
+
+    def _part(self) -> Predicate:
         token = self._peek()
         if token is not None and token.text == "(" and token.kind == "paren":
             self._depth += 1
@@ -121,9 +127,15 @@ class _Parser:
         value = self._take("a value")
         if value.kind not in ("string", "word"):
             raise _invalid(value.position, "a value is expected here")
+        self._terms += 1
+        if self._terms > MOST:
+            raise _invalid(path.position, f"at most {MOST} comparisons are accepted")
         fields = self._fields(path)
         text = re.sub(r"\\(.)", r"\1", value.text[1:-1]) if value.kind == "string" else value.text
         test = _test(fields[-1], op, text, value.position)
+        if len(fields) == 1 and not fields[0].is_repeated:
+            field, name = fields[0], fields[0].name
+            return lambda message: test((message, field, getattr(message, name)))
         return lambda message: any(test(found) for found in _reach(message, fields))
 
     def _fields(self, path: _Token) -> list[Field]:

@@ -22,6 +22,9 @@ from controlplane.values import quoted
 
 DEFAULT_PAGE = 100
 LARGEST_PAGE = 1000
+LARGEST_REPLY = 3 << 20  # bytes of a page: a client takes 4 MiB unless it says otherwise
+LONGEST_ORDER = 1000  # characters
+LONGEST_TOKEN = 1 << 16
 
 _MADE_AT_READ = set(MADE_AT_READ) - {"revision"}
 
@@ -59,6 +62,8 @@ class Order:
 
     def __init__(self, kind: Kind, text: str) -> None:
         self._fields: list[tuple[Field, bool]] = []
+        if len(text) > LONGEST_ORDER:
+            raise _invalid(f"{len(text)} characters; at most {LONGEST_ORDER} are accepted")
         for part in text.split(",") if text.strip() else []:
             name, _, direction = part.strip().partition(" ")
             field = kind.descriptor.fields_by_name.get(name)
@@ -92,6 +97,8 @@ class Order:
         if not token:
             return None
         try:
+            if len(token) > LONGEST_TOKEN:
+                raise ValueError
             place = json.loads(base64.b64decode(token.encode(), altchars=b"-_", validate=True))
             if not isinstance(place, list) or len(place) != len(self._fields) + 1 or not isinstance(place[-1], str):
                 raise ValueError

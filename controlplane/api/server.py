@@ -11,16 +11,16 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import structlog
 from google.protobuf.message_factory import GetMessageClass
-from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from controlplane import config, telemetry
+from controlplane.api import body, public
 from controlplane.api.apply import Apply
 from controlplane.api.changes import Changes
 from controlplane.api.crud import Crud
@@ -90,16 +90,16 @@ def _service(descriptor: Any, kind: str, verbs: Mapping[str, Any], dispatch: Dis
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in descriptor.methods:
         name = f"{descriptor.full_name}/{method.name}"
-        parse = GetMessageClass(method.input_type).FromString
+        largest = body.LARGEST_APPLY if method.name == "Apply" else body.LARGEST
+        parse = partial(body.parse, GetMessageClass(method.input_type), largest=largest)
         if method.server_streaming:
             # What is told to many is serialized once, by the handler.
             methods[method.name] = grpc.unary_stream_rpc_method_handler(
-                dispatch.stream(name, kind, method.name, verbs[method.name]), request_deserializer=parse
+                dispatch.stream(name, kind, method.name, verbs[method.name], parse)
             )
         else:
             methods[method.name] = grpc.unary_unary_rpc_method_handler(
-                dispatch.method(name, kind, method.name, verbs[method.name]),
-                request_deserializer=parse,
+                dispatch.method(name, kind, method.name, verbs[method.name], parse),
                 response_serializer=GetMessageClass(method.output_type).SerializeToString,
             )
     return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
@@ -199,20 +199,25 @@ def _credentials(files: Watched) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(fetch(), fetch)
 
 
+# What strangers can make the server hold. Times in ms.
+OPTIONS = [
+    ("grpc.max_receive_message_length", LARGEST_REQUEST),
+    ("grpc.max_concurrent_streams", 1000),  # of one connection
+    ("grpc.max_allowed_incoming_connections", 10_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # Clients that went without a word are found; those that say nothing for long connect anew.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 600_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 1),
+]
+
+
 def _server(services: list[grpc.GenericRpcHandler]) -> grpc.aio.Server:
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", LARGEST_REQUEST),
-            ("grpc.so_reuseport", 1),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ]
-    )
-    server.add_generic_rpc_handlers(services)
-    checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    names = [kind.service.full_name for kind in KINDS.values()]
-    names += [OPERATIONS.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
-    reflection.enable_server_reflection(names, server)
+    server = grpc.aio.server(options=OPTIONS)
+    names = [*(kind.service.full_name for kind in KINDS.values()), OPERATIONS.full_name]
+    server.add_generic_rpc_handlers([*services, *public.handlers(names)])
     return server
 
 
@@ -236,14 +241,18 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("/etc/kumihimo/api.toml"), help="configuration file")
     arguments = parser.parse_args()
     telemetry.start_logging(service="kumi-api")
+    failure = ""
     try:
         settings = config.load(arguments.config)
         telemetry.start_tracing("kumi-api", settings.trace_file)
         asyncio.run(serve(settings))
-    except* (BadConfig, Unfit, CannotProtect, StoreUnavailable, OSError, ValueError) as group:
-        sys.exit(f"kumi-api: {_first(group)}")
     except* TimeoutError:
-        sys.exit("kumi-api: the store did not answer in time")
+        failure = "the store did not answer in time"
+    except* (BadConfig, Unfit, CannotProtect, StoreUnavailable, OSError, ValueError) as group:
+        failure = str(_first(group))
+    if failure:
+        # Not from within: what except* raises is a group again, and shown with its trace.
+        sys.exit(f"kumi-api: {failure}")
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

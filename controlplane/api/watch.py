@@ -20,6 +20,7 @@ from typing import Any
 from controlplane.api import filtering
 from controlplane.api.crud import current, refuse_foreign_project
 from controlplane.api.output import Output
+from controlplane.api.pace import paced
 from controlplane.api.past import compacted, in_future
 from controlplane.errors import StoreUnavailable, exhausted, fault, unavailable
 from controlplane.identity import Caller
@@ -184,14 +185,17 @@ class Hub:
             channel.subscriptions.discard(subscription)
             if not channel.subscriptions and self._channels.get(question) is channel:
                 del self._channels[question]
-                self._asked[question.kind.name, question.project].discard(channel)
+                place = question.kind.name, question.project
+                self._asked[place].discard(channel)
+                if not self._asked[place]:
+                    del self._asked[place]  # anybody may ask for projects that are not there
 
     async def between(self, kind: Kind, after: int, until: int) -> AsyncIterator[Happened]:
         """What happened to a kind after one revision and up to another. Raises REVISION_COMPACTED."""
         if after >= until:
             return
         if after >= self._since:
-            for change in list(self._kept):
+            async for change in paced(list(self._kept)):
                 if after < change.revision <= until and change.kind is kind:
                     yield change
             return
@@ -229,7 +233,7 @@ class Watch:
             told, cluster = request.start_revision or self._cache.revision, self._cache.cluster
             if request.include_initial:
                 with self._hub.subscribed(question) as (channel, subscription):
-                    for event in self._initial(channel, subscription.since):
+                    async for event in self._initial(channel, subscription.since):
                         yield event
                     told = subscription.since
             while True:
@@ -263,8 +267,8 @@ class Watch:
             caller.is_operator,
         )
 
-    def _initial(self, channel: Channel, revision: int) -> Iterator[bytes]:
-        for object_id in list(self._cache.ids(self._kind)):
+    async def _initial(self, channel: Channel, revision: int) -> AsyncIterator[bytes]:
+        async for object_id in paced(list(self._cache.ids(self._kind))):
             key = self._cache.locate(self._kind, object_id)
             message = self._cache.message(self._kind, key) if key else None
             if message is not None and channel.accepts(message):

@@ -26,6 +26,7 @@ from kumihimo.v1 import network_pb2 as pb
 from kumihimo.v1 import store_pb2
 
 LEAST_LEASE = 120  # seconds
+MOST_LEASE = (1 << 32) - 2  # DHCP has 32 bits for it, and all ones mean for ever
 DEFAULT_LEASE = 24 * 3600
 INFINITE_LEASE = -1
 
@@ -190,11 +191,11 @@ class SubnetRules(Rules):
                 yield Violation(place, "IP_FAMILY_MISMATCH", f"{place} is not an IPv{network.version} route")
         lease = new.dhcp_lease_duration
         infinite = lease.seconds == INFINITE_LEASE and not lease.nanos
-        if lease.nanos % 1_000_000 or (lease.seconds < LEAST_LEASE and not infinite):
+        if lease.nanos % 1_000_000 or not (LEAST_LEASE <= lease.seconds <= MOST_LEASE or infinite):
             yield Violation(
                 "dhcp_lease_duration",
                 "VALUE_OUT_OF_RANGE",
-                f"dhcp_lease_duration must be whole milliseconds, {LEAST_LEASE} s or more, or -1 s for ever",
+                f"dhcp_lease_duration must be whole milliseconds, {LEAST_LEASE} to {MOST_LEASE} s, or -1 s for ever",
             )
 
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:

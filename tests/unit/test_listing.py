@@ -187,3 +187,36 @@ def test_an_unknown_path_is_refused(paths: list[str]) -> None:
         merged(OLD, network(), paths)
     assert caught.value.reason == "FIELD_MASK_INVALID"
     assert len(caught.value.message) < 300
+
+
+# -- what is bounded --------------------------------------------------------------------------------------------------
+
+
+def test_a_filter_that_denies_a_thousand_times_is_no_deeper_than_one() -> None:
+    message = port_pb2.Port(name="a")
+    for times, holds in ((1000, True), (1001, False)):
+        assert predicate(KINDS["Port"], "NOT " * times + "name = a")(message) is holds
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("(" * 21 + "name = a" + ")" * 21, "parentheses"),
+        (" OR ".join(["name = a"] * 101), "at most 100 comparisons"),
+        ("name = " + "a" * 4096, "at most 4096 characters"),
+    ],
+)
+def test_a_filter_has_bounds(text: str, what: str) -> None:
+    with pytest.raises(ApiError, match=what) as caught:
+        predicate(KINDS["Port"], text)
+    assert caught.value.reason == "FILTER_INVALID"
+
+
+def test_orders_and_page_tokens_have_bounds() -> None:
+    with pytest.raises(ApiError, match="at most 1000 are accepted"):
+        Order(KINDS["Port"], "name," * 200 + "id")
+    order = Order(KINDS["Port"], "description")
+    long = ("\U0001f600" * 1024, "0192f0c1-7c1e-7b3a-9d4e-5f60718293a4")
+    assert order.after(order.token(long)) == long
+    with pytest.raises(ApiError, match="page_token is none of ours"):
+        order.after(order.token(("a" * 60_000, "b")))

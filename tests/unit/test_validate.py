@@ -164,3 +164,18 @@ def test_immutable_is_what_the_descriptors_say() -> None:
     found = {name for name, field in KINDS["Network"].descriptor.fields_by_name.items() if behaves(field, IMMUTABLE)}
     assert {"id", "project_id", "network_type", "segmentation_id", "physical_network"} <= found
     assert rules(KINDS["Network"].descriptor.fields_by_name["segmentation_id"]).operator_only
+
+
+def test_a_duration_out_of_its_bounds_is_refused() -> None:
+    for seconds, nanos in ((1 << 62, 0), (600, -1), (0, (1 << 31) - 1)):
+        subnet = network_pb2.Subnet(network_id="0192f0c1-7c1e-7b3a-9d4e-5f60718293a5", cidr="10.0.0.0/24")
+        subnet.dhcp_lease_duration.seconds, subnet.dhcp_lease_duration.nanos = seconds, nanos
+        assert reasons(subnet) == [("dhcp_lease_duration", "VALUE_OUT_OF_RANGE")]
+
+
+def test_every_list_that_a_client_may_fill_has_a_most() -> None:
+    """What is done with each entry (Apply looks up names) is bounded by it."""
+    for kind in KINDS.values():
+        for field in kind.descriptor.fields:
+            if field.is_repeated and not behaves(field, OUTPUT_ONLY):
+                assert 0 < rules(field).max_items <= 10_000, field.full_name

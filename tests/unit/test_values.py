@@ -71,6 +71,8 @@ BAD = [
     (CIDR, "10.0.0.0/33", "CIDR_INVALID"),
     (CIDR, "10.0.0.0/255.0.0.0", "CIDR_INVALID"),
     (CIDR, "fd00::/129", "CIDR_INVALID"),
+    (CIDR, "fe80::%1/64", "CIDR_INVALID"),
+    (CIDR, "10.0.0.0/" + "0" * 4000 + "8", "CIDR_INVALID"),
     (CIDR, "10.0.0.1/24", "CIDR_HOST_BITS_SET"),
     (CIDR, "fd00::1/64", "CIDR_HOST_BITS_SET"),
     (MAC, "", "MAC_INVALID"),
