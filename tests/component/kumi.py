@@ -30,7 +30,7 @@ class Kumi:
             token.write_text(f"{name}-token\n")
             lines.append(
                 f'[profiles.{name}]\nendpoint = "{cloud.replicas[0].target}"\nserver_name = "{SERVER_NAME}"\n'
-                f'ca = "{cloud.folder}/tls.crt"\ntoken_file = "{token}"\n'
+                f'ca = "{cloud.authority.certificate()}"\ntoken_file = "{token}"\n'
             )
         self.config.write_text("\n".join(lines))
 

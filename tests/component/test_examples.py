@@ -23,7 +23,7 @@ _CALL = re.compile(r"^api -d '(.*?)' HOST:PORT ([\w.]+)/(\w+)$", re.MULTILINE | 
 async def test_the_python_example(cloud: Cloud, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("alice-token\n")
-    where = (cloud.replicas[0].target, f"{cloud.folder}/tls.crt", str(token), SERVER_NAME)
+    where = (cloud.replicas[0].target, f"{cloud.authority.certificate()}", str(token), SERVER_NAME)
     for _ in range(2):  # it names its request: the second time it makes nothing
         process = await asyncio.create_subprocess_exec(
             sys.executable,
