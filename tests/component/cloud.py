@@ -418,7 +418,7 @@ class Cloud:
         await self.write(delete(keys.STATUS, prefix=True), delete(keys.ALIVE, prefix=True))
         for network in await self._ids("Network"):
             for kind in ("Port", "Subnet"):
-                for item in (await self.api.list(kind, page_size=1000, filter=f'network_id = "{network}"')).items:
+                for item in await self._all(kind, f'network_id = "{network}"'):
                     if item.deletion_protection:
                         await self.api.update(kind, item.id, mask=["deletion_protection"])
                     await self.api.delete(kind, item.id, force=True)
@@ -431,7 +431,17 @@ class Cloud:
                 await self.api.delete(kind, object_id, force=kind == "Node")
 
     async def _ids(self, kind: str) -> list[str]:
-        return [item.id for item in (await self.api.list(kind, page_size=1000)).items]
+        return [item.id for item in await self._all(kind)]
+
+    async def _all(self, kind: str, filter: str = "") -> list[Any]:
+        found: list[Any] = []
+        token = ""
+        while True:
+            page = await self.api.list(kind, page_size=1000, filter=filter, page_token=token)
+            found += page.items
+            token = page.next_page_token
+            if not token:
+                return found
 
 
 async def everything(store: Store) -> dict[str, Entry]:

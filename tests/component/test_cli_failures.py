@@ -16,10 +16,11 @@ from socket import AF_UNIX, socket
 
 import click
 import pytest
+from google.protobuf.descriptor import FieldDescriptor
 
 from cli import client
 from cli.errors import DENIED, ERROR, EXIT_CODES, UNAVAILABLE
-from cli.kinds import kind_named, kinds, rules
+from cli.kinds import kind_named, kinds, option_name, required, rules
 from cli.main import root
 from cli.values import choices
 from controlplane.errors import StoreUnavailable
@@ -86,25 +87,25 @@ def _words(path: str, file: str = "") -> list[str] | None:
     kind = kind_named(noun)
     assert kind is not None, f"{path} has no sample words"
     if verb == "create":
-        given = []
-        for name in kind.options.arguments:
-            field = kind.descriptor.fields_by_name[name]
-            known = rules(field)
-            if field.enum_type is not None:
-                given.append(choices(field.enum_type)[0])
-                continue
-            number = field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32)
-            given.append(
-                ID
-                if known.reference
-                else "1"
-                if number
-                else "10.0.0.0/24"
-                if known.format == resource_pb2.FORMAT_CIDR
-                else "x-1"
-            )
+        fields = [kind.descriptor.fields_by_name[name] for name in kind.options.arguments]
+        given = ["installation" if kind.name == "Settings" else _sample(field) for field in fields]
+        for field in kind.settable:
+            if required(field) and field not in fields:
+                given += [f"--{option_name(field)}", _sample(field)]
         return [noun, verb, *given]
     return [noun, verb, *{"list": [], "watch": [], "update": [ID, "--description", "x"], **METHODS}.get(verb, [ID])]
+
+
+def _sample(field: FieldDescriptor) -> str:
+    known = rules(field)
+    if field.enum_type is not None:
+        names = choices(field.enum_type)
+        return "vxlan" if "vxlan" in names else names[0]
+    if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32):
+        return "1"
+    if known.reference:
+        return ID
+    return "10.0.0.0/24" if known.format == resource_pb2.FORMAT_CIDR else "x-1"
 
 
 ASKING = [path for path in COMMANDS if _words(path) is not None]
@@ -217,7 +218,7 @@ async def test_etcd_is_full(
     kumi = Kumi(own, tmp_path, monkeypatch, capsys)
     network = await own.api.create("Network", name="web", id=ID)
     await own.api.create("Node", id="x-2")
-    with pytest.raises(StoreUnavailable, match="space exceeded"):
+    with pytest.raises(StoreUnavailable, match="out of space"):
         await _fill(own)
     full_words = [
         ["network", "create", "more"],
@@ -232,7 +233,7 @@ async def test_etcd_is_full(
         ["apply", "-f", kumi.file("{kind: network, name: x}")],
     ]
     for words in full_words:
-        one_line(await kumi(*words), UNAVAILABLE, "database space exceeded", r"\[STORE_UNAVAILABLE\]")
+        one_line(await kumi(*words), UNAVAILABLE, "out of space", r"\[STORE_UNAVAILABLE\]")
     # Reading goes on.
     assert network.id in await kumi.done("network", "list")
     assert "web" in await kumi.done("history", "web")
