@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from controlplane.errors import ApiError, Code, Violation
 from kumihimo.v1 import operations_pb2 as pb
 
-MOST = 1000  # faults told
+MOST = 5000  # faults told
 LONGEST = 1000  # characters of each text
 
 PRUNED = -1  # the place of what is not in the request

@@ -225,9 +225,13 @@ def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCrede
     if address.startswith("unix:"):
         # A socket file that a killed server left behind would refuse the next one.
         Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+    asked = address.rpartition(":")[2]
     try:
-        server.add_secure_port(address, credentials)
-    except RuntimeError:
+        # gRPC takes a port of more than 16 bits for another one.
+        port = server.add_secure_port(address, credentials)
+        if not address.startswith("unix:") and int(asked) not in (0, port):
+            raise RuntimeError
+    except (RuntimeError, ValueError):
         raise BadConfig(f"listen: {address} cannot be listened on; is it taken, or no address of this host?") from None
 
 

@@ -124,7 +124,7 @@ async def test_an_export_shows_one_moment(kumi: Kumi, cloud: Cloud, monkeypatch:
     monkeypatch.setattr(client.Client, "pages", slower)
     assert await kumi.done("--project", "demo", "export") == before
     assert len(set(asked)) == 1
-    assert len(asked) == 4
+    assert len(asked) > 3, "a list for each kind that the caller may read"
     monkeypatch.undo()
 
 
