@@ -17,6 +17,7 @@ from controlplane.registry import KINDS
 from controlplane.store import keys
 from kumihimo.v1 import network_pb2, node_pb2, operations_pb2, port_pb2, resource_pb2, store_pb2
 from tests.chaos.test_hostile import memory
+from tests.chaos.wire import connect_tls
 from tests.component.cloud import Client, Cloud, Refused, refused, request_class
 from tests.waiting import until
 
@@ -207,3 +208,14 @@ async def test_a_walk_over_many_objects_gives_way_to_others(cloud: Cloud, second
     print(f"{served} calls while one took {time.perf_counter() - began:.2f} s")
     assert not walk.result().items
     assert served > 4
+
+
+async def test_many_handshakes_at_once_do_not_end_the_server(cloud: Cloud) -> None:
+    """A certificate that was put in place anew with each of them did: one thread used what another had freed."""
+    api = cloud.replicas[0]
+    for _ in range(20):
+        opened = await asyncio.gather(*(connect_tls(api.target.removeprefix("unix:")) for _ in range(40)))
+        for _, writer in opened:
+            writer.transport.abort()
+    await cloud.api.list("Network")
+    assert api.running
