@@ -105,7 +105,7 @@ def load(path: Path) -> Config:
     known = {"listen", "etcd", *ETCD_TLS, "tls_certificate", "tls_key", "tokens", "oidc", "defaults", "tracing", "store"}
     refuse_unknown(path, "", raw, known)
     return Config(
-        listen=strings(path, raw, "listen"),
+        listen=_listen(path, raw),
         etcd=strings(path, raw, "etcd"),
         tls_certificate=_file(path, raw, "tls_certificate"),
         tls_key=_file(path, raw, "tls_key"),
@@ -151,6 +151,16 @@ def etcd_tls(path: Path, raw: Mapping[str, Any]) -> Tls | None:
         raise BadConfig(f"{path}: {' and '.join(missing)} must be set too: {', '.join(ETCD_TLS)} go together")
     ca, certificate, key = (_file(path, raw, name) for name in ETCD_TLS)
     return Tls(ca, certificate, key)
+
+
+def _listen(path: Path, raw: Mapping[str, Any]) -> tuple[str, ...]:
+    found = strings(path, raw, "listen")
+    for address in found:
+        host, _, port = address.rpartition(":")
+        # gRPC would take port 99999 for 34463.
+        if not re.fullmatch("unix:.+", address) and not (host and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
+            raise BadConfig(f"{path}: listen: {address!r} is no address; host:port or unix:/path is accepted")
+    return found
 
 
 def trace_file(path: Path, raw: Mapping[str, Any]) -> Path | None:

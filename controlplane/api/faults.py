@@ -6,13 +6,15 @@ A fault is told twice over: as data, whole, to him who only asks (validate_only)
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from controlplane.errors import ApiError, Code, Violation
 from kumihimo.v1 import operations_pb2 as pb
 
-MOST = 5000  # faults told
+LARGEST = 3 << 20  # bytes of all that are told: a client takes 4 MiB unless it says otherwise
 LONGEST = 1000  # characters of each text
 
+OVERHEAD = 8  # bytes of tag and length of a fault in the reply
 PRUNED = -1  # the place of what is not in the request
 
 
@@ -53,11 +55,13 @@ class Faults:
     def error(self) -> PlanError:
         """The first fault's error, which names every other with its place."""
         ordered = sorted(self._found, key=lambda item: item[0].index)
-        violations = [Violation(_path(item), item.reason, f"{_path(item)}: {item.message}") for item, _ in ordered[:MOST]]
+        sizes = accumulate(item.ByteSize() + OVERHEAD for item, _ in ordered)
+        told_of = [item for (item, _), size in zip(ordered, sizes, strict=True) if size <= LARGEST]
+        violations = [Violation(_path(item), item.reason, f"{_path(item)}: {item.message}") for item in told_of]
         first = ordered[0][1]
         metadata = {**first.metadata, "faults": str(len(ordered))}
         told = PlanError(first.code, violations[0].reason, violations[0].message, metadata, violations)
-        told.faults = [item for item, _ in ordered[:MOST]]
+        told.faults = told_of
         return told
 
 

@@ -192,11 +192,15 @@ async def _store_answers(store: Store) -> None:
 def _credentials(files: Watched) -> grpc.ServerCredentials:
     """Our certificate towards clients. gRPC asks at each handshake whether there is another."""
 
-    def fetch() -> grpc.ServerCertificateConfiguration:
-        files.changed()
+    def current() -> grpc.ServerCertificateConfiguration:
         return grpc.ssl_server_certificate_configuration([(files.loaded.key, files.loaded.certificate)])
 
-    return grpc.dynamic_ssl_server_credentials(fetch(), fetch)
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        # None, nearly always: gRPC puts another in place without a lock, and with one a handshake two at once end the process.
+        return current() if files.changed() else None
+
+    fetcher: Any = changed  # its stub knows no None
+    return grpc.dynamic_ssl_server_credentials(current(), fetcher)
 
 
 # What strangers can make the server hold. Times in ms.

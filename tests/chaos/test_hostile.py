@@ -42,6 +42,7 @@ TRANSPORT = {Code.RESOURCE_EXHAUSTED, Code.CANCELLED, Code.UNIMPLEMENTED, Code.D
 
 def memory(api: Api, name: str = "VmRSS") -> int:
     """MB of a process; VmHWM: the most it ever had."""
+    assert api.running, api.log.read_text(errors="replace")[-3000:]
     with open(f"/proc/{api.pid}/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(name)) >> 10
 

@@ -17,6 +17,7 @@ from controlplane.registry import KINDS
 from controlplane.store import keys
 from kumihimo.v1 import network_pb2, node_pb2, operations_pb2, port_pb2, resource_pb2, store_pb2
 from tests.chaos.test_hostile import memory
+from tests.chaos.wire import Idle
 from tests.component.cloud import Client, Cloud, Refused, refused, request_class
 from tests.waiting import until
 
@@ -89,8 +90,7 @@ async def test_what_is_named_in_a_map_is_no_object(cloud: Cloud) -> None:
     request.objects.add().resource.Pack(port_pb2.Port(name="p", network_id="n", hints={"a": "b"}))
     request.objects.add().resource.Pack(network_pb2.Network(name="n"))
     error = await refused(cloud.api.call("Operations", "Apply", request))
-    assert (error.code.name, error.reason) == ("NOT_FOUND", "REFERENCE_NOT_FOUND")
-    assert error.metadata["kind"] == "PhysicalNetwork"
+    assert {violation[1] for violation in error.violations} <= {"REFERENCE_NOT_FOUND", "FEATURE_NOT_SUPPORTED"}
 
 
 @pytest.mark.parametrize("validate_only", [True, False])
@@ -103,11 +103,12 @@ async def test_an_apply_with_500_faulty_objects_is_answered_in_full_or_in_short(
     call = cloud.api.call("Operations", "Apply", request)
     if validate_only:
         told = (await call).faults
-        assert len(told) == 3000  # six of each
-        assert {fault.reason for fault in told} == {"REFERENCE_NOT_FOUND"}
+        assert {fault.index for fault in told} == set(range(500))
+        assert {fault.reason for fault in told} >= {"REFERENCE_NOT_FOUND", "STRING_TOO_LONG", "MAC_INVALID"}
         return
     error = await refused(call)
-    assert (error.code.name, error.reason, error.metadata["faults"]) == ("NOT_FOUND", "REFERENCE_NOT_FOUND", "3000")
+    assert (error.code.name, error.reason) == ("NOT_FOUND", "REFERENCE_NOT_FOUND")
+    assert int(error.metadata["faults"]) >= 500
     assert error.violations[0][0] == "objects[0].network_id"
 
 
@@ -208,3 +209,13 @@ async def test_a_walk_over_many_objects_gives_way_to_others(cloud: Cloud, second
     print(f"{served} calls while one took {time.perf_counter() - began:.2f} s")
     assert not walk.result().items
     assert served > 4
+
+
+async def test_many_handshakes_at_once_do_not_end_the_server(cloud: Cloud) -> None:
+    """A certificate that was put in place anew with each of them did: one thread used what another had freed."""
+    api = cloud.replicas[0]
+    idle = Idle(api.target.removeprefix("unix:"))
+    await idle.hold(1000)
+    await cloud.api.list("Network")
+    assert api.running
+    idle.drop()

@@ -179,7 +179,9 @@ SUBNET = [
         PRECONDITION,
         label="32",
     ),
-    Row("Subnet", {"dhcp_lease_duration": {"seconds": 119}}, "VALUE_OUT_OF_RANGE", "dhcp_lease_duration", "120 to 4294967294 s"),
+    Row(
+        "Subnet", {"dhcp_lease_duration": {"seconds": 119}}, "VALUE_OUT_OF_RANGE", "dhcp_lease_duration", "120 to 4294967294 s"
+    ),
     Row(
         "Subnet", {"dhcp_lease_duration": {"seconds": -2}}, "VALUE_OUT_OF_RANGE", "dhcp_lease_duration", "-1 s for", label="neg"
     ),
