@@ -108,7 +108,6 @@ def _service(descriptor: Any, kind: str, verbs: Mapping[str, Any], dispatch: Dis
 async def serve(settings: config.Config) -> None:
     """Run until SIGTERM or SIGINT. Raises Unfit, StoreUnavailable and BadConfig before it listens."""
     tokens = Tokens(settings.tokens, settings.oidc)
-    credentials = _credentials(Watched(Tls(None, settings.tls_certificate, settings.tls_key, prefix="tls")))
     store = Store(settings.etcd, settings.etcd_tls)
     cache = Cache(store)
     replica = f"{socket.gethostname()}-{os.getpid()}"
@@ -148,7 +147,8 @@ async def serve(settings: config.Config) -> None:
         dispatch = Dispatch(tokens, installation, committer.hints)
         server = _server(handlers(dispatch, installation, committer, progress))
         for address in settings.listen:
-            _listen(server, address, credentials)
+            # Credentials of its own for each: their first configuration is taken by one listener.
+            _listen(server, address, _credentials(Watched(Tls(None, settings.tls_certificate, settings.tls_key, prefix="tls"))))
         await server.start()
         _spare_the_collector()
         _log.info("serving", listen=", ".join(settings.listen), revision=cache.revision)
