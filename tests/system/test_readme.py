@@ -18,6 +18,7 @@ mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/netns /var/lib/kumihimo-lab
 mount -t tmpfs -o mode=755 tmpfs /var/lib/kumihimo-lab
+HOME=$(mktemp -d -p /run) && mkdir -p /root && mount -t tmpfs -o mode=700 tmpfs /root
 ip link set lo up
 cd "$1"
 """
