@@ -138,7 +138,7 @@ async def fill(store: Store) -> None:
 
 async def etcdctl(cloud: Cloud, *words: str) -> None:
     endpoint = cloud.etcd.endpoint.replace("unix:", "unix://")
-    argv = ["etcdctl", f"--endpoints={endpoint}", *words]
+    argv = ["etcdctl", "--command-timeout=60s", f"--endpoints={endpoint}", *words]
     done = await asyncio.to_thread(
         subprocess.run,
         argv,
