@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aetcd.rpc import rpc_pb2
 
 from controlplane.errors import StoreFull
 from controlplane.store import client, health, keys, maintenance
@@ -137,15 +136,12 @@ async def fill(store: Store) -> None:
 
 
 async def etcdctl(cloud: Cloud, *words: str) -> None:
-    endpoint = cloud.etcd.endpoint.replace("unix:", "unix://")
-    argv = ["etcdctl", "--command-timeout=60s", f"--endpoints={endpoint}", *words]
-    done = await asyncio.to_thread(
-        subprocess.run,
-        argv,
-        env={"ETCDCTL_API": "3", "PATH": "/usr/bin"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    """What the command of that name would ask of etcd."""
+    store = cloud.store
+    if words[0] == "compact":
+        await store.kv.Compact(rpc_pb2.CompactionRequest(revision=int(words[1])), timeout=20)
+    elif words[0] == "defrag":
+        await store.maintenance.Defragment(rpc_pb2.DefragmentRequest(), timeout=20)
+    else:
+        request = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.DEACTIVATE, alarm=rpc_pb2.NOSPACE)
+        await store.maintenance.Alarm(request, timeout=20)
