@@ -143,5 +143,7 @@ async def etcdctl(cloud: Cloud, *words: str) -> None:
     elif words[0] == "defrag":
         await store.maintenance.Defragment(rpc_pb2.DefragmentRequest(), timeout=20)
     else:
-        request = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.DEACTIVATE, alarm=rpc_pb2.NOSPACE)
-        await store.maintenance.Alarm(request, timeout=20)
+        raised = await store.maintenance.Alarm(rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET), timeout=20)
+        for alarm in raised.alarms:
+            request = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.DEACTIVATE, memberID=alarm.memberID, alarm=alarm.alarm)
+            await store.maintenance.Alarm(request, timeout=20)
