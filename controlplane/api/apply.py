@@ -18,7 +18,7 @@ from controlplane import services
 from controlplane.api.changes import of_kind
 from controlplane.api.crud import caught_up, repeat_of
 from controlplane.api.faults import PRUNED, Faults, PlanError, wrong
-from controlplane.errors import ApiError, Code, Violation, refuse
+from controlplane.errors import ApiError, Code, Violation, not_found, refuse
 from controlplane.identity import Caller, authorize
 from controlplane.registry import KINDS, Kind, rules
 from controlplane.services import kernel
@@ -243,6 +243,9 @@ class _Plan:
                 "DUPLICATE_VALUE",
                 f"{len(found)} {kind.options.plural} have the name {message.name}: {shown}; give the id",
             )
+        if not found and kind.options.implicit:
+            text = f"no {kind.noun} has the name {quoted(message.name)}; give the id of the one that is meant"
+            raise wrong("id", "MISSING_FIELD", text)
         item.exists = bool(found)
         message.id = found[0].id if found else fresh
         if not found:
@@ -378,6 +381,8 @@ class _Plan:
             return
         authorize(self._context.caller, kind.name, "Update")
         before = self._transaction.object(kind, message.id) or services.RULES[kind.name].default(message.id, self._context)
+        if before is None:
+            raise not_found(kind.name, message.id)
         before = kernel.copy(before)
         paths = [name for name in item.fields if name not in ("id", "project_id")]
         # What the server has set and the request leaves out stays; an immutable field may be stated as it is.

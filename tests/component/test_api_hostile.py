@@ -219,3 +219,20 @@ async def test_many_handshakes_at_once_do_not_end_the_server(cloud: Cloud) -> No
     await cloud.api.list("Network")
     assert api.running
     idle.drop()
+
+
+@pytest.mark.parametrize("kind", [kind.name for kind in KINDS.values() if kind.options.implicit])
+@pytest.mark.parametrize("named", [{"name": "a"}, {"id": "0192f0c1-7c1e-7b3a-9d4e-5f60718293a4"}, {"id": "a/b"}])
+async def test_an_apply_of_what_is_always_there_under_another_name_is_a_fault(
+    cloud: Cloud, kind: str, named: dict[str, str]
+) -> None:
+    """Settings of which there is one, a quota with no project's id."""
+    for validate_only in (True, False):
+        request = operations_pb2.ApplyRequest(validate_only=validate_only)
+        request.objects.add().resource.Pack(KINDS[kind].message(description="x", **named))
+        if named == {"id": "0192f0c1-7c1e-7b3a-9d4e-5f60718293a4"} and kind == "Quota":
+            continue  # it may be one
+        call = cloud.api.call("Operations", "Apply", request)
+        reasons = {item.reason for item in (await call).faults} if validate_only else {(await refused(call)).reason}
+        assert reasons <= {"ID_INVALID", "RESOURCE_NOT_FOUND", "MISSING_FIELD"}
+        assert reasons
