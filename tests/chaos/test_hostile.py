@@ -31,8 +31,8 @@ WAIT = 1.0  # seconds that the client of a Wait or a Watch stays
 SERVED = 10.0  # seconds in which a friend is served; alone he waits for less than 0.1 s
 
 # What the server may take, MB: as measured, with a third on top.
-LARGEST = 400
-LEFT = 150  # more than before, when the storm is over
+LARGEST = 300
+LEFT = 120  # more than before, when the storm is over
 
 Code = grpc.StatusCode
 DEFECT = re.compile(r"timestamp=\S+ level=(error|critical)|Traceback|ERROR|Unexpected|[EF]\d{4} ")
