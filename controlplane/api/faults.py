@@ -29,7 +29,7 @@ class Faults:
     """What is wrong, by place in the request."""
 
     _found: list[tuple[pb.ApplyFault, ApiError]] = field(default_factory=list)
-    _places: set[int] = field(default_factory=set)
+    _places: set[tuple[int, str]] = field(default_factory=set)  # with each field, and with ""
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -38,19 +38,18 @@ class Faults:
         return Faults(list(self._found), set(self._places))
 
     def add(self, index: int, error: ApiError) -> None:
-        self._places.add(index)
+        self._places.add((index, ""))
         where = error.metadata.get("field", "")
         if not error.violations and where and self.at(index, where):
             return  # it was seen in an earlier step
         for item in error.violations or [Violation(where, error.reason, error.message)]:
             fault = pb.ApplyFault(index=index, field=item.field[:LONGEST], reason=item.reason, message=item.message[:LONGEST])
             self._found.append((fault, error))
+            self._places.add((index, fault.field))
 
     def at(self, index: int, path: str = "") -> bool:
         """Whether something is wrong at a place, with one field of it where that is named."""
-        if index not in self._places:
-            return False
-        return not path or any(fault.index == index and fault.field == path for fault, _ in self._found)
+        return (index, path) in self._places
 
     def error(self) -> PlanError:
         """The first fault's error, which names every other with its place."""

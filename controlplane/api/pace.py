@@ -9,7 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-TURN = 0.01  # seconds that a walk may hold the loop
+TURN = 0.002  # seconds that a walk may hold the loop
 
 
 async def paced(items: Iterable[T]) -> AsyncIterator[T]:
