@@ -13,7 +13,6 @@ from cli.main import root
 from docs import generate
 from tests.unit.test_imports import modules
 
-# Words in capitals that are no reasons.
 # Algorithms, environment, alarms of etcd, usage texts: words in capitals that are no reasons.
 OTHERS = re.compile(r"(RS|PS|ES)\d+|UNSPECIFIED|NAMES?|NONE|USER|SIZE|CORRUPT|NOSPACE|GRPC_VERBOSITY|ETCDCTL_API")
 _WORD = re.compile(r"(?=.{4})[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
