@@ -78,7 +78,7 @@ def test_a47_a_stale_page_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "new.md").write_text("new")
     (tmp_path / "old.md").write_text("old")
     monkeypatch.setattr(generate, "pages", lambda: {tmp_path / name: "new" for name in ("new.md", "old.md", "no.md")})
-    with pytest.raises(SystemExit, match="stale, run `python -m docs.generate`: old.md, no.md"):
+    with pytest.raises(SystemExit, match=r": old\.md, no\.md$"):
         generate.main(["--check"])
     generate.main([])
     with pytest.raises(SystemExit, match="0"):
