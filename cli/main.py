@@ -166,9 +166,5 @@ def main() -> NoReturn:
     """The entry point of the `kumi` command."""
     trace = Trace.begin()
     code = run(sys.argv[1:], trace)
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        code = _output_failed(error)
     tracing.record(trace, code)
     sys.exit(code)

@@ -247,7 +247,14 @@ def pages() -> dict[Path, str]:
     return {PAGES / "api.md": api_page(sources()), PAGES / "cli.md": cli_page()}
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> None:
+    """Write the pages; with `--check` only say which are stale, by SystemExit."""
+    stale = [page for page, text in pages().items() if not page.exists() or page.read_text(encoding="utf-8") != text]
+    if "--check" in arguments:
+        sys.exit("stale, run `python -m docs.generate`: " + ", ".join(page.name for page in stale) if stale else 0)
     for page, text in pages().items():
         page.write_text(text, encoding="utf-8")
-        print(page.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -32,6 +32,9 @@ TOPOLOGY = """
   route: 10.9.0.0/16=10.0.0.1
   dhcp_lease_duration: 1h30m
 - {kind: network, name: web, tags: [no, "1"], mtu: 1400}
+- {kind: subnet, name: of-pool, network: other, subnet_pool: pool, prefix_length: 26}
+- {kind: subnet_pool, name: pool, prefixes: [10.64.0.0/12, 10.32.0.0/12], default_prefix_length: 25, address_scope: scope}
+- {kind: AddressScope, name: scope, ip_version: ipv4}
 - {kind: network, key: other, name: "off", admin_state_up: false, port_security_enabled: no, deletion_protection: true}
 """
 OPERATORS = """
@@ -39,9 +42,20 @@ OPERATORS = """
 - {kind: port, network: 0192f0c4-7a3e-7c1d-8f2a-00000000000a, name: p, mac: fa:16:3e:11:11:11, project_id: acme}
 - {kind: quota, id: acme, limits: {ports: 1, networks: 1, subnets: 0}}
 - {kind: quota, id: Mixed-Case, limits: {ports: -1}}
+- {kind: settings, id: installation, mac_base: "02:00:5e", quotas: {subnet_pools: 7, networks: 0}}
+- {kind: physical-network, id: rack1, mtu: 9000}
+- {kind: network-segment-range, name: high, type: vxlan, minimum: 70000, maximum: 80000}
+- {kind: network, name: ranged, type: vxlan, segment: 70001, project_id: demo}
 - {kind: node, id: h1, role: [gateway, compute], tunnel_ip: 192.0.2.1, availability_zone: z1, weight: 0}
 - {kind: node, id: h2, description: "2", admin_state_up: no}
 """
+
+
+@pytest.fixture
+async def whole() -> AsyncIterator[Cloud]:
+    """An installation of which everything may be changed."""
+    async with Cloud() as cloud:
+        yield cloud
 
 
 @pytest.fixture
@@ -62,14 +76,15 @@ def there(other: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 async def test_c03_export_of_everything_applies_to_an_empty_installation_and_is_the_same(
-    kumi: Kumi, there: Kumi, cloud: Cloud, other: Cloud
+    whole: Cloud, there: Kumi, other: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    kumi = Kumi(whole, tmp_path, monkeypatch, capsys)
     await kumi.done("--project", "demo", "apply", "-f", kumi.file(TOPOLOGY))
     await kumi.done("--project", "other", "apply", "-f", kumi.file(TOPOLOGY), by="bob")
-    assert "4 created, 2 updated" in await kumi.done("apply", "-f", kumi.file(OPERATORS))
+    assert "7 created, 3 updated" in await kumi.done("apply", "-f", kumi.file(OPERATORS))
     exported = await kumi.done("export", "--all")
     objects = yaml.safe_load(exported)
-    assert len([item for item in objects if item["kind"] != "quota"]) == 2 * 7 + 4
+    assert len([item for item in objects if item["kind"] != "quota"]) == 2 * 10 + 8
     assert {"acme", "Mixed-Case"} <= {item["id"] for item in objects if item["kind"] == "quota"}
     assert not {"revision", "etag", "create_time", "key", "state"} & {name for item in objects for name in item}
     for order in range(3):
@@ -90,14 +105,14 @@ async def test_c03_a_tenant_exports_and_applies_his_own(kumi: Kumi, there: Kumi)
     await kumi.done("apply", "-f", kumi.file(TOPOLOGY), by="bob")
     exported = await kumi.done("export", by="alice")
     objects = yaml.safe_load(exported)
-    assert (len(objects), {item["project_id"] for item in objects}) == (7, {"demo"})
+    assert (len(objects), {item["project_id"] for item in objects}) == (10, {"demo"})
     assert not {"network_type", "segmentation_id"} & {name for item in objects for name in item}
     random.Random(1).shuffle(objects)
     await there.done("apply", "-f", "-", by="alice", stdin=yaml.safe_dump(objects).encode())
     assert await there.done("export", by="alice") == exported
     assert await there.done("export", by="bob") == exported.partition("\n")[0] + "\n[]\n"
     of_operator = yaml.safe_load(await kumi.done("--project", "demo", "export"))
-    assert {item["kind"] for item in of_operator} == {"network", "subnet", "port", "quota"}
+    assert {item["kind"] for item in of_operator} == {"network", "subnet", "port", "quota", "subnet-pool", "address-scope"}
     assert all("segmentation_id" in item for item in of_operator if item["kind"] == "network")
     assert (await kumi("export")).code == 2, "an operator says whose"
     refused = await kumi("export", "--all", by="alice")
@@ -124,7 +139,7 @@ async def test_an_export_shows_one_moment(kumi: Kumi, cloud: Cloud, monkeypatch:
     monkeypatch.setattr(client.Client, "pages", slower)
     assert await kumi.done("--project", "demo", "export") == before
     assert len(set(asked)) == 1
-    assert len(asked) > 3, "a list for each kind that the caller may read"
+    assert len(asked) > 3
     monkeypatch.undo()
 
 
@@ -137,12 +152,12 @@ def _create(service: str, name: str) -> Any:
 async def test_a22_any_order_in_one_step_and_the_second_time_nothing(kumi: Kumi, cloud: Cloud) -> None:
     path = kumi.file(TOPOLOGY)
     plan = await kumi.done("apply", "-f", path, "--dry-run", by="alice")
-    assert plan.splitlines()[-1] == "7 created, 0 updated, 0 deleted, 0 unchanged (dry run: nothing was done)"
+    assert plan.splitlines()[-1] == "10 created, 0 updated, 0 deleted, 0 unchanged (dry run: nothing was done)"
     assert "    + cidr: 10.0.0.0/24" in plan.splitlines()
     assert not (await cloud.api.list("Network")).items
     done = await kumi.done("apply", "-f", path, by="alice")
-    assert done.splitlines()[-1] == "7 created, 0 updated, 0 deleted, 0 unchanged"
-    assert (await kumi.done("apply", "-f", path, by="alice")) == "0 created, 0 updated, 0 deleted, 7 unchanged\n"
+    assert done.splitlines()[-1] == "10 created, 0 updated, 0 deleted, 0 unchanged"
+    assert (await kumi.done("apply", "-f", path, by="alice")) == "0 created, 0 updated, 0 deleted, 10 unchanged\n"
     # A field that is stated empty becomes empty, one that is not stated stays.
     changed = kumi.file("- {kind: port, name: web1, network: web, address_pair: [], description: x}")
     plan = await kumi.done("apply", "-f", changed, "--dry-run", by="alice")
@@ -207,13 +222,17 @@ async def test_prune_deletes_in_safe_order_and_only_when_told_so(kumi: Kumi, clo
     less = kumi.file("- {kind: network, name: extra}\n", "less.yaml")
     refused = await kumi("apply", "-f", less, "--prune", "mine", by="alice")
     assert (refused.code, refused.out) == (2, "")
-    assert refused.err.count("\n- ") + refused.err.startswith("- ") == 7
-    assert refused.err.endswith("kumi: --prune mine deletes these 7 objects; --yes says that it may\n")
+    assert refused.err.count("\n- ") + refused.err.startswith("- ") == 10
+    assert refused.err.endswith("kumi: --prune mine deletes these 10 objects; --yes says that it may\n")
     plan = await kumi.done("apply", "-f", less, "--prune", "mine", "--dry-run", by="alice")
-    assert [line.split()[1] for line in plan.splitlines() if line.startswith("- ")][-2:] == ["network", "network"]
+    order = [line.split()[1] for line in plan.splitlines() if line.startswith("- ")]
+    last = {noun: len(order) - order[::-1].index(noun) for noun in order}
+    assert last["port"] <= order.index("subnet"), "what refers goes before what it refers to"
+    assert last["subnet"] <= min(order.index("network"), order.index("subnet-pool"))
+    assert last["subnet-pool"] <= order.index("address-scope")
     assert len((await cloud.api.list("Port")).items) == 3
     done = await kumi.done("apply", "-f", less, "--prune", "mine", "--yes", "--wait", by="alice")
-    assert done.splitlines()[-1] == "1 created, 0 updated, 7 deleted, 0 unchanged"
+    assert done.splitlines()[-1] == "1 created, 0 updated, 10 deleted, 0 unchanged"
     assert {item.name for item in (await cloud.api.list("Network")).items} == {"extra", "bystander"}
     await consistent(cloud.store)
 

@@ -18,11 +18,10 @@ import click
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
-from cli import client
+from cli import client, values
 from cli.errors import DENIED, ERROR, EXIT_CODES, UNAVAILABLE
 from cli.kinds import kind_named, kinds, option_name, required, rules
 from cli.main import root
-from cli.values import choices
 from controlplane.errors import StoreUnavailable
 from controlplane.store.client import put
 from kumihimo.v1 import resource_pb2
@@ -32,34 +31,38 @@ from tests.fakes.api import Result, make_certificate
 
 ID = "0192f0c4-7a3e-7c1d-8f2a-00000000000a"
 # What goes behind commands that are no verb of a noun. None: it asks no API.
-OTHERS: dict[str, list[str] | None] = {
+OTHERS: dict[str, list[str]] = {
     "apply": ["-f", "FILE"],
     "export": ["--all"],
     "history": ["web"],
     "status": ["web"],
     "wait": [ID, "--timeout", "1s"],
-    "profile list": None,
-    "profile show": None,
-    "profile set": None,
-    "profile use": None,
-    "profile delete": None,
-    "completion": None,
-    "help": None,
     "attach": ["web", "--netns", "none"],
     "detach": ["web"],
+    "subnet-pool add-prefixes": [ID, "10.0.0.0/8"],
+    "subnet-pool remove-prefixes": [ID, "10.0.0.0/8"],
+    "subnet-pool onboard": [ID, ID],
+    "network get-ip-availability": [ID],
+    "settings create": ["installation"],
 }
-# Commands that speak to etcd, or to files: their own tests have the tables of their failures (restore, doctor, pki).
-OPERATING = ("backup", "restore", "doctor", "pki init", "pki issue", "pki renew", "pki list")
-LOCAL = {
+# The same of those that ask no API. PLACE: a folder of their own, in which `pki init ca` was done.
+LOCAL: dict[str, list[str]] = {
     "profile list": [],
     "profile show": ["root"],
-    "profile set": ["new", "--endpoint", "x:1"],
+    "profile set": ["new", "--endpoint", "x:1", "--ca", "x" * 5000],
     "profile use": ["root"],
     "profile delete": ["root"],
+    "pki init": ["PLACE/new"],
+    "pki issue": ["PLACE/ca", "h1", "--for", "node"],
+    "pki renew": ["PLACE/ca", "ca"],
+    "pki list": ["PLACE/ca"],
+    "restore": ["PLACE/client.toml", "--data-dir", "PLACE/new"],
     "completion": ["bash"],
     "help": [],
 }
-METHODS = {"add-prefixes": [ID, "10.0.0.0/24"], "remove-prefixes": [ID, "10.0.0.0/24"], "onboard": [ID, ID]}
+# The same of those that speak to etcd; CONFIG: the API's configuration.
+STORE: dict[str, list[str]] = {"backup": ["PLACE/backup.db", "--config", "CONFIG"], "doctor": ["--config", "CONFIG"]}
+WRITING = {"profile set", "profile use", "profile delete", "pki init", "pki issue", "pki renew"}
 READS = ("show", "list", "watch")
 
 
@@ -78,41 +81,36 @@ COMMANDS = list(_leaves(root, click.Context(root, info_name="kumi")))
 
 def _words(path: str, file: str = "") -> list[str] | None:
     """A command line that is right; None: it needs no API."""
-    if path in OPERATING:
+    if path in LOCAL or path in STORE:
         return None
     if path in OTHERS:
-        words = OTHERS[path]
-        return None if words is None else [path, *(file if word == "FILE" else word for word in words)]
+        return [*path.split(), *(file if word == "FILE" else word for word in OTHERS[path])]
     noun, verb = path.split()
     kind = kind_named(noun)
     assert kind is not None, f"{path} has no sample words"
     if verb == "create":
-        fields = [kind.descriptor.fields_by_name[name] for name in kind.options.arguments]
-        given = ["installation" if kind.name == "Settings" else _sample(field) for field in fields]
-        for field in kind.settable:
-            if required(field) and field not in fields:
-                given += [f"--{option_name(field)}", _sample(field)]
+        needed = [field for field in kind.descriptor.fields if required(field) or field.name in kind.options.arguments]
+        given = [f"--{option_name(field)}={_value(field)}" for field in needed]
         return [noun, verb, *given]
-    return [noun, verb, *{"list": [], "watch": [], "update": [ID, "--description", "x"], **METHODS}.get(verb, [ID])]
+    return [noun, verb, *{"list": [], "watch": [], "update": [ID, "--description", "x"]}.get(verb, [ID])]
 
 
-def _sample(field: FieldDescriptor) -> str:
-    known = rules(field)
+def _value(field: FieldDescriptor) -> str:
+    """A value that the command line takes."""
     if field.enum_type is not None:
-        names = choices(field.enum_type)
-        return "vxlan" if "vxlan" in names else names[0]
-    if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32):
-        return "1"
-    if known.reference:
-        return ID
-    return "10.0.0.0/24" if known.format == resource_pb2.FORMAT_CIDR else "x-1"
+        accepted = values.choices(field.enum_type)
+        return "vxlan" if "vxlan" in accepted else accepted[0]  # the type of network that needs nothing else
+    if field.cpp_type != FieldDescriptor.CPPTYPE_STRING:
+        return "7"
+    known = rules(field)
+    return {resource_pb2.FORMAT_UUID: ID, resource_pb2.FORMAT_CIDR: "10.0.0.0/24"}.get(known.format, "x-1")
 
 
 ASKING = [path for path in COMMANDS if _words(path) is not None]
 
 
 def test_every_command_has_sample_words() -> None:
-    assert {path for path in COMMANDS if _words(path) is None} == {*LOCAL, *OPERATING}
+    assert {path for path in COMMANDS if _words(path) is None} == {*LOCAL, *STORE}
     assert {f"{noun} {verb}" for noun in kinds() for verb in READS} < set(ASKING)
     assert {"attach", "detach"} < set(ASKING), "plug-ins are commands like others"
 
@@ -190,8 +188,7 @@ async def test_token_that_the_api_does_not_know(kumi: Kumi) -> None:
 @pytest.fixture
 async def own(request: pytest.FixtureRequest) -> AsyncIterator[Cloud]:
     """A control plane whose etcd may come to harm."""
-    cloud = Cloud(etcd={"quota-backend-bytes": str(1 << 20)})
-    async with cloud:
+    async with Cloud(etcd={"quota-backend-bytes": str(1 << 20)}) as cloud:
         yield cloud
 
 
@@ -205,6 +202,9 @@ async def test_etcd_frozen_and_then_gone(
     own.etcd.kill()
     for words in _all(kumi):
         one_line(await kumi(*words), UNAVAILABLE, r"\[STORE_UNAVAILABLE\]")
+    for path in STORE:
+        words = [word.replace("CONFIG", str(own.folder / "api0.toml")) for word in _local(path, kumi.folder, STORE)]
+        one_line(await kumi(*words), UNAVAILABLE, "etcd")
 
 
 async def _fill(cloud: Cloud) -> None:
@@ -233,7 +233,7 @@ async def test_etcd_is_full(
         ["apply", "-f", kumi.file("{kind: network, name: x}")],
     ]
     for words in full_words:
-        one_line(await kumi(*words), UNAVAILABLE, "out of space", r"\[STORE_UNAVAILABLE\]")
+        one_line(await kumi(*words), UNAVAILABLE, "etcd is out of space", r"\[STORE_UNAVAILABLE\]")
     # Reading goes on.
     assert network.id in await kumi.done("network", "list")
     assert "web" in await kumi.done("history", "web")
@@ -255,13 +255,15 @@ def _run(kumi: Kumi, *words: str, stdout: int, config: str = "") -> subprocess.C
 async def test_disk_full_of_output(kumi: Kumi) -> None:
     """Whatever a command has to say, to a place that takes nothing."""
     await kumi.done("network", "create", "web", "--id", ID)
+    await kumi.done("pki", "init", f"{kumi.folder}/ca")
     file = kumi.file("{kind: network, name: x}")
-    told = {f"{noun} list" for noun in kinds()} | {"network show", "export", "history"}
+    told = [f"{noun} list" for noun in kinds()] + ["network show", "export", "history"]
+    lines = [_words(path, file) or [] for path in told] + [
+        _local(path, kumi.folder) for path in sorted(set(LOCAL) - WRITING - {"restore"})
+    ]
     full = os.open("/dev/full", os.O_WRONLY)
     try:
-        for words in [*(_words(path, file) or [] for path in sorted(told)), *([*path.split(), *LOCAL[path]] for path in LOCAL)]:
-            if words[:2] in (["profile", "use"], ["profile", "delete"], ["profile", "set"]):
-                continue  # they change what the others read
+        for words in lines:
             done = _run(kumi, *words, stdout=full)
             result = Result(done.returncode, "", done.stderr)
             one_line(result, ERROR, "the output cannot be written: No space left on device")
@@ -269,28 +271,36 @@ async def test_disk_full_of_output(kumi: Kumi) -> None:
         os.close(full)
 
 
+def _local(path: str, place: Path, samples: dict[str, list[str]] = LOCAL) -> list[str]:
+    return [*path.split(), *(word.replace("PLACE", str(place)) for word in samples[path])]
+
+
 SCRIPT = """
 set -e
 mount -t tmpfs -o size=64k none "$1"
 cp "$2" "$1/client.toml"
-dd if=/dev/zero of="$1/ballast" bs=1k count=100 2>/dev/null || true
 export KUMI_CONFIG="$1/client.toml"
-shift 2
-exec "$@"
+"$3" -c "from cli.main import main; main()" pki init "$1/ca" >/dev/null
+dd if=/dev/zero of="$1/ballast" bs=1k count=100 2>/dev/null || true
+exec "$3" -c "from cli.main import main; main()" $4 > "${5:-/dev/stdout}"
 """
 
 
-def test_disk_full_under_a_file(kumi: Kumi) -> None:
-    """`kumi profile` leaves the file that was there; an export that does not fit is no success."""
+def _on_a_full_disk(kumi: Kumi, words: list[str], output: str = "") -> Result:
     place = kumi.folder / "small"
-    place.mkdir()
-    python = [sys.executable, "-c", "from cli.main import main; main()"]
-    script = ["unshare", "--mount", "sh", "-c", SCRIPT, "sh", str(place), str(kumi.config), *python]
-    for path in ("profile set", "profile use", "profile delete"):
-        words = [*path.split(), *LOCAL[path], *(["--ca", "x" * 5000] if path == "profile set" else [])]
-        done = subprocess.run([*script, *words], capture_output=True, text=True, timeout=60, check=False)
-        one_line(Result(done.returncode, done.stdout, done.stderr), ERROR, "cannot be written: No space left on device")
-    into = ["sh", "-c", f'exec "$@" > {place}/export.yaml', "sh", *python]
-    script = ["unshare", "--mount", "sh", "-c", SCRIPT, "sh", str(place), str(kumi.config), *into]
-    done = subprocess.run([*script, "completion", "bash"], capture_output=True, text=True, timeout=60, check=False)
-    one_line(Result(done.returncode, done.stdout, done.stderr), ERROR, "the output cannot be written: No space left on device")
+    place.mkdir(exist_ok=True)
+    words = [word.replace("PLACE", str(place)) for word in words]
+    into = [f"{place}/{output}"] if output else []
+    shell = ["unshare", "--mount", "sh", "-c", SCRIPT, "sh", str(place), str(kumi.config), sys.executable]
+    done = subprocess.run([*shell, " ".join(words), *into], capture_output=True, text=True, timeout=60, check=False)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def test_disk_full_under_what_is_written(kumi: Kumi) -> None:
+    for path in sorted(WRITING):
+        result = _on_a_full_disk(kumi, [*path.split(), *LOCAL[path]])
+        one_line(result, ERROR, "No space left on device")
+    # What does not fit into a file is no success.
+    for words in (["export", "--all"], ["completion", "bash"], ["network", "list", "-o", "json"]):
+        result = _on_a_full_disk(kumi, ["--profile", "root", *words], "export.yaml")
+        one_line(result, ERROR, "the output cannot be written: No space left on device")

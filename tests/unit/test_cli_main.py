@@ -59,7 +59,7 @@ def test_a46_every_verb_is_listed(kumi: Kumi, plugins: dict[str, EntryPoint]) ->
 
 def test_a46_every_command_has_help_with_an_example(plugins: dict[str, EntryPoint]) -> None:
     assert not plugins
-    for path, command, context in _all(root, click.Context(root, info_name="kumi")):
+    for path, command, context in _all(root, click.Context(root, info_name="kumi", **root.context_settings)):
         text = command.get_help(context)
         example = text.partition("Example:\n")[2].strip()
         assert command.help, path
