@@ -25,7 +25,8 @@ from controlplane.tls import ETCD_NAME, Tls, Watched, fault
 
 TIMEOUT = 5.0  # seconds for one call; etcd answers in milliseconds or not at all
 PAGE = 2000  # keys of one range reply
-STALE_ATTEMPTS = 20
+STALE_ATTEMPTS = 100
+STALE_PAUSE = 0.01  # seconds; users of many new nodes change etcd's revision of them for a while
 
 _STALE = "etcdserver: revision of auth store is old"
 """Users or roles changed between etcd's taking a request and its doing it; it has not done it."""
@@ -143,6 +144,7 @@ class Store:
                 reply = await method(request, timeout=TIMEOUT)
             except grpc.aio.AioRpcError as error:
                 if error.details() == _STALE and turn < STALE_ATTEMPTS:
+                    await asyncio.sleep(STALE_PAUSE)
                     continue
                 raise self.failure(error) from error
             self.cluster = reply.header.cluster_id

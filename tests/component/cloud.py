@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import signal
 import subprocess
 import sys
@@ -339,6 +340,7 @@ class Cloud:
         self.authority.init()
         self.etcd = Etcd(self.folder, self.authority, etcd)
         self.replicas: list[Api] = []
+        self._numbers = itertools.count()
         self._exit = contextlib.AsyncExitStack()
         self.api: Client
         self.store: Store
@@ -371,7 +373,7 @@ class Cloud:
 
     async def replica(self, endpoint: str = "") -> Client:
         """Start one more API server; its client. endpoint: where it finds etcd, if not at etcd itself."""
-        api = Api(self, f"api{len(self.replicas)}", endpoint or self.etcd.endpoint)
+        api = Api(self, f"api{next(self._numbers)}", endpoint or self.etcd.endpoint)
         self.replicas.append(api)
         await api.begin()
         client = Client(api)

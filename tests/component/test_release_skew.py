@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from controlplane.registry import KINDS
 from controlplane.store import client, keys
+from kumihimo.v1 import network_pb2
 from tests.component.cloud import Client, Cloud, consistent
 
 # A field of a later release: number 3000, length-delimited, "later"; in a message and in one nested in it.
@@ -47,13 +49,33 @@ async def all_kinds(api: Client) -> dict[str, tuple[str, str]]:
     port = await api.create("Port", network_id=network.id, name="n")
     node = await api.create("Node", id="later", tunnel_ip="192.0.2.77")
     quota = await api.update("Quota", network.id, limits={"ports": 7})
+    scope = await api.create("AddressScope", ip_version=network_pb2.IP_VERSION_IPV4, name="n")
+    pool = await api.create("SubnetPool", prefixes=["10.9.0.0/16"], name="n")
+    physical = await api.create("PhysicalNetwork", id="later")
+    numbers = await api.create("NetworkSegmentRange", network_type=network_pb2.NETWORK_TYPE_GRE, minimum=5, maximum=9, name="n")
+    settings = await api.update("Settings", "installation", name="n")
+    others = {
+        "AddressScope": scope,
+        "SubnetPool": pool,
+        "PhysicalNetwork": physical,
+        "NetworkSegmentRange": numbers,
+        "Settings": settings,
+    }
     return {
+        **{kind: (keys.place(KINDS[kind], item.id), item.id) for kind, item in others.items()},
         "Quota": (keys.place(KINDS["Quota"], quota.id), quota.id),
         "Network": (keys.network(network.id), network.id),
         "Subnet": (keys.subnets(network.id) + subnet.id, subnet.id),
         "Port": (keys.ports(network.id) + port.id, port.id),
         "Node": (keys.node(node.id), node.id),
     }
+
+
+@pytest.fixture(autouse=True)
+async def default_settings(cloud: Cloud) -> AsyncIterator[None]:
+    """What is changed of the installation is put back."""
+    yield
+    await cloud.api.delete("Settings", "installation")
 
 
 async def read(cloud: Cloud, key: str, kind: str) -> Any:
