@@ -7,7 +7,6 @@ would be accepted. Comparison is always on canonical form.
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -20,6 +19,7 @@ Network = IPv4Network | IPv6Network
 LONGEST_QUOTE = 80  # characters
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SLUG = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _MAC = re.compile(r"[0-9a-f]{2}([:-][0-9a-f]{2}){5}")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -52,13 +52,10 @@ def prose(value: str) -> str:
 
 
 def identifier(value: str) -> str:
-    try:
-        parsed = uuid.UUID(value)
-    except ValueError:
-        parsed = None
-    if parsed is None or str(parsed) != value.lower():
+    canonical = value.lower()
+    if not _UUID.fullmatch(canonical):
         raise Invalid("ID_INVALID", f"{quoted(value)} is not a UUID such as 0192f0c1-7c1e-7b3a-9d4e-5f60718293a4")
-    return str(parsed)
+    return canonical
 
 
 def slug(value: str) -> str:

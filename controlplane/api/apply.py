@@ -175,7 +175,6 @@ class _Plan:
         self._by_key: dict[tuple[str, str], list[Desired]] = {}
         # (kind, project, parent, name) of what is made by name → its place in the request
         self._new_names: dict[tuple[str, str, str, str], int] = {}
-        self._by_name: dict[tuple[str, str], dict[str, list[str]]] = {}
         self._faulty: set[tuple[str, str]] = set()  # objects that will not be made
 
     def run(self, given: list[Desired], ids: list[str]) -> pb.ApplyResponse:
@@ -264,18 +263,11 @@ class _Plan:
 
     def _named(self, kind: Kind, name: str, project: str, parent_id: str = "") -> Iterator[Any]:
         """Existing objects of a name in a project (and network) that the caller may see."""
-        if not kind.owned:
-            project = ""
-        index = self._by_name.get((kind.name, project))
-        if index is None:
-            index = self._by_name[kind.name, project] = {}
-            for object_id in self._transaction.cache.ids(kind, project):
-                stored = self._transaction.object(kind, object_id)
-                if stored is not None and kernel.visible(kind, stored, self._context.caller):
-                    index.setdefault(stored.name, []).append(object_id)
-        for object_id in index.get(name, ()):
+        for object_id in self._transaction.cache.named(kind, project if kind.owned else "", name):
             stored = self._transaction.object(kind, object_id)
-            if stored is not None and (not parent_id or stored.network_id == parent_id):
+            if stored is None or not kernel.visible(kind, stored, self._context.caller):
+                continue
+            if not parent_id or stored.network_id == parent_id:
                 yield stored
 
     # -- what its fields mean -----------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ class Cache:
         self._folders: dict[str, dict[str, Entry]] = {}
         # By (kind, project): what is listed is looked for among one project's objects; "" has those of all.
         self._ids: dict[tuple[str, str], list[str]] = {}
+        self._names: dict[tuple[str, str, str], set[str]] = {}
         self._parsed: OrderedDict[str, tuple[Entry, Any]] = OrderedDict()
         self._observers: list[Observer] = []
         self._moved = asyncio.Event()
@@ -96,6 +97,10 @@ class Cache:
         if len(self._parsed) > PARSED:
             self._parsed.popitem(last=False)
         return found
+
+    def named(self, kind: Kind, project: str, name: str) -> list[str]:
+        """Ids of the objects of a kind that have a name in a project ("" for kinds that belong to none), sorted."""
+        return sorted(self._names.get((kind.name, project, name), ()))
 
     def ids(self, kind: Kind, project: str = "") -> list[str]:
         """Ids of the objects of a kind, of one project or of all, sorted. Not to be changed."""
@@ -207,8 +212,11 @@ class Cache:
                 del self._folders[folder]
         else:
             inside[key] = new
-        if (old is None) != (new is None):
-            self._count(key, old, new)
+        found = keys.resource(key)
+        if found is not None:
+            self._file(*found, old, new)
+            if (old is None) != (new is None):
+                self._parsed.pop(key, None)
         for observer in self._observers:
             observer(key, old, new)
 
@@ -218,19 +226,25 @@ class Cache:
         elif self.newest is None or new.create_revision > self.newest[1]:
             self.newest = key, new.create_revision
 
-    def _count(self, key: str, old: Entry | None, new: Entry | None) -> None:
-        found = keys.resource(key)
-        if found is None:
+    def _file(self, kind: Kind, object_id: str, old: Entry | None, new: Entry | None) -> None:
+        """Keep ids by project, and by name."""
+        was, is_ = _labels(kind, old), _labels(kind, new)
+        if was == is_:
             return
-        kind, object_id = found
-        self._parsed.pop(key, None)
-        entry = new or old
+        for labels, present in ((was, False), (is_, True)):
+            if labels is not None and labels[1]:
+                ids_of_name = self._names.setdefault((kind.name, *labels), set())
+                (ids_of_name.add if present else ids_of_name.discard)(object_id)
+                if not ids_of_name:
+                    del self._names[kind.name, *labels]
+        if (was is None) == (is_ is None):
+            return
         # The project of an object never changes.
-        project = _project(kind, entry.value) if kind.owned and entry else ""
+        project = (is_ or was or ("", ""))[0]
         for name in {"", project}:
             ids = self._ids.setdefault((kind.name, name), [])
             place = bisect.bisect_left(ids, object_id)
-            if new is not None:
+            if is_ is not None:
                 ids.insert(place, object_id)
             elif place < len(ids) and ids[place] == object_id:
                 del ids[place]
@@ -238,11 +252,15 @@ class Cache:
                     del self._ids[kind.name, name]
 
 
-def _project(kind: Kind, value: bytes) -> str:
+def _labels(kind: Kind, entry: Entry | None) -> tuple[str, str] | None:
+    """(project, name) of what an entry holds; None: it holds nothing."""
+    if entry is None:
+        return None
     try:
-        return str(kind.new(value).project_id)
+        message = kind.new(entry.value)
     except DecodeError:
-        return ""  # whatever stands there: `kumi doctor` names it
+        return "", ""  # whatever stands there: `kumi doctor` names it
+    return (str(message.project_id) if kind.owned else ""), str(message.name)
 
 
 def parse(kind: Kind, entry: Entry) -> Any:
