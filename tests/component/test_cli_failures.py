@@ -5,6 +5,8 @@ The commands come from the command tree: a new one without sample words fails he
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import re
 import subprocess
@@ -28,6 +30,7 @@ from kumihimo.v1 import resource_pb2
 from tests.component.cloud import Cloud, freeze
 from tests.component.kumi import Kumi
 from tests.fakes.api import Result, make_certificate
+from tests.waiting import DEADLINE
 
 ID = "0192f0c4-7a3e-7c1d-8f2a-00000000000a"
 # What goes behind commands that are no verb of a noun. None: it asks no API.
@@ -208,8 +211,10 @@ async def test_etcd_frozen_and_then_gone(
 
 
 async def _fill(cloud: Cloud) -> None:
-    for number in range(64):
-        await cloud.write(put(f"ballast/{number}", os.urandom(64 << 10)))
+    """Write until etcd refuses: it looks at its size when it has written a batch to the disk, some ten times a second."""
+    async with asyncio.timeout(DEADLINE):
+        for number in itertools.count():
+            await cloud.write(put(f"ballast/{number % 64}", os.urandom(64 << 10)))
 
 
 async def test_etcd_is_full(

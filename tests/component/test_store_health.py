@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from controlplane.store.health import LARGEST_REQUEST, OPERATIONS, Unfit
 from controlplane.store.maintenance import Member
 from kumihimo.v1 import store_pb2
 from tests.component.cloud import Cloud, Etcd, consistent, refused
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 FILLER = keys.request("filler", "", "1")
 
@@ -125,11 +126,12 @@ async def test_nospace_refuses_writes_in_one_clear_line_and_reads_go_on() -> Non
 
 
 async def fill(store: Store) -> None:
-    """Write until etcd is full."""
+    """Write until etcd is full, and says so again when it is asked again."""
     filler = client.put(FILLER, bytes(200_000))
-    with contextlib.suppress(StoreFull):
-        for _ in range(100):
-            await store.transact([], [filler])
+    async with asyncio.timeout(DEADLINE):
+        with contextlib.suppress(StoreFull):
+            while True:
+                await store.transact([], [filler])
     with pytest.raises(StoreFull):
         await store.transact([], [filler])
     await store.transact([], [client.delete(FILLER)])
