@@ -147,7 +147,8 @@ class Store:
                     await asyncio.sleep(STALE_PAUSE)
                     continue
                 raise self.failure(error) from error
-            self.cluster = reply.header.cluster_id
+            # Not every answer says it: of alarms etcd 3.4 gives an empty header.
+            self.cluster = reply.header.cluster_id or self.cluster
             return reply
 
     def failure(self, error: grpc.aio.AioRpcError) -> Exception:
