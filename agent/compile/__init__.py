@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agent.compile.base import NODE_SCOPE
+from agent.compile.dhcp import compile_dhcp
 from agent.compile.engine import Features, Unit
-from agent.compile.network import compile_dhcp, compile_network
+from agent.compile.neighbour import compile_arp
+from agent.compile.network import compile_network
 from agent.compile.node import compile_base, compile_node
-from agent.compile.port import compile_arp, compile_port
+from agent.compile.port import compile_port
 from agent.mirror.state import State, Token
 
 

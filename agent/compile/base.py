@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from agent.model.flow import Action, Flow, Match, Resubmit, SetField
 from agent.model.pipeline import NEXT, REASON, Reason, Table
+from kumihimo.v1 import network_pb2, port_pb2
 
 ETH_ARP = 0x0806
 ETH_IPV4 = 0x0800
@@ -32,6 +33,11 @@ def flow(table: Table, priority: int, match: Match, *actions: Action, cookie: in
 def drop(reason: Reason) -> tuple[Action, ...]:
     """The only way to drop: say why, and go to the drop stage."""
     return SetField(REASON, int(reason)), Resubmit(Table.DROP)
+
+
+def is_up(message: network_pb2.Network | port_pb2.Port) -> bool:
+    """Its admin_state_up, which is true unless somebody says otherwise."""
+    return not message.HasField("admin_state_up") or message.admin_state_up
 
 
 def mac_number(mac: str) -> int:

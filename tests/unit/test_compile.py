@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.compile.network import config, host_line
+from agent.compile.dhcp import config, host_line
 from agent.model.flow import Flow, Group, Output, Resubmit, SetField
 from agent.model.host import DhcpServer, Peer, ServiceNamespace
 from agent.model.pipeline import NEXT, REASON, CookieKind, Reason, Table, cookie, is_ours

@@ -1,0 +1,127 @@
+"""The DHCP service of a network on this node: its namespace, its dnsmasq, and the flows that lead to it.
+
+What the service says carries the flag that keeps it on the host, and is guarded by nothing: it is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from agent.compile.base import ETH_IPV4, UDP, flow, ip_number, is_up, mac_number
+from agent.compile.neighbour import neighbour
+from agent.compile.node import INTEGRATION_BRIDGE
+from agent.compile.view import View
+from agent.model.flow import Flow, Output, Resubmit, SetField, match
+from agent.model.host import DhcpServer, OvsPort, ServiceNamespace
+from agent.model.item import Item
+from agent.model.pipeline import FLAGS, FROM_SERVICE, FROM_TUNNEL, CookieKind, Table, cookie
+from controlplane.values import service_mac
+from kumihimo.v1 import network_pb2, port_pb2
+
+INNER = "dhcp0"
+INFINITE = -1
+
+
+def service_interface(key: int) -> str:
+    """Name of the host's end of a network's service link."""
+    return f"kd{key:06x}"
+
+
+def compile_dhcp(view: View, network_id: str) -> Iterable[Item]:
+    """The network's service namespace here, its dnsmasq, and the flows that lead to it."""
+    network = view.network(network_id)
+    if network is None or not view.local_ports(network_id) or not is_up(network):
+        return
+    served = [subnet for subnet in view.subnets(network_id) if subnet.enable_dhcp and subnet.dhcp_server_ip]
+    if not served:
+        return
+    namespace = f"kumi-{network_id}"
+    outer = service_interface(network.key)
+    mac = service_mac(network.key)
+    addresses = sorted(f"{subnet.dhcp_server_ip}/{subnet.cidr.split('/')[1]}" for subnet in served)
+    yield ServiceNamespace(namespace, outer, INNER, mac, tuple(addresses), network.mtu)
+    owner = (("kumihimo", "service"), ("kumihimo-network", network_id))
+    yield OvsPort(INTEGRATION_BRIDGE, outer, "", (), owner)
+    yield DhcpServer(network_id, namespace, config(network, served), tuple(sorted(_hosts(view, network_id, served))))
+    interface = view.interface(outer)
+    if interface is not None and interface.ofport is not None:
+        yield from _service_flows(network, served, interface.ofport, mac)
+
+
+def _service_flows(network: network_pb2.Network, served: list[network_pb2.Subnet], ofport: int, mac: str) -> Iterator[Flow]:
+    mark = cookie(CookieKind.NETWORK, network.id)
+    quiet = FROM_TUNNEL | FROM_SERVICE
+    yield flow(
+        Table.CLASSIFY,
+        100,
+        match(in_port=ofport),
+        SetField("metadata", network.key),
+        SetField(FLAGS, quiet, quiet),
+        Resubmit(Table.SERVICES),
+        cookie=mark,
+    )
+    request = match(metadata=network.key, eth_type=ETH_IPV4, ip_proto=UDP, udp_src=68, udp_dst=67)
+    yield flow(Table.SERVICES, 110, request, Output(ofport), cookie=mark)
+    for subnet in served:
+        yield neighbour(network.key, ip_number(subnet.dhcp_server_ip), mac_number(mac), mark)
+
+
+def _hosts(view: View, network_id: str, served: list[network_pb2.Subnet]) -> Iterator[tuple[str, str]]:
+    """(port id, dhcp-host line) of every local port with an address that DHCP serves."""
+    by_id = {subnet.id: subnet for subnet in served}
+    for port_id in view.local_ports(network_id):
+        port = view.port(network_id, port_id)
+        if port is None:
+            continue
+        fixed = next((fixed for fixed in port.fixed_ips if fixed.subnet_id in by_id), None)
+        if fixed is not None:
+            yield port_id, host_line(port, fixed)
+
+
+def host_line(port: port_pb2.Port, fixed: port_pb2.FixedIp) -> str:
+    """dnsmasq's dhcp-host: MAC, tag, address, name."""
+    name = "host-" + fixed.ip_address.replace(".", "-")
+    return f"{port.mac_address},set:{tag(fixed.subnet_id)},{fixed.ip_address},{name}"
+
+
+def tag(subnet_id: str) -> str:
+    """dnsmasq's name of a subnet: the random end of its id."""
+    return "s" + subnet_id[-12:]
+
+
+def config(network: network_pb2.Network, served: list[network_pb2.Subnet]) -> str:
+    """dnsmasq's configuration for one network (dnsmasq(8)); the driver adds what its own folder needs."""
+    lines = [
+        "port=0",
+        "no-hosts",
+        "no-resolv",
+        "no-ping",
+        "bind-dynamic",
+        f"interface={INNER}",
+        "except-interface=lo",
+        "dhcp-authoritative",
+        f"domain={network.dns_domain}",
+    ]
+    for subnet in served:
+        name = tag(subnet.id)
+        first, length = subnet.cidr.split("/")
+        netmask = ".".join(str((0xFFFFFFFF << (32 - int(length)) & 0xFFFFFFFF) >> shift & 255) for shift in (24, 16, 8, 0))
+        duration = subnet.dhcp_lease_duration
+        # dnsmasq counts in seconds: a lease is never shorter than was asked for.
+        seconds = duration.seconds + (duration.nanos > 0)
+        lease = "infinite" if duration.seconds == INFINITE else f"{seconds}s"
+        lines.append(f"dhcp-range=set:{name},{first},static,{netmask},{lease}")
+        lines.append(f"dhcp-option=tag:{name},option:mtu,{network.mtu}")
+        # Without a value the option is not sent; left out, dnsmasq would name itself.
+        router = f",{subnet.gateway_ip}" if subnet.gateway_ip else ""
+        lines.append(f"dhcp-option=tag:{name},option:router{router}")
+        servers = "".join(f",{server}" for server in subnet.dns_nameservers)
+        lines.append(f"dhcp-option=tag:{name},option:dns-server{servers}")
+        if subnet.host_routes:
+            routes = [(route.destination, route.nexthop) for route in subnet.host_routes]
+            # A client that takes option 121 ignores the router option (RFC 3442), so the default route goes here too.
+            if subnet.gateway_ip:
+                routes.append(("0.0.0.0/0", subnet.gateway_ip))
+            listed = ",".join(f"{destination},{nexthop}" for destination, nexthop in routes)
+            lines.append(f"dhcp-option=tag:{name},option:classless-static-route,{listed}")
+    return "\n".join(lines) + "\n"
