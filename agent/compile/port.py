@@ -13,6 +13,7 @@ from agent.compile.view import View
 from agent.model.flow import Action, Flow, Output, Resubmit, SetField, match
 from agent.model.item import Item
 from agent.model.pipeline import REASON, REASONS_OF_SENDER, SOURCE, TARGET, CookieKind, Reason, Table, cookie
+from agent.model.remark import Remark
 from kumihimo.v1 import network_pb2, port_pb2
 
 
@@ -53,7 +54,11 @@ def compile_port(view: View, network_id: str, port_id: str) -> Iterable[Item]:
     mark = cookie(CookieKind.PORT, port_id)
     interface = view.plugged(network_id, port_id)
     up = is_up(network) and is_up(port)
-    if interface is not None and verdict(view, network_id, port_id).wired and interface.ofport is not None:
+    found = verdict(view, network_id, port_id)
+    if interface is not None and not found.wired:
+        # Said here too, so that a reason that becomes another one is noticed although no flow changes.
+        yield Remark(network_id, found.reason, found.message, port_id)
+    if interface is not None and found.wired and interface.ofport is not None:
         ofport = interface.ofport
         yield from _classify(network, ofport, mark, up)
         yield from _counters(ofport, mark)

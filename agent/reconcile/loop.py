@@ -208,7 +208,7 @@ class Loop:
         for key in [key for key in changes.delete if key[0] == KIND]:
             self._remarks.get(str(key[1]), {}).pop(key, None)
         for item in changes.put.values():
-            if isinstance(item, Remark):
+            if isinstance(item, Remark) and not item.port_id:
                 self._remarks.setdefault(item.network_id, {})[item.key] = item
 
     def _stale(self) -> set[str]:
