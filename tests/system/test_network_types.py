@@ -25,7 +25,7 @@ LARGEST = {"vxlan": (1 << 24) - 1, "geneve": (1 << 24) - 1, "gre": (1 << 32) - 1
 MTU = {"vxlan": 1550, "geneve": 1550, "gre": 1558, "vlan": 1600, "flat": 1600, "local": 1600}
 PROJECTS = ("demo", "other")
 HEADERS = 28  # IPv4 and ICMP
-MACS = [f"fa:16:3e:00:05:{number:02x}" for number in range(1, 4)]
+MACS = [f"fa:16:3e:00:05:{number:02x}" for number in range(1, 5)]
 
 
 def map_bridges(cloud: Cloud, host: Host, **mappings: str) -> None:
@@ -61,7 +61,7 @@ def network(scene: Scene, kind: str, number: int = 0, cidr: str = "10.5.0.0/24",
     return scene.network(cidr=cidr, **kinds, **fields)
 
 
-def three(scene: Scene, made: Any, places: tuple[Host, ...]) -> list[Vm]:
+def workloads(scene: Scene, made: Any, places: tuple[Host, ...]) -> list[Vm]:
     """Workloads with the addresses and MACs that those of every other network have."""
     return [
         scene.vm(made, host, ip=f"10.5.0.{10 + number}", mac_address=mac)
@@ -88,11 +88,19 @@ def seen_on(wire: Path, marker: bytes) -> list[int]:
     return [frames.tag_of(frame) for frame in frames.captured(wire) if marker in frame]
 
 
-def exchange(cloud: Cloud, groups: dict[str, list[Vm]], folder: Path) -> dict[str, dict[str, tuple[list[Any], list[int]]]]:
+def exchange(
+    cloud: Cloud, groups: dict[str, list[Vm]], folder: Path, kinds: dict[str, str] | None = None
+) -> dict[str, dict[str, tuple[list[Any], list[int]]]]:
     """Each first sends to all others of its network, one by one and by broadcast; only they may hear, and each once.
+
+    groups: by network, whose type `kinds` says; it is the name of the network when not given.
 
     Returns, by network and receiver, how it crossed: (kind, number, ends) on the underlay, VLANs on the provider's wire.
     """
+
+    def is_local(name: str) -> bool:
+        return (kinds or {}).get(name, name) == "local"
+
     underlay, provider = folder / "underlay.pcap", folder / "provider.pcap"
     markers: dict[str, dict[str, bytes]] = {}
     for vms in groups.values():
@@ -107,13 +115,13 @@ def exchange(cloud: Cloud, groups: dict[str, list[Vm]], folder: Path) -> dict[st
             )
         for name, (first, *others) in groups.items():
             for vm in others:
-                if name != "local" or vm.host is first.host:
+                if not is_local(name) or vm.host is first.host:
                     vm.guest.wait_for(markers[name][vm.ip])
                     vm.guest.wait_for(markers[name]["all"])
     for name, vms in groups.items():
         for vm in vms:
             heard = [(other, to) for other, sent in markers.items() for to, mark in sent.items() if vm.guest.has(mark)]
-            reached = vm is not vms[0] and (name != "local" or vm.host is vms[0].host)
+            reached = vm is not vms[0] and (not is_local(name) or vm.host is vms[0].host)
             assert heard == ([(name, vm.ip), (name, "all")] if reached else []), f"{vm.ip} of {name}"
             for marker in markers[name].values():
                 assert sum(marker in frame for frame in vm.guest.seen()) <= 1, "no copy too many"
@@ -156,7 +164,7 @@ def test_a_64_all_types_at_once_with_one_number_and_the_same_addresses(
         made = network(scene, kind, NUMBER, project_id=PROJECTS[position % 2])
         numbers[kind] = made.segmentation_id
         assert made.mtu == MTU[kind]
-        groups[kind] = three(scene, made, (h1, h2, h1) if kind in ("vxlan", "vlan", "local") else (h1, h2))
+        groups[kind] = workloads(scene, made, (h1, h2, h1) if kind in ("vxlan", "vlan", "local") else (h1, h2))
     found = exchange(cloud, groups, tmp_path)
     for kind, vms in groups.items():
         assert_crossed(kind, numbers[kind], vms, found[kind], 4)
@@ -337,3 +345,48 @@ def test_a_75_a_changed_tunnel_address_converges_all_peers(
         ends = {end for packet in frames.tunnelled(path) for end in (packet.source, packet.target)}
         assert ends == {h1.underlay, address, h3.underlay}
     h2.run(f"ip address del {new}/24 dev br-phy")
+
+
+def test_b_net_03_to_05_over_an_ipv6_underlay(cloud6: Cloud, tmp_path: Path) -> None:
+    """Every tunnel type at once, all numbers equal; the MTU is 20 less."""
+    scene, (one, two) = Scene(cloud6), cloud6.hosts
+    groups = {}
+    for kind in TUNNELS:
+        made = network(scene, kind, NUMBER)
+        assert made.mtu == MTU[kind] - 20
+        groups[kind] = workloads(scene, made, (one, two))
+    found = exchange(cloud6, groups, tmp_path)
+    for kind, vms in groups.items():
+        assert_crossed(kind, NUMBER, vms, found[kind], 6)
+        assert_fits(vms[0], vms[1].ip, MTU[kind] - 20)
+    assert {"kumi-vxlan", "kumi-geneve", "kumi-gre"} <= set(one.run("ovs-vsctl list-ports br-int").split())
+    scene.close()
+
+
+@pytest.mark.skipif(not os.environ.get("KUMI_FULL"), reason="the whole matrix, with KUMI_FULL=1")
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_64_two_projects_on_three_hosts_in_one_type(
+    kind: str, scene: Scene, cloud: Cloud, wire: None, h1: Host, h2: Host, h3: Host, tmp_path: Path
+) -> None:
+    """Neighbours within one type, at the ends of its numbers; every pair of workloads, on one host and across."""
+    map_bridges(cloud, h3, phys="phy1")
+    groups, numbers, kinds = {}, {}, {}
+    for project, number in zip(PROJECTS, (1, LARGEST.get(kind, 0)), strict=True):
+        if kind == "flat" and groups:
+            break  # a physical network carries one
+        made = network(scene, kind, number, project_id=project)
+        numbers[project] = made.segmentation_id
+        groups[project] = workloads(scene, made, (h1, h2, h3, h1))
+        kinds[project] = kind
+    for turn in range(4):
+        turned = {project: [*vms[turn:], *vms[:turn]] for project, vms in groups.items()}
+        found = exchange(cloud, turned, tmp_path, kinds)
+        for project, vms in turned.items():
+            assert_crossed(kind, numbers[project], vms, found[project], 4)
+    for project, vms in groups.items():
+        for sender in vms:
+            for vm in vms:
+                if vm is not sender and (kind != "local" or vm.host is sender.host):
+                    assert sender.sees(vm), f"{sender.ip} to {vm.ip} of {project}"
+        reached = vms[3] if kind == "local" else vms[1]
+        assert_fits(vms[0], reached.ip, MTU[kind])
