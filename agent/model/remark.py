@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from agent.model.item import Key
 
 KIND = "remark"
+PENDING = "NOT_YET_APPLIED"  # of a scope whose last step waits for a fact, and that is not applied until that is taken
 
 
 @dataclass(frozen=True, slots=True)
