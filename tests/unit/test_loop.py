@@ -165,7 +165,9 @@ async def test_c_06_a_network_is_not_applied_while_its_tunnel_port_has_no_number
         await until(lambda: ("ovs-port", "br-int", "kumi-geneve") in driver.there, "the tunnel port is made")
         await until(lambda: any(key[:2] == ("flow", Table.NODE) and key[3] for key in driver.there), "what can be, is applied")
         cloud.plug("tap9", 19, PORTS[9])
-        await until(lambda: b"PORT_UNKNOWN" in cloud.said.get(keys.port_status("h1", PORTS[9]), b""), "status is said after that")
+        await until(
+            lambda: b"PORT_UNKNOWN" in cloud.said.get(keys.port_status("h1", PORTS[9]), b""), "status is said after that"
+        )
         assert cloud.applied() == 0
         cloud.plug("kumi-geneve", 12, None)
         await until(lambda: cloud.applied() == cloud.revision, "it is applied")
