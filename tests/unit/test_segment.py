@@ -16,9 +16,9 @@ from agent.compile.tunnel import TUNNELS
 from agent.compile.view import View
 from agent.facts.model import HostFacts, Interface
 from agent.mirror.state import State
-from agent.model.flow import Flow, Group, Output, PopVlan, PushVlan, Resubmit, SetField
+from agent.model.flow import Flow, Group, Output, PopVlan, PushVlan, Resubmit, SetField, match
 from agent.model.host import Bridge, OvsPort
-from agent.model.pipeline import FLAGS, FROM_PROVIDER, Table
+from agent.model.pipeline import FLAGS, FROM_PROVIDER, FROM_TUNNEL, Table
 from agent.model.remark import Remark
 from controlplane.store import keys
 from controlplane.store.client import Entry
@@ -155,6 +155,9 @@ def test_b_net_02_frames_of_a_vlan_and_of_a_flat_network() -> None:
     assert push.actions == (PushVlan(), SetField("vlan_vid", 0x1064), Output(10))
     assert out.actions == (Output(10),)
     assert ("vlan_vid", 0, None) in out.match, "what a workload has tagged itself goes to no wire"
+    # A switch sends nothing out of the port it came from; this counts it, and holds for what the service says too.
+    refused = {flow.match for flow in host.flows(Table.PROVIDER) if flow.priority > 100}
+    assert refused == {match(reg0=(flag, flag)) for flag in (FROM_TUNNEL, FROM_PROVIDER)}
     (group,) = (group for group in host.of(Group) if group.group_id == 1)
     assert group.buckets[1:] == ((Resubmit(Table.PROVIDER),),), "to the wire once, however many nodes"
 
