@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from controlplane.errors import Code, Violation, exhausted, precondition, taken
+from controlplane.errors import Code, Violation, exhausted, fault, precondition, taken
 from controlplane.registry import KINDS
 from controlplane.services import kernel
 from controlplane.services.availability import availability
@@ -21,6 +21,7 @@ from controlplane.services.base import (
     subnets_of,
 )
 from controlplane.services.segment import SEGMENTS, draw, segment_of, type_name
+from controlplane.services.subnet import LEAST_MTU_OF_IPV6
 from controlplane.store import keys
 from controlplane.store.txn import Transaction
 from controlplane.values import service_mac
@@ -137,6 +138,12 @@ class NetworkRules(Rules):
 
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
         new.key = old.key
+        if new.mtu < LEAST_MTU_OF_IPV6 and new.mtu != old.mtu:
+            transaction.require_unchanged(keys.subnets(new.id))
+            six = next((each for each in subnets_of(transaction, new.id) if each.ip_version == pb.IP_VERSION_IPV6), None)
+            if six is not None:
+                text = f"mtu is {new.mtu}; Subnet {label(six.id, six.name)} is IPv6 and needs {LEAST_MTU_OF_IPV6} or more"
+                raise fault("mtu", "VALUE_OUT_OF_RANGE", text)
 
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
         ports = messages(transaction, "Port", keys.ports(old.id))
