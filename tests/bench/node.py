@@ -33,11 +33,11 @@ def measure() -> list[Figure]:
             scene.vm(network, cloud.hosts[1])
             ours, baseline = [], []
             for _ in range(ROUNDS):
-                ours.append(_plug(first, second))
-                baseline.append(_plug_by_hand(control))
+                ours.append(plug(first, second))
+                baseline.append(plug_by_hand(control))
             return [
                 Figure("plug to first answer across hosts", "ms", ours, baseline, "the same on hand-made flows", "≤ 50 ms"),
-                Figure("change to applied (Update and Wait)", "ms", _changes(cloud, first), [], "none", "≤ 20 ms for the wait"),
+                Figure("change to applied (Update and Wait)", "ms", changes(cloud, first), [], "none", "≤ 20 ms for the wait"),
             ]
         finally:
             control.remove()
@@ -45,7 +45,7 @@ def measure() -> list[Figure]:
             cloud.close()
 
 
-def _plug(first: Vm, second: Vm) -> float:
+def plug(first: Vm, second: Vm) -> float:
     host, tap = second.host, second.tap
     host.run(["ovs-vsctl", "del-port", "br-int", tap])
     second.api.wait(0)
@@ -53,7 +53,7 @@ def _plug(first: Vm, second: Vm) -> float:
     return _first_answer(first, second.ip, [*add, "--", "set", "interface", tap, f"external_ids:iface-id={second.id}"])
 
 
-def _plug_by_hand(control: ControlFlow) -> float:
+def plug_by_hand(control: ControlFlow) -> float:
     host = control.hosts[1]
     host.run(["ovs-vsctl", "del-port", BRIDGE, "vethctl"])
     return _first_answer(control, control.target, ["ovs-vsctl", "--no-wait", "add-port", BRIDGE, "vethctl"])
@@ -74,7 +74,7 @@ def _first_answer(source: Vm | ControlFlow, target: str, plug: list[str]) -> flo
     return found
 
 
-def _changes(cloud: Cloud, vm: Vm) -> list[float]:
+def changes(cloud: Cloud, vm: Vm) -> list[float]:
     """An address is given to a port and the wait for it, at the client."""
     found = []
     for number in range(ROUNDS):
