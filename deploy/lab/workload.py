@@ -87,15 +87,19 @@ class Workload(Place):
         """Start a client that keeps its lease until it is stopped; SIGUSR1 makes it renew. `lease` reads its text."""
         return self.popen(self._udhcpc(interface))
 
+    def speak6(self, interface: str = "eth0") -> None:
+        """Switch IPv6 on, as guests have it."""
+        self.run(f"sysctl -qw net.ipv6.conf.{interface}.accept_ra=1 net.ipv6.conf.{interface}.disable_ipv6=0")
+
     def slaac(self, interface: str = "eth0", timeout: float = 10.0) -> list[str]:
         """Switch IPv6 on and wait until an advertisement has given the workload an address; its addresses."""
-        self.run(f"sysctl -qw net.ipv6.conf.{interface}.accept_ra=1 net.ipv6.conf.{interface}.disable_ipv6=0")
+        self.speak6(interface)
         wait_until(lambda: bool(self.addresses6(interface)), f"{self.name} forms an address", timeout)
         return self.addresses6(interface)
 
     def link_local(self, interface: str = "eth0", timeout: float = 10.0) -> str:
         """Switch IPv6 on and wait until the link-local address may be used."""
-        self.run(f"sysctl -qw net.ipv6.conf.{interface}.disable_ipv6=0")
+        self.speak6(interface)
         wait_until(lambda: bool(self.addresses6(interface, "link")), f"{self.name} has a link-local address", timeout)
         return self.addresses6(interface, "link")[0]
 
