@@ -13,8 +13,10 @@ from agent.compile.engine import Features, Unit
 from agent.compile.guard6 import compile_nd_guard
 from agent.compile.neighbour import compile_arp, compile_nd
 from agent.compile.network import compile_network
-from agent.compile.node import compile_base, compile_node
+from agent.compile.node import compile_base
 from agent.compile.port import compile_port
+from agent.compile.provider import compile_providers
+from agent.compile.tunnel import compile_node
 from agent.mirror.state import State, Token
 
 
@@ -51,6 +53,7 @@ FEATURES = Features(
         "arp": compile_arp,
         "nd": compile_nd,
         "nd-guard": compile_nd_guard,
+        "providers": compile_providers,
         "node": compile_node,
         "network": compile_network,
         "dhcp": compile_dhcp,
@@ -59,5 +62,5 @@ FEATURES = Features(
     units=_units,
     scope=_scope,
     exists=_exists,
-    always=(("base",), ("arp",), ("nd",), ("nd-guard",)),
+    always=(("base",), ("arp",), ("nd",), ("nd-guard",), ("providers",)),
 )

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from agent.compile.base import ETH_IPV6, ICMPV6, UDP, flow, is_ipv6, link_local, mac_number
 from agent.compile.lease import lease_time, tag
 from agent.compile.neighbour import neighbour
+from agent.compile.provider import PHYSICAL
 from agent.compile.view import View
-from agent.model.flow import Flow, Output, match
+from agent.model.flow import Flow, Output, Resubmit, match
 from agent.model.pipeline import CookieKind, Table, cookie
 from controlplane.values import service_mac
 from kumihimo.v1 import network_pb2 as pb
@@ -51,16 +52,16 @@ def config(network: pb.Network, served: Sequence[pb.Subnet], interface: str) -> 
 
 
 def flows(network: pb.Network, served: Sequence[pb.Subnet], ofport: int) -> Iterator[Flow]:
-    """Solicitations of routers and questions to DHCPv6 go to the service and nowhere else."""
+    """Solicitations of routers and questions to DHCPv6 go to the service alone; the former also to routers on a wire."""
     if not served:
         return
     mark, mac = cookie(CookieKind.NETWORK, network.id), service_mac(network.key)
     ipv6 = {"metadata": network.key, "eth_type": ETH_IPV6}
-    for asked in (
-        match(**ipv6, ip_proto=ICMPV6, icmpv6_type=ROUTER_SOLICITATION),
-        match(**ipv6, ip_proto=UDP, udp_src=DHCP_CLIENT, udp_dst=DHCP_SERVER),
-    ):
-        yield flow(Table.SERVICES, 110, asked, Output(ofport), cookie=mark)
+    solicitation = match(**ipv6, ip_proto=ICMPV6, icmpv6_type=ROUTER_SOLICITATION)
+    to_wire = (Resubmit(Table.L2),) if network.network_type in PHYSICAL else ()
+    yield flow(Table.SERVICES, 110, solicitation, Output(ofport), *to_wire, cookie=mark)
+    question = match(**ipv6, ip_proto=UDP, udp_src=DHCP_CLIENT, udp_dst=DHCP_SERVER)
+    yield flow(Table.SERVICES, 110, question, Output(ofport), cookie=mark)
     for ip in (link_local(mac), *(subnet.dhcp_server_ip for subnet in served)):
         yield neighbour(network.key, ip, mac_number(mac), mark)
 

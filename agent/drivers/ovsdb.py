@@ -68,12 +68,8 @@ def _owned(tables: Rows) -> list[Item]:
     items: list[Item] = []
     for bridge in tables["Bridge"].rows.values():
         if bridge.external_ids.get(OWNER) == "bridge":
-            whole = (
-                bridge.fail_mode == ["secure"]
-                and sorted(bridge.protocols) == PROTOCOLS
-                and bridge.other_config.get("disable-in-band") == "true"
-            )
-            items.append(Bridge(bridge.name, bridge.datapath_type if whole else ""))
+            whole = sorted(bridge.protocols) == PROTOCOLS and bridge.other_config.get("disable-in-band") == "true"
+            items.append(Bridge(bridge.name, bridge.datapath_type if whole else "", "".join(bridge.fail_mode)))
         for port in bridge.ports:
             if OWNER in port.external_ids:
                 for interface in port.interfaces:
@@ -120,7 +116,7 @@ def _put_bridge(tables: Rows, txn: Any, item: Bridge, bridges: dict[str, Any], p
         for root in tables["Open_vSwitch"].rows.values():
             root.addvalue("bridges", row)
     row.datapath_type = item.datapath_type
-    row.fail_mode = "secure"
+    row.fail_mode = item.fail_mode
     row.protocols = PROTOCOLS
     row.setkey("other_config", "disable-in-band", "true")
     row.setkey("external_ids", OWNER, "bridge")

@@ -11,11 +11,13 @@ Stages, in the order a packet meets them:
     33 ND_OPTION    whose link-layer address it writes (a match on the type that 32 has just set)
     44 NEIGHBOURS   subroutine: (network, IPv4) → MAC
     45 NEIGHBOURS_6  the same for IPv6
-    60 L2           (network, MAC) → local port, node, or group of all members
+    55 FROM_PROVIDER  patch port and VLAN tag → network; the tag goes
+    60 L2           (network, MAC) → local port, node, provider network, or group of all members
     70 INGRESS      before a local port: never back to the sender
     80 LOCAL        output
     81 NODE         network → segment on the wire
-    83 VXLAN        node → tunnel
+    82 PROVIDER     network → VLAN tag, patch port; never what came from there
+    83 VXLAN        node → tunnel; 84 GENEVE, 85 GRE likewise
     99 DROP         every drop, counted by port and reason
     253 MARKER      one flow that the agent rewrites to see its changes through (OpenFlowDriver.synchronize)
 """
@@ -38,18 +40,22 @@ class Table(IntEnum):
     ND_OPTION = 33
     NEIGHBOURS = 44
     NEIGHBOURS_6 = 45
+    FROM_PROVIDER = 55
     L2 = 60
     INGRESS = 70
     LOCAL = 80
     NODE = 81
+    PROVIDER = 82
     VXLAN = 83
+    GENEVE = 84
+    GRE = 85
     DROP = 99
     MARKER = 253
 
 
 # From which table to which a packet may go; a flow that says otherwise is refused when it is made (compile/base.py).
 NEXT: dict[Table, frozenset[Table]] = {
-    Table.CLASSIFY: frozenset({Table.PORT_SECURITY, Table.SERVICES, Table.L2, Table.DROP}),
+    Table.CLASSIFY: frozenset({Table.PORT_SECURITY, Table.SERVICES, Table.FROM_PROVIDER, Table.L2, Table.DROP}),
     Table.PORT_SECURITY: frozenset({Table.ND_GUARD, Table.SERVICES, Table.DROP}),
     Table.ND_GUARD: frozenset({Table.SERVICES, Table.DROP}),
     Table.SERVICES: frozenset({Table.NEIGHBOURS, Table.ARP_REPLY, Table.NEIGHBOURS_6, Table.ND_REPLY, Table.L2, Table.DROP}),
@@ -58,11 +64,15 @@ NEXT: dict[Table, frozenset[Table]] = {
     Table.ND_OPTION: frozenset(),
     Table.NEIGHBOURS: frozenset(),
     Table.NEIGHBOURS_6: frozenset(),
-    Table.L2: frozenset({Table.INGRESS, Table.NODE, Table.DROP}),
+    Table.FROM_PROVIDER: frozenset({Table.L2, Table.DROP}),
+    Table.L2: frozenset({Table.INGRESS, Table.NODE, Table.PROVIDER, Table.DROP}),
     Table.INGRESS: frozenset({Table.LOCAL, Table.DROP}),
     Table.LOCAL: frozenset({Table.DROP}),
-    Table.NODE: frozenset({Table.VXLAN, Table.DROP}),
+    Table.NODE: frozenset({Table.VXLAN, Table.GENEVE, Table.GRE, Table.DROP}),
+    Table.PROVIDER: frozenset({Table.DROP}),
     Table.VXLAN: frozenset({Table.DROP}),
+    Table.GENEVE: frozenset({Table.DROP}),
+    Table.GRE: frozenset({Table.DROP}),
     Table.DROP: frozenset(),
     Table.MARKER: frozenset(),
 }
@@ -80,6 +90,7 @@ FOUND_OFFSET = 64
 
 # Bits of FLAGS.
 FROM_TUNNEL = 1 << 0  # also set for what must not leave the host
+FROM_PROVIDER = 1 << 1
 NEIGHBOUR_FOUND = 1 << 5
 FROM_SERVICE = 1 << 6
 NEIGHBOUR_FLOATS = 1 << 7  # an address that moves between ports: its owner answers, not we

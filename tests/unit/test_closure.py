@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from agent.compile import FEATURES
 from agent.compile.engine import Changes, Engine
-from agent.compile.node import VXLAN_PORT
+from agent.compile.tunnel import TUNNELS
 from agent.facts.model import HostFacts, Interface
 from agent.mirror.state import State
 from agent.model.pipeline import CookieKind, cookie
@@ -26,6 +26,7 @@ from controlplane.store.feed import Changed, Listed
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
 
 SEED = 20261125
+VXLAN_PORT = TUNNELS[network_pb2.NETWORK_TYPE_VXLAN].port
 NETWORKS, PORTS, NODES = 1_000, 10_000, 51
 AWAY = 50  # the number of a node that nobody simulates
 SOME = AWAY if os.environ.get("KUMI_FULL") else 3  # nodes that are made whole: all of them take a minute
