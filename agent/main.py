@@ -27,6 +27,7 @@ from agent.compile import FEATURES
 from agent.compile.engine import Engine
 from agent.compile.node import INTEGRATION_BRIDGE
 from agent.drivers.dnsmasq import DnsmasqDriver
+from agent.drivers.names import NamesDriver
 from agent.drivers.netlink import NetlinkDriver
 from agent.drivers.openflow.driver import OpenFlowDriver
 from agent.drivers.ovsdb import OvsdbDriver
@@ -109,7 +110,7 @@ async def _work(settings: Settings) -> None:
         INTEGRATION_BRIDGE, is_ours, marker_table=Table.MARKER, marker_cookie=cookie(CookieKind.MARKER), rundir=RUNDIR
     )
     flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost)
-    host = Lane("host", [NetlinkDriver(), OvsdbDriver(ovsdb), DnsmasqDriver()], loop.wake)
+    host = Lane("host", [NetlinkDriver(), OvsdbDriver(ovsdb), NamesDriver(), DnsmasqDriver()], loop.wake)
     peers = Lane("peers", [PeerDriver(RUNDIR)], loop.wake, lost=switch.lost)
     loop.use(flows, host, peers)
     try:

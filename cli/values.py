@@ -210,6 +210,7 @@ _SHORT: dict[str, tuple[str, Callable[[str], dict[str, str]]]] = {
     "IpRange": ("START-END", _split("-", "start", "end")),
     "HostRoute": ("DESTINATION=NEXTHOP", _split("=", "destination", "nexthop")),
     "AddressPair": ("ADDRESS[,MAC]", _address_pair),
+    "DhcpOption": ("NAME=VALUE", _split("=", "name", "value")),
 }
 
 
@@ -240,6 +241,10 @@ def _message_text(value: Any) -> str:
             return f"{value.destination}={value.nexthop}"
         case "AddressPair":
             return f"{value.ip_address},{value.mac_address}".rstrip(",")
+        case "DhcpOption":
+            return f"{value.name}={value.value}"
+        case "DnsAssignment":
+            return f"{value.fqdn} {value.ip_address}"
         case "Binding":
             return str(value.node)
         case "Condition":

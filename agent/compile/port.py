@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from agent.compile.base import drop, flow, is_ipv6, is_up, link_local, mac_number, speaks_ipv6
+from agent.compile.dns import name
 from agent.compile.guard import guard
 from agent.compile.neighbour import floating, neighbour, own_address
 from agent.compile.segment import missing, to_node
@@ -47,11 +48,12 @@ def verdict(view: View, network_id: str, port_id: str) -> Verdict:
 
 
 def compile_port(view: View, network_id: str, port_id: str) -> Iterable[Item]:
-    """Flows of one port, here or elsewhere."""
+    """Flows and names of one port, here or elsewhere."""
     network, port = view.network(network_id), view.port(network_id, port_id)
     if network is None or port is None:
         return
     mark = cookie(CookieKind.PORT, port_id)
+    yield from name(network, port)
     interface = view.plugged(network_id, port_id)
     up = is_up(network) and is_up(port)
     found = verdict(view, network_id, port_id)

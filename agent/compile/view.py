@@ -84,6 +84,12 @@ class View:
         state = self._listed(network)
         return sorted(node for node in state.members if node != self.node_id) if state else []
 
+    def domains(self, network: str) -> Sequence[str]:
+        """Domains that ports of the network have of their own, in place of the network's."""
+        self.reads.add(("domains", network))
+        state = self._listed(network)
+        return sorted(state.domains) if state else []
+
     def interface(self, name: str) -> Interface | None:
         """An interface of Open vSwitch by name."""
         self.reads.add(("interface", name))

@@ -6,9 +6,9 @@ what changed; compile records the tokens it reads, so that exactly the units con
 Interest closure: ports plugged here → their networks (through index/port/…) → everything below net/{net}/; and all nodes.
 
 Tokens: ("node", id) · ("network", net) · ("subnets", net) · ("port", net, id): port, binding, or its interface ·
-("local", net): the set of ports plugged here · ("members", net): the set of other nodes with ports · ("interface", name) ·
-("host",): bridges,
-addresses · ("bridge", name): what its interfaces carry.
+("local", net): the set of ports plugged here · ("members", net): the set of other nodes with ports · ("domains", net): the set
+of domains that ports have of their own · ("interface", name) · ("host",): bridges, addresses · ("bridge", name): what its
+interfaces carry.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class NetworkState:
     ports: dict[str, port_pb2.Port] = field(default_factory=dict)
     bindings: dict[str, str] = field(default_factory=dict)
     members: dict[str, int] = field(default_factory=dict)  # node → number of ports bound to it
+    domains: dict[str, int] = field(default_factory=dict)  # dns_domain → number of ports that have it as their own
     trace_context: str = ""
     keys: set[str] = field(default_factory=set)
 
@@ -138,7 +139,7 @@ class State:
         for network in [network for network in self.networks if network not in wanted]:
             gone = self.networks.pop(network)
             self._local.pop(network, None)
-            tokens |= {("network", network), ("subnets", network), ("local", network), ("members", network)}
+            tokens |= {(what, network) for what in ("network", "subnets", "local", "members", "domains")}
             tokens |= {("port", network, port) for port in gone.ports}
             for key in [key for key in self.unreadable if key.startswith(keys.scope(network))]:
                 del self.unreadable[key]
@@ -175,7 +176,7 @@ class State:
                 tokens |= self._guarded(key, entry, lambda key, entry: self._take_network(network, state, key, entry))
             if listed and not state.listed:
                 state.listed = True
-                tokens |= {("network", network), ("subnets", network), ("local", network), ("members", network)}
+                tokens |= {(what, network) for what in ("network", "subnets", "local", "members", "domains")}
             state.revision = revision
             if isinstance(notice, Listed):
                 state.cluster = notice.cluster
@@ -241,16 +242,26 @@ class State:
                     state.subnets[subnet] = network_pb2.Subnet.FromString(entry.value)
                 return {("subnets", network)}
             case ["net", _, "port", port]:
-                if entry is None:
-                    state.ports.pop(port, None)
-                else:
-                    state.ports[port] = port_pb2.Port.FromString(entry.value)
-                return {("port", network, port)}
+                return self._take_port(network, state, port, entry)
             case ["net", _, "bind", port]:
                 return self._take_binding(network, state, port, entry)
             case ["net", _, "change"] if entry is not None:
                 state.trace_context = store_pb2.ChangeRecord.FromString(entry.value).trace_context
         return set()
+
+    def _take_port(self, network: str, state: NetworkState, port: str, entry: Entry | None) -> set[Token]:
+        new = port_pb2.Port.FromString(entry.value) if entry else None
+        old = state.ports.pop(port, None)
+        if new is not None:
+            state.ports[port] = new
+        tokens: set[Token] = {("port", network, port)}
+        before, after = old.dns_domain if old else "", new.dns_domain if new else ""
+        if before != after:
+            known = set(state.domains)
+            _count(state.domains, before, after)
+            if set(state.domains) != known:
+                tokens.add(("domains", network))
+        return tokens
 
     def _take_binding(self, network: str, state: NetworkState, port: str, entry: Entry | None) -> set[Token]:
         old = state.bindings.get(port, "")
@@ -262,12 +273,7 @@ class State:
         if old == new:
             return set()
         before = set(state.members)
-        if old:
-            state.members[old] -= 1
-            if not state.members[old]:
-                del state.members[old]
-        if new:
-            state.members[new] = state.members.get(new, 0) + 1
+        _count(state.members, old, new)
         tokens: set[Token] = {("port", network, port)}
         if set(state.members) != before:
             tokens.add(("members", network))
@@ -284,3 +290,13 @@ def _mtus(interfaces: Iterable[Interface]) -> dict[str, int]:
         if not interface.type and interface.mtu:
             found[interface.bridge] = min(interface.mtu, found.get(interface.bridge, interface.mtu))
     return found
+
+
+def _count(numbers: dict[str, int], old: str, new: str) -> None:
+    """One that was `old` is `new` now; "" is nothing."""
+    if old:
+        numbers[old] -= 1
+        if not numbers[old]:
+            del numbers[old]
+    if new:
+        numbers[new] = numbers.get(new, 0) + 1

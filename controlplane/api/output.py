@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from controlplane import redaction
+from controlplane import names, redaction
 from controlplane.identity import Caller
 from controlplane.progress import Lag, Progress
 from controlplane.registry import KINDS
@@ -92,6 +92,8 @@ class Output:
         message.realization.lagging.extend(lag.message_of() for lag in (lagging + dead)[:LAGGING_SHOWN])
 
     def _port(self, message: Any) -> None:
+        network = self._cache.message(KINDS["Network"], keys.network(message.network_id))
+        message.dns_assignments.extend(names.assignments(message, network.dns_domain if network else ""))
         self._scope(message, message.network_id, message.admin_state_up)
         entry = self._cache.get(keys.bindings(message.network_id) + message.id)
         seen = self._progress.seen(message.id)
@@ -105,7 +107,11 @@ class Output:
                 _condition(message, "Attached", False, "NOT_ATTACHED", text)
             return
         binding = port_pb2.Binding.FromString(entry.value)
+        binding.active = True
         message.binding.append(binding)
+        counters = self._progress.counters(binding.node, message.id)
+        if counters is not None:
+            message.counters.CopyFrom(counters)
         status = seen.get(binding.node)
         here = f"interface {binding.interface} of node {binding.node}"
         _condition(message, "Attached", True, "ATTACHED", f"attached to {here}")
