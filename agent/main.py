@@ -35,7 +35,7 @@ from agent.drivers.peers import PeerDriver
 from agent.facts.ovsdb import Ovsdb, OvsdbError
 from agent.mirror.state import State
 from agent.model.pipeline import CookieKind, Table, cookie, is_ours
-from agent.reconcile import alive
+from agent.reconcile import alive, counters
 from agent.reconcile.lane import Lane
 from agent.reconcile.loop import Loop
 from agent.reconcile.status import Status
@@ -123,6 +123,7 @@ async def _work(settings: Settings) -> None:
                 peers.run(),
                 loop.run(),
                 alive.run(store, settings.node, RUNDIR),
+                counters.run(state, switch, status),
             ):
                 group.create_task(part)
     finally:

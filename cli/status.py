@@ -39,6 +39,9 @@ def sentences(port: Any) -> list[str]:
         for condition in port.conditions
         if not condition.status
     ]
+    drops = ", ".join(f"{port.counters.drops[reason]} {reason}" for reason in sorted(port.counters.drops))
+    if drops:
+        faults.append(f"Of what its workload sent, packets were dropped: {drops}.")
     if port.state == resource_pb2.STATE_ACTIVE:
         return [*said, f"It is wired: applied at revision {port.realization.realized_revision}.", *faults]
     said.append(f"It is not wired: its state is {values.text(fields['state'], port.state) or 'unknown'}.")

@@ -245,6 +245,10 @@ def _message_text(value: Any) -> str:
             return f"{value.name}={value.value}"
         case "DnsAssignment":
             return f"{value.fqdn} {value.ip_address}"
+        case "PortCounters":
+            drops = text(value.DESCRIPTOR.fields_by_name["drops"], value.drops)
+            said = f"received {value.rx_packets} packets ({value.rx_bytes} bytes), sent {value.tx_packets} ({value.tx_bytes})"
+            return f"{said}, dropped {drops}" if drops else said
         case "Binding":
             return str(value.node)
         case "Condition":

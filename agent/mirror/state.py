@@ -93,6 +93,14 @@ class State:
         """Ports of a network that are plugged here. Not to be changed."""
         return self._local.get(network, _NONE)
 
+    def ports_by_number(self) -> dict[int, str]:
+        """Ports that exist and are plugged here, by their number in the switch."""
+        return {
+            interface.ofport: port
+            for port, interface in self.interface_of.items()
+            if interface.ofport is not None and self.located.get(port)
+        }
+
     # -- facts --------------------------------------------------------------------------------------------------------
 
     def take_facts(self, facts: HostFacts) -> set[Token]:
