@@ -250,7 +250,7 @@ def _message_text(value: Any) -> str:
             said = f"received {value.rx_packets} packets ({value.rx_bytes} bytes), sent {value.tx_packets} ({value.tx_bytes})"
             return f"{said}, dropped {drops}" if drops else said
         case "Binding":
-            return str(value.node)
+            return str(value.node) if value.active or value.interface else f"{value.node} (asked)"
         case "Condition":
             stated = f"{value.type}={'yes' if value.status else 'no'}"
             return stated if value.status or not value.message else f"{stated}: {value.message} [{value.reason}]"

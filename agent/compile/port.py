@@ -38,6 +38,9 @@ def verdict(view: View, network_id: str, port_id: str) -> Verdict:
     bound = view.bound_to(network_id, port_id)
     if bound and bound != view.node_id:
         return Verdict(False, "BOUND_ELSEWHERE", f"the port is bound to node {bound}")
+    asked = view.asked_to(network_id, port_id)
+    if not bound and asked not in ("", view.node_id) and view.node(asked) is not None:
+        return Verdict(False, "ASKED_ELSEWHERE", f"the port shall be on node {asked}; kumi port bind or unbind changes that")
     if interface.ofport is None:
         return Verdict(False, "INTERFACE_ERROR", f"interface {interface.name}: {interface.error or 'has no ofport yet'}")
     if view.node(view.node_id) is None:

@@ -68,6 +68,12 @@ class View:
         state = self._listed(network)
         return state.bindings.get(port, "") if state else ""
 
+    def asked_to(self, network: str, port: str) -> str:
+        """The node a port shall be on; "" when any will do."""
+        self.reads.add(("port", network, port))
+        state = self._listed(network)
+        return state.places.get(port, "") if state else ""
+
     def plugged(self, network: str, port: str) -> Interface | None:
         """The interface of this host that names the port."""
         self.reads.add(("port", network, port))

@@ -61,7 +61,7 @@ def _write_all(files: Mapping[Path, Mapping[str, PortName | None]]) -> dict[Key,
             _change(file, changes)
         except OSError as error:
             network = file.parent.parent.name
-            failures.update((("name", network, port), Failure("NAMES", str(error))) for port in changes)
+            failures.update((("name", network, port), Failure("DNS_NAMES", str(error))) for port in changes)
     return failures
 
 

@@ -41,6 +41,7 @@ class NetworkState:
     subnets: dict[str, network_pb2.Subnet] = field(default_factory=dict)
     ports: dict[str, port_pb2.Port] = field(default_factory=dict)
     bindings: dict[str, str] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)  # port → node that it shall be on
     members: dict[str, int] = field(default_factory=dict)  # node → number of ports bound to it
     domains: dict[str, int] = field(default_factory=dict)  # dns_domain → number of ports that have it as their own
     trace_context: str = ""
@@ -253,6 +254,12 @@ class State:
                 return self._take_port(network, state, port, entry)
             case ["net", _, "bind", port]:
                 return self._take_binding(network, state, port, entry)
+            case ["net", _, "place", port]:
+                if entry is None:
+                    state.places.pop(port, None)
+                else:
+                    state.places[port] = store_pb2.Placement.FromString(entry.value).node
+                return {("port", network, port)}
             case ["net", _, "change"] if entry is not None:
                 state.trace_context = store_pb2.ChangeRecord.FromString(entry.value).trace_context
         return set()

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from controlplane import dhcpoptions, names
-from controlplane.errors import ApiError, Code, Violation, exhausted, fault, precondition, taken
+from controlplane.errors import ApiError, Code, Violation, exhausted, fault, precondition, reference_not_found, taken
 from controlplane.registry import KINDS
+from controlplane.services import kernel
 from controlplane.services.base import Context, Rules, claim, label, network_of, release, subnets_of
 from controlplane.services.subnet import forms_addresses, ranges, usable
 from controlplane.store import keys
+from controlplane.store.client import Entry
 from controlplane.store.txn import Transaction
 from controlplane.values import Invalid, address, eui64, prefix
 from kumihimo.v1 import network_pb2, store_pb2
@@ -24,6 +26,9 @@ class PortRules(Rules):
     """See the module."""
 
     kind = "Port"
+
+    def __init__(self) -> None:
+        self.changes = {"Bind": _bind, "Unbind": _unbind}
 
     def complete(self, new: Any, context: Context) -> None:
         if not new.HasField("admin_state_up"):
@@ -152,6 +157,9 @@ class PortRules(Rules):
                 )
             transaction.delete(key)
             transaction.delete(keys.bound_to(binding.node, old.id))
+        place = keys.placements(old.network_id) + old.id
+        if transaction.read(place) is not None:
+            transaction.delete(place)
         release(transaction, keys.mac_pool(old.network_id), old.mac_address)
         for fixed in old.fixed_ips:
             release(transaction, keys.ip_pool(old.network_id, fixed.subnet_id), fixed.ip_address)
@@ -322,6 +330,35 @@ def _refuse_lost(new: Any, formed: dict[str, str], held: dict[str, str]) -> None
                 f"fixed_ips leaves out {ip}, which guests of Subnet {subnet_id} form by themselves; state it as well, or"
                 " set no_fixed_ips",
             )
+
+
+def _bind(transaction: Transaction, request: Any, context: Context) -> Any:
+    """Ask for a place. A key of its own, like the binding: where a port is changes nothing that its users have stated."""
+    _, port = kernel.find(transaction, KINDS["Port"], request.id, context)
+    if transaction.require(keys.node(request.node_id)) is None or not keys.names_object(request.node_id):
+        raise reference_not_found("node_id", "Node", request.node_id)
+    key = keys.placements(port.network_id) + port.id
+    _note_place(transaction, port, transaction.read(key), store_pb2.Placement(node=request.node_id))
+    return kernel.copy(port)
+
+
+def _unbind(transaction: Transaction, request: Any, context: Context) -> Any:
+    _, port = kernel.find(transaction, KINDS["Port"], request.id, context)
+    _note_place(transaction, port, transaction.read(keys.placements(port.network_id) + port.id), None)
+    return kernel.copy(port)
+
+
+def _note_place(transaction: Transaction, port: Any, old: Entry | None, new: store_pb2.Placement | None) -> None:
+    after = new.SerializeToString() if new else b""
+    before = old.value if old else b""
+    if before == after:
+        return
+    key = keys.placements(port.network_id) + port.id
+    if new is None:
+        transaction.delete(key)
+    else:
+        transaction.put(key, new)
+    transaction.record("Placement", port.id, project=port.project_id, name=port.name, before=before, after=after)
 
 
 def _check_options(new: Any) -> Iterator[Violation]:

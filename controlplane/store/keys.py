@@ -2,6 +2,7 @@
 
     net/{net}/network            the network              net/{net}/subnet/{id}   net/{net}/port/{id}
     net/{net}/bind/{port}        where a port is (binder)
+    net/{net}/place/{port}       where a port shall be (Ports.Bind); none: wherever it is plugged
     net/{net}/change             who changed the network last; rewritten by every transaction that changes the scope, so
                                  its mod revision is the revision of the scope, deletions included
     node/{id}                    a node                   node/.change            the same for all nodes
@@ -109,6 +110,10 @@ def ports(network_id: str) -> str:
 
 def bindings(network_id: str) -> str:
     return f"{NETWORKS}{network_id}/bind/"
+
+
+def placements(network_id: str) -> str:
+    return f"{NETWORKS}{network_id}/place/"
 
 
 def change_of_network(network_id: str) -> str:
