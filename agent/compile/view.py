@@ -96,6 +96,12 @@ class View:
         state = self._listed(network)
         return sorted(state.domains) if state else []
 
+    def floating_macs(self, network: str) -> dict[str, Sequence[str]]:
+        """MACs of allowed address pairs that are not the port's own, each with the ports that have it, by id."""
+        self.reads.add(("floating", network))
+        state = self._listed(network)
+        return {mac: sorted(state.floating[mac]) for mac in sorted(state.floating)} if state else {}
+
     def interface(self, name: str) -> Interface | None:
         """An interface of Open vSwitch by name."""
         self.reads.add(("interface", name))

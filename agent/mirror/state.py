@@ -7,8 +7,8 @@ Interest closure: ports plugged here → their networks (through index/port/…)
 
 Tokens: ("node", id) · ("network", net) · ("subnets", net) · ("port", net, id): port, binding, or its interface ·
 ("local", net): the set of ports plugged here · ("members", net): the set of other nodes with ports · ("domains", net): the set
-of domains that ports have of their own · ("interface", name) · ("host",): bridges, addresses · ("bridge", name): what its
-interfaces carry.
+of domains that ports have of their own · ("floating", net): MACs of address pairs · ("interface", name) · ("host",): bridges,
+addresses · ("bridge", name): what its interfaces carry.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class NetworkState:
     places: dict[str, str] = field(default_factory=dict)  # port → node that it shall be on
     members: dict[str, int] = field(default_factory=dict)  # node → number of ports bound to it
     domains: dict[str, int] = field(default_factory=dict)  # dns_domain → number of ports that have it as their own
+    floating: dict[str, set[str]] = field(default_factory=dict)  # MAC of an address pair, not the port's own → ports
     trace_context: str = ""
     keys: set[str] = field(default_factory=set)
 
@@ -148,7 +149,7 @@ class State:
         for network in [network for network in self.networks if network not in wanted]:
             gone = self.networks.pop(network)
             self._local.pop(network, None)
-            tokens |= {(what, network) for what in ("network", "subnets", "local", "members", "domains")}
+            tokens |= {(what, network) for what in ("network", "subnets", "local", "members", "domains", "floating")}
             tokens |= {("port", network, port) for port in gone.ports}
             for key in [key for key in self.unreadable if key.startswith(keys.scope(network))]:
                 del self.unreadable[key]
@@ -185,7 +186,7 @@ class State:
                 tokens |= self._guarded(key, entry, lambda key, entry: self._take_network(network, state, key, entry))
             if listed and not state.listed:
                 state.listed = True
-                tokens |= {(what, network) for what in ("network", "subnets", "local", "members", "domains")}
+                tokens |= {(what, network) for what in ("network", "subnets", "local", "members", "domains", "floating")}
             state.revision = revision
             if isinstance(notice, Listed):
                 state.cluster = notice.cluster
@@ -276,6 +277,14 @@ class State:
             _count(state.domains, before, after)
             if set(state.domains) != known:
                 tokens.add(("domains", network))
+        if (before_macs := _pair_macs(old)) != (after_macs := _pair_macs(new)):
+            for mac in before_macs - after_macs:
+                state.floating[mac].discard(port)
+                if not state.floating[mac]:
+                    del state.floating[mac]
+            for mac in after_macs - before_macs:
+                state.floating.setdefault(mac, set()).add(port)
+            tokens.add(("floating", network))
         return tokens
 
     def _take_binding(self, network: str, state: NetworkState, port: str, entry: Entry | None) -> set[Token]:
@@ -305,6 +314,13 @@ def _mtus(interfaces: Iterable[Interface]) -> dict[str, int]:
         if not interface.type and interface.mtu:
             found[interface.bridge] = min(interface.mtu, found.get(interface.bridge, interface.mtu))
     return found
+
+
+def _pair_macs(port: port_pb2.Port | None) -> set[str]:
+    """MACs that the port may send with, beside its own."""
+    if port is None:
+        return set()
+    return {pair.mac_address for pair in port.allowed_address_pairs} - {"", port.mac_address}
 
 
 def _count(numbers: dict[str, int], old: str, new: str) -> None:

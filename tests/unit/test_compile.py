@@ -7,7 +7,7 @@ from agent.model.flow import Flow, Group, Output, Resubmit, SetField
 from agent.model.host import DhcpServer, Peer, PortName, ServiceNamespace
 from agent.model.pipeline import NEXT, REASON, CookieKind, Reason, Table, cookie, is_ours
 from kumihimo.v1 import network_pb2, port_pb2
-from tests.unit.test_engine import NETWORKS, PORTS, Incremental
+from tests.unit.test_engine import MADE, NETWORKS, PORTS, Incremental
 
 
 def small() -> Incremental:
@@ -105,14 +105,14 @@ def test_b_prt_09_every_port_of_the_network_has_its_name_here_as_an_item_of_its_
 
 def test_b_ops_02_questions_of_local_ports_reach_the_service_and_nothing_else_does() -> None:
     machine = small()
-    machine.service_interface("kd000001", 2)
+    machine.made_interface("kd000001", True)
     machine.cloud.facts()
     machine.cloud.settle()
     machine.cloud.engine.run()
     to_service = [
         {name: value for name, value, _ in flow.match}
         for flow in machine.cloud.engine.items().values()
-        if isinstance(flow, Flow) and Output(2) in flow.actions
+        if isinstance(flow, Flow) and Output(MADE["kd000001"]) in flow.actions
     ]
     address, mac = 0x0A0000FE, 0xFA163F000001
     assert sorted((sorted(each.items()) for each in to_service), key=str) == sorted(
@@ -145,6 +145,41 @@ def test_b_sub_05_a_port_is_told_its_own_options_before_those_of_its_subnet() ->
         f"dhcp-option-force=tag:{mark},option:router",
     ]
     assert host_line(port, fixed) == f"fa:16:3e:00:00:01,set:{mark},10.0.0.5,web"
+
+
+def test_b_prt_04_a_pairs_mac_leads_to_every_port_that_may_have_it_once_for_each_host() -> None:
+    machine = small()
+    for number in (7, 14, 21, 28, 35, 42):  # of these, 7, 28 have 00:00:5e:00:01:01; see test_engine.port
+        machine.put_port(number, 0, True, True)
+    machine.plug(7, True)
+    for number, node in ((28, 1), (49, 1), (70, 1)):
+        machine.put_port(number, 0, True, True)
+        machine.bind(number, node)
+    machine.cloud.settle()
+    machine.cloud.engine.run()
+
+    def ways() -> dict[int, list[tuple[str, int]]]:
+        flows = [item for item in machine.cloud.engine.items().values() if isinstance(item, Flow)]
+        return {
+            {name: value for name, value, _ in each.match}["eth_dst"]: [
+                (action.field, action.value) for action in each.actions if isinstance(action, SetField)
+            ]
+            for each in flows
+            if (each.table, each.priority) == (Table.L2, 95)
+        }
+
+    plugged = machine.cloud.interfaces["tap7"].ofport
+    assert ways() == {0x00005E000101: [("reg15", plugged), ("reg10", 2)]}, "of 28, 49 and 70 on one host, one copy"
+    machine.unplug(7)
+    machine.put_port(28, 0, True, False)
+    machine.put_port(49, 0, False, True)
+    machine.cloud.settle()
+    machine.cloud.engine.run()
+    assert ways() == {0x00005E000101: [("reg10", 2)]}
+    machine.delete_port(70)
+    machine.cloud.settle()
+    machine.cloud.engine.run()
+    assert ways() == {}
 
 
 def test_a_port_that_is_down_sends_nothing_and_is_not_reached() -> None:
