@@ -236,6 +236,16 @@ def test_b_net_02_a_workload_with_a_global_address_straight_on_a_provider_vlan(
     assert sorted(h3.run("ovs-vsctl list-ports br-wire").split()) == ["phy1", "wire0"]
 
 
+def test_b_net_06_a_flat_network_reaches_what_is_outside(scene: Scene, cloud: Cloud, wire: None, h1: Host, h2: Host) -> None:
+    """Untagged, straight on the wire, with a global address: the lab's outside is 203.0.113.1."""
+    made = network(scene, "flat", cidr="203.0.113.0/24")
+    one, two = scene.vm(made, h1), scene.vm(made, h2)
+    for vm in (one, two):
+        assert vm.workload.ping("203.0.113.1", count=2, interval=0.05, size=1600 - HEADERS).received == 2
+        assert cloud.lab.outside.ping(vm.ip, count=2, interval=0.05).received == 2
+    assert one.sees(two)
+
+
 def test_b_net_02_what_is_unknown_goes_to_the_wire_alone_and_nothing_returns_to_it(
     scene: Scene, cloud: Cloud, machine: Place, h1: Host, h2: Host, tmp_path: Path
 ) -> None:
