@@ -9,7 +9,7 @@ from typing import Any
 import click
 from google.protobuf.descriptor import FieldDescriptor
 
-from cli import completion, methods, options, render, values
+from cli import completion, methods, options, plugins, render, values
 from cli.errors import DENIED, NOT_FOUND, UNAVAILABLE, CliError
 from cli.kinds import Kind, kind_named, option_name, required, rules
 from kumihimo.v1 import resource_pb2
@@ -27,11 +27,24 @@ class ObjectName(click.ParamType[str]):
         return completion.objects(ctx, self.kind, incomplete) if self.kind else []
 
 
+class Noun(click.Group):
+    """The verbs of a kind: those of its service, and those that other packages bring."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(dict.fromkeys([*super().list_commands(ctx), *plugins.found(self.name or "")]))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if own := super().get_command(ctx, cmd_name):
+            return own
+        plugin = plugins.found(self.name or "").get(cmd_name)
+        return plugins.load(plugin, quiet=ctx.resilient_parsing) if plugin else None
+
+
 def group(kind: Kind) -> click.Group:
     """The commands of one kind: a verb for each method that its service has."""
     from cli.docs import message_comment
 
-    noun = click.Group(
+    noun = Noun(
         kind.noun,
         help=message_comment(kind.descriptor) or f"{kind.plural.capitalize()}.",
         epilog=f"\b\nExample:\n  kumi {kind.noun} list",
