@@ -56,7 +56,7 @@ def tree(found: Any) -> Iterator[str]:
     if found.namespaces:
         yield from _branch("namespaces", ((item.name, _service(item), named(item.objects)) for item in found.namespaces))
     if found.peers:
-        rows = ((peer.node, peer.address, _way(peer), named(peer.objects)) for peer in found.peers)
+        rows = ((peer.node, peer.address, _way(peer), _shared(peer)) for peer in found.peers)
         yield from _branch("other nodes of its networks", rows)
     if found.left_out:
         yield f"and {found.left_out} more ports"
@@ -89,6 +89,11 @@ def _service(item: Any) -> str:
 
 def _way(peer: Any) -> str:
     return "resolved" if peer.resolved else "not resolved"
+
+
+def _shared(peer: Any) -> str:
+    more = peer.shared - len(peer.objects)
+    return named(peer.objects) + (f" · and {more} more" if more > 0 else "")
 
 
 def named(objects: Iterable[Any]) -> str:

@@ -25,6 +25,7 @@ from kumihimo.v1 import inspect_pb2 as pb
 from kumihimo.v1 import network_pb2, store_pb2
 
 MOST = 2000
+MOST_OF_A_PEER = 50
 SECONDS = 3.0
 TURN = 100
 OWNER = "kumihimo"
@@ -176,8 +177,8 @@ class Look:
         for node_id, networks in sorted(shared.items()):
             node = self._state.nodes.get(node_id)
             address = node.tunnel_ip if node else ""
-            peer = found.peers.add(node=node_id, address=address, resolved=address in resolved)
-            peer.objects.extend(self._network(network) for network in sorted(networks)[:MOST])
+            peer = found.peers.add(node=node_id, address=address, resolved=address in resolved, shared=len(networks))
+            peer.objects.extend(self._network(network) for network in sorted(networks)[:MOST_OF_A_PEER])
 
 
 def _bridges(tables: Rows) -> list[_Bridge]:

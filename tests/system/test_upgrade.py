@@ -6,6 +6,7 @@ Pings every 5 ms and a TCP stream pass meanwhile, beside the same through a flow
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -124,7 +125,8 @@ def test_c_07_upgrade_and_rollback_under_traffic_lose_no_more_than_a_flow_made_b
             cloud.admin.wait(touched.revision, here.id, active=True)
     results = [stream.end() for stream in streams]
     print(f"\n{TIMES} replacements of agents; TCP ours {results[0]}, the control flow's {results[1]}")
-    assert watch.lost.ours <= watch.lost.control, watch.lost
+    # Where the machine is so busy that it loses of both, two equal flows differ by chance.
+    assert watch.lost.ours <= watch.lost.control + 3 * math.sqrt(watch.lost.control), watch.lost
     for result in results:
         assert result["bytes"] == result["sent"] > 0
     # A loaded machine makes either send again what was only late; what a gap of 50 ms loses would be twice as much.
