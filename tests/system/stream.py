@@ -14,8 +14,8 @@ import struct
 import sys
 import time
 
-PIECE = 8 << 10  # bytes
-PERIOD = 0.005  # seconds; some 13 Mbit/s, which leaves the machine to others
+PIECE = 1 << 10  # bytes
+PERIOD = 0.005  # seconds; a segment each time, so that a switch that waits for the processor need not drop any
 RETRANSMITTED = 100  # place of tcpi_total_retrans in struct tcp_info (linux/tcp.h)
 
 
