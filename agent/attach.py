@@ -73,7 +73,7 @@ def attach(settings: Any, port: str, netns: str, bridge: str, interface: str, wa
         found: Port = client.find("Port", port)
         network = client.call("Networks", "Get", GetRequest(id=found.network_id))
         wiring = Wiring(found.id, found.mac_address, network.mtu, bridge, netns, interface)
-        elsewhere = [binding.node for binding in found.binding if binding.node]
+        elsewhere = [binding.node for binding in found.binding if binding.node and binding.interface]
         _act(_wire(wiring, elsewhere))
         if wait and found.admin_state_up:
             client.wait(found.revision, [found.id], active=True, timeout=timeout)

@@ -28,6 +28,7 @@ from agent.compile import FEATURES
 from agent.compile.engine import Engine
 from agent.compile.node import INTEGRATION_BRIDGE
 from agent.drivers.dnsmasq import DnsmasqDriver
+from agent.drivers.names import NamesDriver
 from agent.drivers.netlink import NetlinkDriver
 from agent.drivers.openflow.driver import OpenFlowDriver
 from agent.drivers.ovsdb import OvsdbDriver
@@ -37,7 +38,7 @@ from agent.inspection.look import Look
 from agent.inspection.service import Method, Service, source_address
 from agent.mirror.state import State
 from agent.model.pipeline import CookieKind, Table, cookie, is_ours
-from agent.reconcile import alive
+from agent.reconcile import alive, counters
 from agent.reconcile.lane import Lane
 from agent.reconcile.loop import Loop
 from agent.reconcile.status import Status
@@ -112,7 +113,7 @@ async def _work(settings: Settings) -> None:
         INTEGRATION_BRIDGE, is_ours, marker_table=Table.MARKER, marker_cookie=cookie(CookieKind.MARKER), rundir=RUNDIR
     )
     flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost)
-    host = Lane("host", [NetlinkDriver(), OvsdbDriver(ovsdb), DnsmasqDriver()], loop.wake)
+    host = Lane("host", [NetlinkDriver(), OvsdbDriver(ovsdb), NamesDriver(), DnsmasqDriver()], loop.wake)
     peers = Lane("peers", [PeerDriver(RUNDIR)], loop.wake, lost=switch.lost)
     loop.use(flows, host, peers)
     look = Look(
@@ -132,6 +133,7 @@ async def _work(settings: Settings) -> None:
                 loop.run(),
                 alive.run(store, settings.node, RUNDIR),
                 _answer(settings, state, status, {"Inspect": look.inspect}),
+                counters.run(state, switch, status),
             ):
                 group.create_task(part)
     finally:

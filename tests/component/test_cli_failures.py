@@ -46,6 +46,8 @@ OTHERS: dict[str, list[str]] = {
     "subnet-pool add-prefixes": [ID, "10.0.0.0/8"],
     "subnet-pool remove-prefixes": [ID, "10.0.0.0/8"],
     "subnet-pool onboard": [ID, ID],
+    "port bind": [ID, "h1"],
+    "port unbind": [ID],
     "network get-ip-availability": [ID],
     "settings create": ["installation"],
     "node invite": ["x-3", "--pki", "PKI", "--etcd", "192.0.2.1:2379", "--to", "PKI"],

@@ -43,7 +43,7 @@ READABLE = {**dict.fromkeys(READ, "reader"), **dict.fromkeys(WRITE, "operator")}
 DECIDED: dict[str, dict[str, str]] = {
     "Network": {**TENANTS, "GetIpAvailability": "reader"},
     "Subnet": TENANTS,
-    "Port": TENANTS,
+    "Port": {**TENANTS, **dict.fromkeys(("Bind", "Unbind"), "operator")},
     "SubnetPool": {**TENANTS, **dict.fromkeys(("AddPrefixes", "RemovePrefixes", "Onboard"), "member")},
     "AddressScope": TENANTS,
     "Node": {**OPERATORS, "Inspect": "operator"},
