@@ -3,8 +3,8 @@
 An interface on the integration bridge whose external_ids:iface-id is a port's id is all that the control plane needs;
 libvirt and os-vif make the same one. The host's end of the veth is called `tap` and the last 11 digits of the id.
 
-The only module of the agent that may import from `cli`, and only when a command runs: loading a command for its help
-must not load gRPC.
+Like `kumi node invite` it may import from `cli`, and only when a command runs: loading a command for its help must not load
+gRPC.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ DECIDED: dict[str, dict[str, str]] = {
     "Port": {**TENANTS, **dict.fromkeys(("Bind", "Unbind"), "operator")},
     "SubnetPool": {**TENANTS, **dict.fromkeys(("AddPrefixes", "RemovePrefixes", "Onboard"), "member")},
     "AddressScope": TENANTS,
-    "Node": OPERATORS,
+    "Node": {**OPERATORS, "Inspect": "operator"},
     "Settings": OPERATORS,
     "PhysicalNetwork": READABLE,
     "NetworkSegmentRange": READABLE,
