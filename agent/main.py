@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,14 +28,17 @@ from agent.compile import FEATURES
 from agent.compile.engine import Engine
 from agent.compile.node import INTEGRATION_BRIDGE
 from agent.drivers.dnsmasq import DnsmasqDriver
+from agent.drivers.names import NamesDriver
 from agent.drivers.netlink import NetlinkDriver
 from agent.drivers.openflow.driver import OpenFlowDriver
 from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.peers import PeerDriver
 from agent.facts.ovsdb import Ovsdb, OvsdbError
+from agent.inspection.look import Look
+from agent.inspection.service import Method, Service, source_address
 from agent.mirror.state import State
 from agent.model.pipeline import CookieKind, Table, cookie, is_ours
-from agent.reconcile import alive
+from agent.reconcile import alive, counters
 from agent.reconcile.lane import Lane
 from agent.reconcile.loop import Loop
 from agent.reconcile.status import Status
@@ -109,9 +113,15 @@ async def _work(settings: Settings) -> None:
         INTEGRATION_BRIDGE, is_ours, marker_table=Table.MARKER, marker_cookie=cookie(CookieKind.MARKER), rundir=RUNDIR
     )
     flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost)
-    host = Lane("host", [NetlinkDriver(), OvsdbDriver(ovsdb), DnsmasqDriver()], loop.wake)
+    host = Lane("host", [NetlinkDriver(), OvsdbDriver(ovsdb), NamesDriver(), DnsmasqDriver()], loop.wake)
     peers = Lane("peers", [PeerDriver(RUNDIR)], loop.wake, lost=switch.lost)
     loop.use(flows, host, peers)
+    look = Look(
+        state,
+        ovsdb,
+        [OvsdbDriver(ovsdb), DnsmasqDriver(), PeerDriver(RUNDIR)],
+        lambda port: status.get(keys.port_status(settings.node, port)),
+    )
     try:
         async with asyncio.TaskGroup() as group:
             for part in (
@@ -122,6 +132,8 @@ async def _work(settings: Settings) -> None:
                 peers.run(),
                 loop.run(),
                 alive.run(store, settings.node, RUNDIR),
+                _answer(settings, state, status, {"Inspect": look.inspect}),
+                counters.run(state, switch, status),
             ):
                 group.create_task(part)
     finally:
@@ -170,6 +182,27 @@ async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
     about.features["ovs"] = facts.ovs_version
     about.features["datapath_types"] = ",".join(facts.datapath_types)
     status.set(keys.agent_status(node), about)
+
+
+async def _answer(settings: Settings, state: State, status: Status, methods: Mapping[str, Method]) -> None:
+    """Answer questions of API and operators, and say in status where."""
+
+    def address() -> str:
+        own = state.nodes.get(settings.node)
+        return (own.management_ip if own is not None else "") or source_address(settings.etcd)
+
+    def told(where: str, why_not: str) -> None:
+        key = keys.agent_status(settings.node)
+        about = store_pb2.AgentStatus.FromString(status.get(key) or b"")
+        about.address = where
+        about.features.pop("inspect", "")
+        if why_not:
+            about.features["inspect"] = f"off: {why_not}"
+        status.set(key, about)
+
+    if settings.etcd_tls is None:
+        return told("", "etcd_ca, etcd_certificate and etcd_key are not set, so nobody can be known")
+    return await Service(settings.etcd_tls, methods, address, told).run()
 
 
 def main() -> None:
