@@ -33,7 +33,7 @@ from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.peers import PeerDriver
 from agent.facts.ovsdb import Ovsdb, OvsdbError
 from agent.mirror.state import State
-from agent.model.pipeline import CookieKind, Table, cookie, is_ours
+from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_ours
 from agent.reconcile import alive
 from agent.reconcile.lane import Lane
 from agent.reconcile.loop import Loop
@@ -106,11 +106,16 @@ async def _work(settings: Settings) -> None:
     feed = Feed(store)
     loop = Loop(state, Engine(state, FEATURES), feed, ovsdb, status)
     switch = OpenFlowDriver(
-        INTEGRATION_BRIDGE, is_ours, marker_table=Table.MARKER, marker_cookie=cookie(CookieKind.MARKER), rundir=RUNDIR
+        INTEGRATION_BRIDGE,
+        is_ours,
+        is_our_group,
+        marker_table=Table.MARKER,
+        marker_cookie=cookie(CookieKind.MARKER),
+        rundir=RUNDIR,
     )
-    flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost)
-    host = Lane("host", [NetlinkDriver(), OvsdbDriver(ovsdb), DnsmasqDriver()], loop.wake)
-    peers = Lane("peers", [PeerDriver(RUNDIR)], loop.wake, lost=switch.lost)
+    flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost, loop.drifts)
+    host = Lane("host", [NetlinkDriver(), OvsdbDriver(ovsdb), DnsmasqDriver()], loop.wake, drifts=loop.drifts)
+    peers = Lane("peers", [PeerDriver(RUNDIR)], loop.wake, lost=switch.lost, drifts=loop.drifts)
     loop.use(flows, host, peers)
     try:
         async with asyncio.TaskGroup() as group:

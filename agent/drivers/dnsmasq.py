@@ -20,6 +20,7 @@ with what the folder holds, whenever the agent died.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -35,6 +36,7 @@ MARK = "# configuration\n"
 NAMESPACE = "# namespace "
 STOP_SECONDS = 5.0
 NETNS = Path("/run/netns")
+_LOOK = 4.0  # seconds between two looks
 
 
 class DnsmasqDriver:
@@ -45,17 +47,46 @@ class DnsmasqDriver:
     def __init__(self, state_dir: str = "/var/lib/kumihimo/dhcp", run_dir: str = "/run/kumihimo/dhcp") -> None:
         self._state = Path(state_dir)
         self._run = Path(run_dir)
+        self._known: dict[str, str] = {}  # the namespaces of servers, as last read
+        self._seen: dict[str, object] = {}
+
+    async def changed(self) -> None:
+        """Return when files or processes are not what they were when they were last looked at."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            marks = await asyncio.to_thread(self._marks)
+            if marks != self._seen:
+                self._seen = marks
+                return
+
+    def _marks(self) -> dict[str, object]:
+        """Of each server what changes when anything of it does; cheaper than to read it."""
+        return {folder.name: (_marks_of(folder), self._runs(folder)) for folder in self._folders()}
+
+    def _folders(self) -> list[Path]:
+        return sorted(folder for folder in self._state.glob("*") if folder.is_dir())
+
+    def _runs(self, folder: Path) -> bool:
+        return _running(folder, self._pid(folder), self._known.get(folder.name, ""))
 
     async def read_owned(self) -> Mapping[Key, Item]:
-        """All servers that have a folder; one that does not run reads back with an empty configuration."""
-        items = await asyncio.to_thread(lambda: [self._read(folder) for folder in sorted(self._state.glob("*"))])
+        """All servers that have a folder; of one that does not run it is said."""
+        items = await asyncio.to_thread(lambda: [self._read(folder) for folder in self._folders()])
+        self._known = {item.network_id: item.namespace for item in items}
         return {item.key: item for item in items}
+
+    async def read_foreign(self) -> Sequence[Item]:
+        """Nothing: all in our folder is ours."""
+        return ()
 
     def _read(self, folder: Path) -> DhcpServer:
         namespace, config = _configuration(folder)
-        if _running(folder, self._pid(folder), namespace):
-            return DhcpServer(folder.name, namespace, config, tuple(sorted(_hosts(folder).items())))
-        return DhcpServer(folder.name, namespace, "", ())
+        head = _head(folder)
+        runs = _running(folder, self._pid(folder), namespace)
+        wrong = "" if runs else "dnsmasq was not running"
+        if runs and head != self._lines(folder, namespace):
+            wrong = "the driver's own lines of dnsmasq.conf were changed"
+        return DhcpServer(folder.name, namespace, config, tuple(sorted(_hosts(folder).items())), wrong)
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """Every server at the same time; what is to be removed first."""
@@ -79,12 +110,13 @@ class DnsmasqDriver:
         wanted, present = dict(item.hosts), _hosts(folder)
         gone = {port: line for port, line in present.items() if wanted.get(port) != line}
         running = _running(folder, self._pid(folder), item.namespace)
-        if gone or not running or _configuration(folder) != (item.namespace, item.config):
+        written = _head(folder), _configuration(folder)
+        if gone or not running or written != (self._lines(folder, item.namespace), (item.namespace, item.config)):
             await self._stop(folder)
             _free(folder, [address for line in gone.values() for address in _addresses(line)])
             for port in gone:
                 (folder / "hosts" / port).unlink()
-            _write(folder, "dnsmasq.conf", self._lines(folder, item) + item.config)
+            _write(folder, "dnsmasq.conf", self._lines(folder, item.namespace) + item.config)
             running = False
         for port, line in wanted.items():
             if present.get(port) != line:
@@ -99,9 +131,9 @@ class DnsmasqDriver:
         shutil.rmtree(folder, ignore_errors=True)
         self._pid_file(folder).unlink(missing_ok=True)
 
-    def _lines(self, folder: Path, item: DhcpServer) -> str:
+    def _lines(self, folder: Path, namespace: str) -> str:
         lines = (
-            f"{NAMESPACE}{item.namespace}",
+            f"{NAMESPACE}{namespace}",
             f"pid-file={self._pid_file(folder)}",
             f"dhcp-leasefile={folder / 'leases'}",
             f"dhcp-hostsdir={folder / 'hosts'}",
@@ -174,17 +206,38 @@ def _running(folder: Path, pid: int | None, namespace: str) -> bool:
         return False
 
 
+def _marks_of(folder: Path) -> object:
+    """Inode, time and size of each of a server's files that are not dnsmasq's own."""
+    found = []
+    for place in (folder, folder / "hosts"):
+        with contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(place):
+                if entry.name != "leases":
+                    stat = entry.stat()
+                    found.append((entry.name, stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    return sorted(found)
+
+
+def _head(folder: Path) -> str:
+    """Our own lines of the file."""
+    with contextlib.suppress(FileNotFoundError):
+        head, mark, _ = (folder / "dnsmasq.conf").read_text(errors="replace").partition(MARK)
+        return head + mark
+    return ""
+
+
 def _configuration(folder: Path) -> tuple[str, str]:
     """(namespace, the item's configuration) of the file; empty when there is none."""
     try:
-        head, _, config = (folder / "dnsmasq.conf").read_text().partition(MARK)
+        head, _, config = (folder / "dnsmasq.conf").read_text(errors="replace").partition(MARK)
     except FileNotFoundError:
         return "", ""
     return head.partition("\n")[0].removeprefix(NAMESPACE), config
 
 
 def _hosts(folder: Path) -> dict[str, str]:
-    return {file.name: file.read_text().removesuffix("\n") for file in (folder / "hosts").glob("*")}
+    files = [file for file in (folder / "hosts").glob("*") if file.is_file()]
+    return {file.name: file.read_text(errors="replace").removesuffix("\n") for file in files}
 
 
 def _addresses(line: str) -> Iterable[str]:

@@ -12,6 +12,7 @@ function in a short-lived thread that has entered it: about 3 ms, and no fork of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -20,7 +21,7 @@ import struct
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.drivers.exec import ExecError, run
+from agent.drivers.linkwatch import LinkWatch
 from agent.model.host import ServiceNamespace
 from agent.model.item import Failure, Item, Key
 
@@ -41,6 +43,8 @@ SIOCETHTOOL = 0x8946
 ETHTOOL_STXCSUM = 0x17
 
 IFF_UP = 1
+_NO_NAMESPACE = -1
+_LOOK = 4.0  # seconds between two looks at what the kernel does not tell of: names of namespaces
 # linux/if_addr.h: the kernel made this link-local address by itself.
 IFAPROT_KERNEL_LL = 3
 
@@ -62,6 +66,7 @@ class _Link:
     mtu: int
     up: bool
     alias: str
+    peer_namespace: int  # the kernel's number of the namespace where the other end is
 
 
 class NetlinkDriver:
@@ -69,27 +74,69 @@ class NetlinkDriver:
 
     Addresses are exact, except that the link-local address which the kernel makes from the MAC is left alone and not
     read back. A link of the wanted name that is not ours is never touched: Failure FOREIGN_OBJECT.
+
+    Once `changed` has been called the kernel tells of changes, and what it has not told of is not read again.
     """
 
     kinds = frozenset({"namespace"})
 
-    async def read_owned(self) -> Mapping[Key, Item]:
-        """Our namespaces; one that is not whole reads back with empty values."""
-        host = await in_namespace(None, _links)
-        names = sorted(entry.name for entry in DIRECTORY.glob(f"{PREFIX}*"))
-        return {("namespace", name): await self._read(name, host) for name in names}
+    def __init__(self) -> None:
+        self._watch: LinkWatch | None = None
+        # As last read: the item, and the number of its namespace; and which file stood for it.
+        self._known: dict[str, tuple[ServiceNamespace, int]] = {}
+        self._files: dict[str, int] = {}
 
-    async def _read(self, name: str, host: Mapping[str, _Link]) -> ServiceNamespace:
+    async def changed(self) -> None:
+        """Return when a link or address of ours may have changed, or a namespace has come, gone or been made anew."""
+        if self._watch is None:
+            self._watch = LinkWatch()
+            self._known.clear()
+            return
+        while True:
+            await self._watch.changed(_LOOK)
+            self._forget(*self._watch.take())
+            if not self._files.keys() <= self._known.keys() or _files() != self._files:
+                return
+
+    def _forget(self, links: set[str], namespaces: set[int], overrun: bool) -> None:
+        for name, (item, number) in list(self._known.items()):
+            if overrun or number in namespaces or item.outer in links:
+                del self._known[name]
+
+    async def read_owned(self) -> Mapping[Key, Item]:
+        """Our namespaces; one that is not whole says what is wrong with it."""
+        if self._watch is None:
+            self._known.clear()
+        else:
+            self._forget(*self._watch.take())
+        files = _files()
+        self._known = {name: known for name, known in self._known.items() if files.get(name) == self._files.get(name)}
+        self._files = files
+        unread = sorted(files.keys() - self._known.keys())
+        host = await in_namespace(None, _links) if unread else {}
+        for name in unread:
+            self._known[name] = await self._read(name, host)
+        return {("namespace", name): self._known[name][0] for name in sorted(files)}
+
+    async def read_foreign(self) -> Sequence[Item]:
+        """Nothing: what is not ours is no namespace of this prefix, and stands by itself."""
+        return ()
+
+    async def _read(self, name: str, host: Mapping[str, _Link]) -> tuple[ServiceNamespace, int]:
         nothing = ServiceNamespace(name, "", "", "", (), 0)
         if not _is_namespace(name):
-            return nothing
+            return replace(nothing, wrong="it is a file and no namespace"), _NO_NAMESPACE
         links, addresses = await in_namespace(name, lambda: (_links(), _addresses()))
         for inner in links.values():
             outer = next((link for link in host.values() if _paired(link, inner)), None)
-            if outer and outer.up and inner.up and outer.mtu == inner.mtu:
+            if outer is not None:
+                wrong = [f"{link.name} is down" for link in (outer, inner) if not link.up]
+                if outer.mtu != inner.mtu:
+                    wrong.append(f"{outer.name} has MTU {outer.mtu}, {inner.name} {inner.mtu}")
                 own = tuple(sorted(addresses.get(inner.index, ())))
-                return ServiceNamespace(name, outer.name, inner.name, inner.mac, own, inner.mtu)
-        return nothing
+                item = ServiceNamespace(name, outer.name, inner.name, inner.mac, own, inner.mtu, ", ".join(wrong))
+                return item, outer.peer_namespace
+        return replace(nothing, wrong="no veth leads to it"), _NO_NAMESPACE
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """Namespaces one after the other, those to be removed first."""
@@ -155,6 +202,13 @@ async def in_namespace(name: str | None, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(thread, enter)
 
 
+def _files() -> dict[str, int]:
+    """Our namespaces by name, with the inode that stands for each."""
+    with contextlib.suppress(FileNotFoundError):
+        return {entry.name: os.stat(entry.path).st_ino for entry in os.scandir(DIRECTORY) if entry.name.startswith(PREFIX)}
+    return {}
+
+
 def _is_namespace(name: str) -> bool:
     try:
         return (DIRECTORY / name).stat().st_dev == os.stat("/proc/self/ns/net").st_dev
@@ -184,6 +238,7 @@ def _link(message: Any) -> _Link:
         mtu,
         up,
         message.get("ifalias") or "",
+        _NO_NAMESPACE if (number := message.get("link_netnsid")) is None else number,
     )
 
 

@@ -8,6 +8,7 @@ item tried alone, to find the one at fault.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from agent.facts.ovsdb import Ovsdb, OvsdbError, OvsdbRefused, Rows
@@ -33,10 +34,22 @@ class OvsdbDriver:
 
     def __init__(self, ovsdb: Ovsdb) -> None:
         self._ovsdb = ovsdb
+        self._change = 0  # of the database, when it was last read
+        self._foreign: list[Item] = []
+
+    async def changed(self) -> None:
+        """Return when the database has changed since it was last read, by whomever."""
+        await self._ovsdb.changed_since(self._change)
 
     async def read_owned(self) -> Mapping[Key, Item]:
         """Our bridges and ports. One that somebody bent reads back as a value that nobody can want."""
-        return {item.key: item for item in await self._ovsdb.read(_owned)}
+        self._change = self._ovsdb.last_change
+        owned, self._foreign = await self._ovsdb.read(_read)
+        return {item.key: item for item in owned}
+
+    async def read_foreign(self) -> Sequence[Item]:
+        """Ports of our bridges that neither we nor a hypervisor (external_ids:iface-id) asked for, as last read."""
+        return self._foreign
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """One transaction, then what the switch says about each interface. Bridges are put before ports."""
@@ -64,22 +77,36 @@ class OvsdbDriver:
         return failures
 
 
-def _owned(tables: Rows) -> list[Item]:
-    items: list[Item] = []
+def _read(tables: Rows) -> tuple[list[Item], list[Item]]:
+    """(what is ours, what stands on our bridges and nobody asked for)."""
+    owned: list[Item] = []
+    foreign: list[Item] = []
     for bridge in tables["Bridge"].rows.values():
-        if bridge.external_ids.get(OWNER) == "bridge":
-            whole = (
-                bridge.fail_mode == ["secure"]
-                and sorted(bridge.protocols) == PROTOCOLS
-                and bridge.other_config.get("disable-in-band") == "true"
-            )
-            items.append(Bridge(bridge.name, bridge.datapath_type if whole else ""))
+        ours = bridge.external_ids.get(OWNER) == "bridge"
+        if ours:
+            owned.append(Bridge(bridge.name, bridge.datapath_type, _wrong(bridge)))
         for port in bridge.ports:
-            if OWNER in port.external_ids:
-                for interface in port.interfaces:
-                    ids = port.external_ids if port.external_ids == interface.external_ids else {}
-                    items.append(OvsPort(bridge.name, port.name, interface.type, _pairs(interface.options), _pairs(ids)))
-    return items
+            for interface in port.interfaces:
+                found = OvsPort(bridge.name, port.name, interface.type, _pairs(interface.options), _pairs(port.external_ids))
+                if OWNER in port.external_ids:
+                    alike = port.external_ids == interface.external_ids
+                    wrong = "" if alike else "the interface has external_ids of its own"
+                    owned.append(replace(found, wrong=wrong))
+                elif ours and port.name != bridge.name and "iface-id" not in interface.external_ids:
+                    foreign.append(found)
+    return owned, foreign
+
+
+def _wrong(bridge: Any) -> str:
+    """What of a bridge of ours somebody bent."""
+    wrong = []
+    if bridge.fail_mode != ["secure"]:
+        wrong.append(f"fail_mode was {''.join(bridge.fail_mode) or 'unset'}")
+    if sorted(bridge.protocols) != PROTOCOLS:
+        wrong.append(f"protocols were {' '.join(sorted(bridge.protocols)) or 'unset'}")
+    if bridge.other_config.get("disable-in-band") != "true":
+        wrong.append("disable-in-band was not true")
+    return ", ".join(wrong)
 
 
 def _pairs(mapping: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

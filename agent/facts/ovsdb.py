@@ -42,7 +42,7 @@ Rows = Mapping[str, Any]
 """The tables of the database by name, as the library has them."""
 
 
-class OvsdbError(Exception):
+class OvsdbError(ConnectionError):
     """The database or the switch did not do what was asked; str() is one line."""
 
 
@@ -52,7 +52,8 @@ class OvsdbRefused(OvsdbError):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The database at one moment. Views compare equal when nothing that the agent acts on differs."""
+    """The database at one moment. Views compare equal when nothing that is compiled differs. change: number of the copy's
+    last change, of whatever column."""
 
     connected: bool = False
     interfaces: Mapping[str, Interface] = field(default_factory=dict)
@@ -60,6 +61,7 @@ class View:
     datapath_types: tuple[str, ...] = ()
     ovs_version: str = ""
     cur_cfg: int = field(default=0, compare=False)
+    change: int = field(default=0, compare=False)
 
 
 class Ovsdb:
@@ -104,6 +106,19 @@ class Ovsdb:
     def bridges(self) -> tuple[str, ...]:
         """Names of all bridges, sorted."""
         return self._view.bridges
+
+    @property
+    def last_change(self) -> int:
+        """Number of the last change of what is watched, by whomever."""
+        return self._view.change
+
+    async def changed_since(self, change: int) -> None:
+        """Return when the database is not what it was at this change. OvsdbError while not connected."""
+        while self._view.change == change:
+            self._need_connection()
+            waiter = self._loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
 
     def facts(self) -> Mapping[str, Interface]:
         """Every interface of every bridge, by name."""
@@ -232,7 +247,7 @@ class _Idl(connection.OvsdbIdl):  # type: ignore[misc]
                 self._publish(self._view)
         elif self.change_seqno != self._seen:
             self._seen = self.change_seqno
-            self._view = _view(self.tables, self._read)
+            self._view = replace(_view(self.tables, self._read), change=self._seen)
             self._publish(self._view)
         return changed
 

@@ -1,4 +1,7 @@
-"""Items of Open vSwitch's database and of the host's network stack."""
+"""Items of Open vSwitch's database and of the host's network stack.
+
+`wrong` is never desired: an object that is read back and is not whole says there what no other field can say.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ class Bridge:
 
     name: str
     datapath_type: str
+    wrong: str = ""
 
     @property
     def key(self) -> Key:
@@ -35,6 +39,7 @@ class OvsPort:
     type: str
     options: tuple[tuple[str, str], ...]
     external_ids: tuple[tuple[str, str], ...]
+    wrong: str = ""
 
     @property
     def key(self) -> Key:
@@ -55,6 +60,7 @@ class ServiceNamespace:
     mac: str
     addresses: tuple[str, ...]
     mtu: int
+    wrong: str = ""
 
     @property
     def key(self) -> Key:
@@ -73,6 +79,7 @@ class DhcpServer:
     namespace: str
     config: str
     hosts: tuple[tuple[str, str], ...]
+    wrong: str = ""
 
     @property
     def key(self) -> Key:

@@ -22,15 +22,16 @@ from agent.facts.model import HostFacts
 from agent.facts.ovsdb import Ovsdb, OvsdbError
 from agent.mirror.state import State, Token
 from agent.model.item import Failure, Key
+from agent.reconcile.drift import Drifts
 from agent.reconcile.lane import Lane
 from agent.reconcile.status import Status
 from controlplane.store import keys
 from controlplane.store.feed import Feed, Listed, Lost
-from kumihimo.v1 import store_pb2
+from kumihimo.v1 import node_pb2, store_pb2
 
 _log = structlog.get_logger("kumihimo.agent")
 _context = TraceContextTextMapPropagator()
-
+DRIFT_PAUSE = 1.0  # seconds
 
 # An etcd cluster and a revision of it: after a restoration the same number is another revision.
 Revision = tuple[int, int]
@@ -52,6 +53,7 @@ class Loop:
     """See the module."""
 
     def __init__(self, state: State, engine: Engine, feed: Feed, ovsdb: Ovsdb, status: Status) -> None:
+        self.drifts = Drifts(self._owner, self._drift_found)
         self._state = state
         self._engine = engine
         self._feed = feed
@@ -59,6 +61,8 @@ class Loop:
         self._status = status
         self._lanes: list[Lane] = []
         self._woken = asyncio.Event()
+        self._drift_told = 0.0
+        self._drift_untold = True
         self._facts_changed = True
         self._watched: set[str] = set()
         self._announcing: dict[str, asyncio.Task[None]] = {}
@@ -171,6 +175,8 @@ class Loop:
     # -- compile ------------------------------------------------------------------------------------------------------
 
     def _compile(self, tokens: set[Token]) -> None:
+        own = self._state.nodes.get(self._state.node_id)
+        self.drifts.repairs = own is None or own.drift_policy != node_pb2.DRIFT_POLICY_REPORT
         stale = self._stale()
         if self._started and not tokens and not stale:
             return
@@ -183,6 +189,7 @@ class Loop:
             lane.submit(self._number, changes.put, changes.delete, changes.scopes)
         if not self._started:
             self._started = True
+            self.drifts.resume(self._status.get(keys.drift_status(self._state.node_id)) or b"")
             for lane in self._lanes:
                 lane.start()
             self._forget_former()
@@ -263,9 +270,37 @@ class Loop:
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
+    def _owner(self, key: Key) -> str:
+        """The resource that wants an object of the host, as kind and id."""
+        for unit in self._engine.wanting(key):
+            if unit[0] == "port":
+                return f"Port {unit[-1]}"
+            if scope := self._engine.scope(unit):
+                return f"Network {scope}"
+            return f"Node {unit[-1] if len(unit) > 1 else self._state.node_id}"
+        return ""
+
+    def _drift_found(self) -> None:
+        self._drift_untold = True
+        self.wake()
+
+    def _publish_drift(self) -> None:
+        """At most once in `DRIFT_PAUSE`: what changes over and over must not fill the store."""
+        loop = asyncio.get_running_loop()
+        if not self._drift_untold:
+            return
+        wait = self._drift_told + DRIFT_PAUSE - loop.time()
+        if wait > 0:
+            loop.call_later(wait, self.wake)
+            return
+        self._drift_untold, self._drift_told = False, loop.time()
+        self._status.set(keys.drift_status(self._state.node_id), self.drifts.report())
+
     def _publish(self) -> None:
         """Say in status what the lanes have finished."""
         self._publish_plugged()
+        if self._started:
+            self._publish_drift()
         if not self._lanes:
             return
         finished = min(lane.finished for lane in self._lanes)
