@@ -26,8 +26,8 @@ _BUFFER = 1 << 20  # of the socket: a thousand links may come at once
 
 
 class LinkWatch:
-    """`links` of this host and `namespaces` (numbers) in which something has changed since they were last taken;
-    `overrun`: the kernel had more to say than there was room for."""
+    """`links` of this host and `namespaces` (numbers) in which something has changed since `forget`; `overrun`: the kernel
+    had more to say than there was room for."""
 
     def __init__(self) -> None:
         self.links: set[str] = set()
@@ -46,18 +46,20 @@ class LinkWatch:
         self._loop.remove_reader(self._socket)
         self._socket.close()
 
-    async def changed(self, timeout: float) -> None:
-        """Return when something has changed, or after timeout seconds."""
+    async def told(self, timeout: float) -> None:
+        """Return when there is something new, or after timeout seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._event.wait()
-
-    def take(self) -> tuple[set[str], set[int], bool]:
-        """(links, namespaces, overrun); they are forgotten."""
         self._event.clear()
-        taken = self.links, self.namespaces, self.overrun
+
+    def concerns(self, link: str, namespace: int) -> bool:
+        """Whether something has changed in one of these."""
+        return self.overrun or link in self.links or namespace in self.namespaces
+
+    def forget(self) -> None:
+        """From now on it is told anew."""
         self.links, self.namespaces, self.overrun = set(), set(), False
-        return taken
 
     def _receive(self) -> None:
         self._event.set()

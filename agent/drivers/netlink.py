@@ -85,6 +85,7 @@ class NetlinkDriver:
         # As last read: the item, and the number of its namespace; and which file stood for it.
         self._known: dict[str, tuple[ServiceNamespace, int]] = {}
         self._files: dict[str, int] = {}
+        self._reading = False
 
     async def changed(self) -> None:
         """Return when a link or address of ours may have changed, or a namespace has come, gone or been made anew."""
@@ -93,29 +94,42 @@ class NetlinkDriver:
             self._known.clear()
             return
         while True:
-            await self._watch.changed(_LOOK)
-            self._forget(*self._watch.take())
-            if not self._files.keys() <= self._known.keys() or _files() != self._files:
+            await self._watch.told(_LOOK)
+            if self._reading:
+                continue
+            if self._suspects() or _files() != self._files:
                 return
+            self._watch.forget()
 
-    def _forget(self, links: set[str], namespaces: set[int], overrun: bool) -> None:
-        for name, (item, number) in list(self._known.items()):
-            if overrun or number in namespaces or item.outer in links:
-                del self._known[name]
+    def close(self) -> None:
+        """Listen no longer."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _suspects(self) -> set[str]:
+        """Namespaces of which something may have changed since they were read."""
+        watch = self._watch
+        return {name for name, (item, number) in self._known.items() if watch is None or watch.concerns(item.outer, number)} | (
+            self._files.keys() - self._known.keys()
+        )
 
     async def read_owned(self) -> Mapping[Key, Item]:
         """Our namespaces; one that is not whole says what is wrong with it."""
-        if self._watch is None:
-            self._known.clear()
-        else:
-            self._forget(*self._watch.take())
-        files = _files()
-        self._known = {name: known for name, known in self._known.items() if files.get(name) == self._files.get(name)}
+        suspects, files = self._suspects(), _files()
+        for name in self._known.keys() - {name for name in files if files[name] == self._files.get(name)} | suspects:
+            self._known.pop(name, None)
         self._files = files
-        unread = sorted(files.keys() - self._known.keys())
-        host = await in_namespace(None, _links) if unread else {}
-        for name in unread:
-            self._known[name] = await self._read(name, host)
+        if self._watch is not None:
+            self._watch.forget()  # what is told from here on may come after it is read
+        self._reading = True
+        try:
+            unread = sorted(files.keys() - self._known.keys())
+            host = await in_namespace(None, _links) if unread else {}
+            for name in unread:
+                self._known[name] = await self._read(name, host)
+        finally:
+            self._reading = False
         return {("namespace", name): self._known[name][0] for name in sorted(files)}
 
     async def read_foreign(self) -> Sequence[Item]:
@@ -144,6 +158,7 @@ class NetlinkDriver:
         for work, items in ((self._delete, delete), (self._put, put)):
             for item in items:
                 if isinstance(item, ServiceNamespace):
+                    self._known.pop(item.name, None)
                     failure = await _attempt(work, item)
                     if failure:
                         failures[item.key] = failure

@@ -220,10 +220,11 @@ class Lane:
         self._audited.discard(driver)
         before = {key: item for key, item in self._applied.items() if key[0] in driver.kinds}
         if self._drifts is not None:
-            if isinstance(driver, Watched):
-                self._drifts.foreign(driver.kinds, await driver.read_foreign())
+            foreign = {item.key: item for item in await driver.read_foreign()} if isinstance(driver, Watched) else {}
             if known:
-                self._note_drift(before, actual)
+                self._note_drift(before, actual, foreign)
+            # What took the place of ours is put out of it.
+            self._drifts.foreign(driver.kinds, [item for key, item in foreign.items() if key not in self._desired])
         if not known or actual != before:
             wanted = {key: item for key, item in self._desired.items() if key[0] in driver.kinds}
             self._dirty.update(
@@ -236,7 +237,7 @@ class Lane:
         self._applied |= actual
         self._reading[driver] = loop.time() - began
 
-    def _note_drift(self, before: Mapping[Key, Item], actual: dict[Key, Item]) -> None:
+    def _note_drift(self, before: Mapping[Key, Item], actual: dict[Key, Item], foreign: Mapping[Key, Item]) -> None:
         """Note what somebody else has changed. Where the node only reports, it is then taken for what was applied."""
         if actual == before or self._drifts is None:
             return
@@ -244,8 +245,7 @@ class Lane:
             was, found = before.get(key), actual.get(key)
             if was == found or key in self._dirty or key in self._failed:
                 continue
-            repaired = self._drifts.found(self._desired.get(key), found)
-            if repaired:
+            if self._drifts.found(self._desired.get(key), found or foreign.get(key)):
                 continue
             if was is None:
                 del actual[key]
