@@ -31,6 +31,7 @@ from agent.drivers.netlink import NetlinkDriver
 from agent.drivers.openflow.driver import OpenFlowDriver
 from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.peers import PeerDriver
+from agent.facts.capability import probe
 from agent.facts.ovsdb import Ovsdb, OvsdbError
 from agent.mirror.state import State
 from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_ours
@@ -101,7 +102,6 @@ async def _work(settings: Settings) -> None:
     await _until_ovsdb_answers(ovsdb)
     status = Status(store, settings.node)
     await _until_status_is_read(store, status, settings.node)
-    await _describe(status, settings.node, ovsdb)
     state = State(settings.node)
     feed = Feed(store)
     loop = Loop(state, Engine(state, FEATURES), feed, ovsdb, status)
@@ -127,6 +127,7 @@ async def _work(settings: Settings) -> None:
                 peers.run(),
                 loop.run(),
                 alive.run(store, settings.node, RUNDIR),
+                _describe(status, settings.node, ovsdb),
             ):
                 group.create_task(part)
     finally:
@@ -168,13 +169,27 @@ async def _until_status_is_read(store: Store, status: Status, node: str) -> None
 
 
 async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
-    """What the agent says of itself, once at its start."""
-    facts = await ovsdb.host_facts()
-    about = store_pb2.AgentStatus(version=version("kumihimo"), underlay_ips=facts.underlay_ips)
+    """What the agent says of itself and of what the host can do: at its start, and when bridges or the switch change."""
+    about = store_pb2.AgentStatus(version=version("kumihimo"))
     about.start_time.GetCurrentTime()
-    about.features["ovs"] = facts.ovs_version
-    about.features["datapath_types"] = ",".join(facts.datapath_types)
-    status.set(keys.agent_status(node), about)
+    changed = asyncio.Event()
+    ovsdb.on_change(changed.set)
+    seen: object = None
+    while True:
+        facts = await ovsdb.host_facts()
+        now = ovsdb.connected, ovsdb.bridges, ovsdb.interface_types, facts.datapath_types, facts.ovs_version
+        if now != seen:
+            seen = now
+            found = await probe(facts, ovsdb.interface_types, INTEGRATION_BRIDGE, RUNDIR)
+            del about.capabilities[:]
+            for capability in found:
+                about.capabilities.add(name=capability.name, on=capability.on, reason=capability.reason)
+            about.underlay_ips[:] = facts.underlay_ips
+            about.features["ovs"] = facts.ovs_version
+            about.features["datapath_types"] = ",".join(facts.datapath_types)
+            status.set(keys.agent_status(node), about)
+        await changed.wait()
+        changed.clear()
 
 
 def main() -> None:

@@ -35,3 +35,12 @@ class HostFacts:
     datapath_types: tuple[str, ...]
     ovs_version: str
     underlay_ips: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """Something that the host can do, or cannot; reason is a sentence either way."""
+
+    name: str
+    on: bool
+    reason: str

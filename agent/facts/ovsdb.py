@@ -31,7 +31,7 @@ SOCKET = "/var/run/openvswitch/db.sock"
 
 # What is read or written; every other column (statistics above all) would wake the agent for nothing.
 COLUMNS = {
-    "Open_vSwitch": ["bridges", "cur_cfg", "next_cfg", "datapath_types", "ovs_version"],
+    "Open_vSwitch": ["bridges", "cur_cfg", "next_cfg", "datapath_types", "iface_types", "ovs_version"],
     "Bridge": ["name", "ports", "datapath_type", "fail_mode", "protocols", "other_config", "external_ids"],
     "Port": ["name", "interfaces", "external_ids"],
     "Interface": ["name", "type", "options", "external_ids", "ofport", "error"],
@@ -60,6 +60,7 @@ class View:
     bridges: tuple[str, ...] = ()
     datapath_types: tuple[str, ...] = ()
     ovs_version: str = ""
+    interface_types: tuple[str, ...] = ()
     cur_cfg: int = field(default=0, compare=False)
     change: int = field(default=0, compare=False)
 
@@ -106,6 +107,11 @@ class Ovsdb:
     def bridges(self) -> tuple[str, ...]:
         """Names of all bridges, sorted."""
         return self._view.bridges
+
+    @property
+    def interface_types(self) -> tuple[str, ...]:
+        """The types of interfaces that the switch offers, sorted."""
+        return self._view.interface_types
 
     @property
     def last_change(self) -> int:
@@ -303,7 +309,8 @@ def _view(tables: Rows, read: dict[Any, Any]) -> View:
     view = View(connected=True, interfaces=interfaces, bridges=tuple(sorted(bridges)))
     for row in tables["Open_vSwitch"].rows.values():
         types, version = tuple(sorted(row.datapath_types)), "".join(row.ovs_version)
-        view = replace(view, datapath_types=types, ovs_version=version, cur_cfg=row.cur_cfg)
+        offered = tuple(sorted(row.iface_types))
+        view = replace(view, datapath_types=types, interface_types=offered, ovs_version=version, cur_cfg=row.cur_cfg)
     return view
 
 

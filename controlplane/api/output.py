@@ -169,6 +169,7 @@ class Output:
             message.agent.version = status.version
             message.agent.start_time.CopyFrom(status.start_time)
             message.agent.features.update(status.features)
+            message.agent.capabilities.extend(status.capabilities)
         applied = self._progress.of_nodes().get(message.id)
         message.agent.applied_revision = applied.revision if applied else 0
         message.agent.alive = alive

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
-import resource
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from agent.model.flow import Flow, Output, match
-from agent.model.pipeline import CookieKind, Table, cookie
 from kumihimo.v1 import node_pb2
 from tests.component.node import NAMESPACE, NETWORK, PORT_A, UNDERLAY, Node, everything, running_node
 from tests.component.private_host import on_private_host, sh
