@@ -58,7 +58,7 @@ def _kernel_has_it() -> bool:
 
 
 async def probe(facts: HostFacts, interface_types: Iterable[str], bridge: str, rundir: Path = RUNDIR) -> list[Capability]:
-    """Everything that can differ from host to host, in a fixed order. bridge: the integration bridge, which may not be there."""
+    """Everything that can differ from host to host, in a fixed order. bridge: the integration bridge, if there is one yet."""
     version, features = await _switch(bridge, rundir)
     offered = set(interface_types)
     found = [Capability("openvswitch", bool(version), version or "ovs-vswitchd does not answer")]

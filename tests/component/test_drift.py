@@ -72,6 +72,9 @@ DAMAGES = {
 }
 
 
+KINDS = sorted({done.kind for done in DAMAGES.values()})
+
+
 @pytest.fixture(scope="module")
 async def node() -> AsyncIterator[Node]:
     sh(UNDERLAY)
@@ -109,9 +112,15 @@ async def damage(node: Node, done: Damage) -> float:
 
 @on_private_host
 async def test_c_08_b_ops_14_whatever_somebody_changes_is_told_and_put_right_within_10_s(node: Node) -> None:
+    names = list(DAMAGES)
+    if not os.environ.get("KUMI_FULL"):
+        # Of each kind one, and a few more.
+        some = random.Random(os.environ.get("KUMI_SEED", "1507"))
+        by_kind = {kind: [name for name in names if DAMAGES[name].kind == kind] for kind in KINDS}
+        names = [*map(some.choice, by_kind.values()), *some.sample(names, 3)]
     took = {}
-    for name, done in DAMAGES.items():
-        took[name] = await damage(node, done)
+    for name in [*names, "flow deleted", "flow altered", "flow replaced"]:
+        took[name] = await damage(node, DAMAGES[name])
     print({name: round(seconds, 2) for name, seconds in took.items()})
     assert max(took.values()) < 10, took
     told = drifts(node)
@@ -166,7 +175,6 @@ async def test_c_08_a_node_that_only_reports_leaves_what_it_finds(node: Node) ->
         counts = sorted(drift.count for drift in told())
         sh(f"ip -n {NAMESPACE} address add 10.9.9.8/24 dev dhcp0")
         await until(lambda: any("10.9.9.8" in drift.difference for drift in told()), "the next is told as well")
-        assert "table=80, n_packets=0" in sh(f"{OFCTL} dump-flows br-int table=80") or True
         assert "drop" in sh(f"{OFCTL} dump-flows br-int table=80")
         assert "table=6" in sh(f"{OFCTL} dump-flows br-int table=6")
         assert "10.9.9.7" in sh(f"ip -n {NAMESPACE} address show dev dhcp0")
