@@ -20,6 +20,7 @@ history = "1h"                       # how long the past can be read; 1s, 30m, 2
 quota_bytes = 2147483648             # what etcd was given with --quota-backend-bytes
 [defaults]
 underlay_mtu = 1500                  # bytes
+    underlay_ip_version = 4              # family of the nodes' tunnel addresses: 4 or 6
 [tracing]
 file = "/var/log/kumihimo/api-spans.jsonl"
 """
@@ -57,6 +58,7 @@ class Defaults:
 
     network_type: str = "vxlan"
     underlay_mtu: int = 1500
+    underlay_ip_version: int = 4
     dns_domain: str = "kumihimo.internal"
     mac_base: str = "fa:16:3e"
     availability_zone: str = "default"
@@ -222,6 +224,7 @@ _LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _FORMS = {
     "network_type": (re.compile("vlan|vxlan|gre|geneve|flat|local"), "vlan, vxlan, gre, geneve, flat or local"),
     "underlay_mtu": (re.compile(r"\d+"), f"{LEAST_MTU} to {MOST_MTU}"),
+    "underlay_ip_version": (re.compile("[46]"), "4 or 6"),
     "dns_domain": (re.compile(rf"(?!.{{256}}){_LABEL}(\.{_LABEL})*"), "a DNS name in lower case, without the final dot,"),
     "mac_base": (re.compile("[0-9a-f][02468ace](:[0-9a-f]{2}){2}"), "three octets such as fa:16:3e, the first of them even,"),
     "availability_zone": (re.compile("[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?"), "a name of a-z, 0-9, '.' and '-'"),
@@ -238,6 +241,9 @@ def _defaults(path: Path, raw: Mapping[str, Any]) -> Defaults:
         if type(value) is not expected:
             raise BadConfig(f"{path}: defaults.{item.name} must be of type {expected.__name__}")
         form, accepted = _FORMS[item.name]
-        if not form.fullmatch(str(value)) or (isinstance(value, int) and not LEAST_MTU <= value <= MOST_MTU):
+        if not form.fullmatch(str(value)):
             raise BadConfig(f"{path}: defaults.{item.name} is {value!r}; {accepted} is accepted")
+    if not LEAST_MTU <= defaults.underlay_mtu <= MOST_MTU:
+        accepted = _FORMS["underlay_mtu"][1]
+        raise BadConfig(f"{path}: defaults.underlay_mtu is {defaults.underlay_mtu}; {accepted} is accepted")
     return defaults

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+from kumihimo.v1 import network_pb2
 from kumihimo.v1 import resource_pb2 as pb
 
 Address = IPv4Address | IPv6Address
@@ -127,6 +128,21 @@ def tag(value: str) -> str:
     if not value or "," in value:
         raise Invalid("STRING_INVALID", f"tag {quoted(value)} must have 1-255 characters and no comma")
     return text(value)
+
+
+# Bytes that an encapsulation adds to an IP packet over an IPv4 underlay: the outer IP, its own header, the inner Ethernet.
+_OVERHEAD: dict[int, int] = {
+    network_pb2.NETWORK_TYPE_VXLAN: 50,
+    network_pb2.NETWORK_TYPE_GENEVE: 50,
+    network_pb2.NETWORK_TYPE_GRE: 42,
+}
+_IPV6_MORE = 20  # by which IPv6's header is longer
+
+
+def overhead(network_type: int, ip_version: int) -> int:
+    """Bytes that a network's packets grow by on an underlay of IP version 4 or 6; 0 for types that have no tunnel."""
+    more = _OVERHEAD.get(network_type, 0)
+    return more + _IPV6_MORE if more and ip_version == 6 else more
 
 
 def service_mac(key: int) -> str:

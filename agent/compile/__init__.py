@@ -12,8 +12,10 @@ from agent.compile.dhcp import compile_dhcp
 from agent.compile.engine import Features, Unit
 from agent.compile.neighbour import compile_arp
 from agent.compile.network import compile_network
-from agent.compile.node import compile_base, compile_node
+from agent.compile.node import compile_base
 from agent.compile.port import compile_port
+from agent.compile.provider import compile_providers
+from agent.compile.tunnel import compile_node
 from agent.mirror.state import State, Token
 
 
@@ -48,6 +50,7 @@ FEATURES = Features(
     functions={
         "base": compile_base,
         "arp": compile_arp,
+        "providers": compile_providers,
         "node": compile_node,
         "network": compile_network,
         "dhcp": compile_dhcp,
@@ -56,5 +59,5 @@ FEATURES = Features(
     units=_units,
     scope=_scope,
     exists=_exists,
-    always=(("base",), ("arp",)),
+    always=(("base",), ("arp",), ("providers",)),
 )

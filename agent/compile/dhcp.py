@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from agent.compile.base import ETH_IPV4, UDP, flow, ip_number, is_up, mac_number
 from agent.compile.neighbour import neighbour
 from agent.compile.node import INTEGRATION_BRIDGE
+from agent.compile.segment import missing
 from agent.compile.view import View
 from agent.model.flow import Flow, Output, Resubmit, SetField, match
 from agent.model.host import DhcpServer, OvsPort, ServiceNamespace
@@ -30,7 +31,7 @@ def service_interface(key: int) -> str:
 def compile_dhcp(view: View, network_id: str) -> Iterable[Item]:
     """The network's service namespace here, its dnsmasq, and the flows that lead to it."""
     network = view.network(network_id)
-    if network is None or not view.local_ports(network_id) or not is_up(network):
+    if network is None or not view.local_ports(network_id) or not is_up(network) or missing(view, network):
         return
     served = [subnet for subnet in view.subnets(network_id) if subnet.enable_dhcp and subnet.dhcp_server_ip]
     if not served:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from agent.compile.base import drop, flow, ip_number, is_up, mac_number
 from agent.compile.guard import guard
 from agent.compile.neighbour import floating, neighbour, own_address
+from agent.compile.segment import missing, to_node
 from agent.compile.view import View
 from agent.model.flow import Action, Flow, Output, Resubmit, SetField, match
 from agent.model.item import Item
-from agent.model.pipeline import NODE_KEY, REASON, REASONS_OF_SENDER, SOURCE, TARGET, CookieKind, Reason, Table, cookie
+from agent.model.pipeline import REASON, REASONS_OF_SENDER, SOURCE, TARGET, CookieKind, Reason, Table, cookie
 from kumihimo.v1 import network_pb2, port_pb2
 
 
@@ -39,6 +40,8 @@ def verdict(view: View, network_id: str, port_id: str) -> Verdict:
         return Verdict(False, "INTERFACE_ERROR", f"interface {interface.name}: {interface.error or 'has no ofport yet'}")
     if view.node(view.node_id) is None:
         return Verdict(False, "NODE_UNKNOWN", f"node {view.node_id} is not registered; kumi node create {view.node_id}")
+    if why := missing(view, network):
+        return Verdict(False, "SEGMENT_NOT_ON_NODE", why)
     return Verdict(True)
 
 
@@ -64,8 +67,8 @@ def compile_port(view: View, network_id: str, port_id: str) -> Iterable[Item]:
         return
     bound = view.bound_to(network_id, port_id)
     node = view.node(bound) if bound and bound != view.node_id else None
-    if node is not None and up:
-        yield from _reach(network, port, (SetField(NODE_KEY, node.key), Resubmit(Table.NODE)), mark)
+    if node is not None and up and (onward := to_node(network, node)):
+        yield from _reach(network, port, onward, mark)
 
 
 def _classify(network: network_pb2.Network, ofport: int, mark: int, up: bool) -> Iterator[Flow]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from agent.facts.model import Interface
 from agent.mirror.state import NetworkState, State, Token
@@ -25,6 +25,21 @@ class View:
         """What br-int is to be: the kernel's datapath where Open vSwitch has it, else the userspace one."""
         self.reads.add(("host",))
         return "system" if "system" in self._state.facts.datapath_types else "netdev"
+
+    def foreign_bridges(self) -> Set[str]:
+        """Bridges of Open vSwitch that others have made."""
+        self.reads.add(("host",))
+        return self._state.facts.foreign_bridges
+
+    def bridge_of(self, address: str) -> str:
+        """The bridge that has an address of this host; "" when none has."""
+        self.reads.add(("host",))
+        return self._state.facts.underlay_bridges.get(address, "")
+
+    def wire_mtu(self, bridge: str) -> int:
+        """Bytes of the largest IP packet that a bridge's system interfaces carry; 0: not known."""
+        self.reads.add(("bridge", bridge))
+        return self._state.mtu_of.get(bridge, 0)
 
     def node(self, node_id: str) -> node_pb2.Node | None:
         self.reads.add(("node", node_id))

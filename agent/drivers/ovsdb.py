@@ -84,7 +84,7 @@ def _read(tables: Rows) -> tuple[list[Item], list[Item]]:
     for bridge in tables["Bridge"].rows.values():
         ours = bridge.external_ids.get(OWNER) == "bridge"
         if ours:
-            owned.append(Bridge(bridge.name, bridge.datapath_type, _wrong(bridge)))
+            owned.append(Bridge(bridge.name, bridge.datapath_type, "".join(bridge.fail_mode), _wrong(bridge)))
         for port in bridge.ports:
             for interface in port.interfaces:
                 found = OvsPort(bridge.name, port.name, interface.type, _pairs(interface.options), _pairs(port.external_ids))
@@ -98,10 +98,8 @@ def _read(tables: Rows) -> tuple[list[Item], list[Item]]:
 
 
 def _wrong(bridge: Any) -> str:
-    """What of a bridge of ours somebody bent."""
+    """What of a bridge of ours somebody bent, other than what the item says."""
     wrong = []
-    if bridge.fail_mode != ["secure"]:
-        wrong.append(f"fail_mode was {''.join(bridge.fail_mode) or 'unset'}")
     if sorted(bridge.protocols) != PROTOCOLS:
         wrong.append(f"protocols were {' '.join(sorted(bridge.protocols)) or 'unset'}")
     if bridge.other_config.get("disable-in-band") != "true":
@@ -147,7 +145,7 @@ def _put_bridge(tables: Rows, txn: Any, item: Bridge, bridges: dict[str, Any], p
         for root in tables["Open_vSwitch"].rows.values():
             root.addvalue("bridges", row)
     row.datapath_type = item.datapath_type
-    row.fail_mode = "secure"
+    row.fail_mode = item.fail_mode
     row.protocols = PROTOCOLS
     row.setkey("other_config", "disable-in-band", "true")
     row.setkey("external_ids", OWNER, "bridge")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +12,8 @@ class Interface:
 
     ofport is None until the switch has assigned one, and when it could not (-1); error then says why, else "".
     iface_id is external_ids:iface-id, by which hypervisors name the port that the interface stands for.
-    type is "" for a system device, else for example "internal" or "vxlan".
+    type is "" for a system device, else for example "internal" or "vxlan". mtu in bytes; 0 where it is not known, and where
+    nobody asks: on br-int, and for what stands for a port.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Interface:
     iface_id: str | None
     type: str
     error: str
+    mtu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,16 @@ class HostFacts:
     """Everything that the host contributes to its desired state.
 
     interfaces by name; datapath_types are those that the switch offers ("system", "netdev"), sorted; ovs_version is ""
-    while unknown; underlay_ips are addresses that tunnels may start from, best first.
+    while unknown; underlay_ips are addresses that tunnels may start from, best first, and underlay_bridges says on which
+    bridge each is; foreign_bridges are those that the agent has not made.
     """
 
     interfaces: Mapping[str, Interface]
     datapath_types: tuple[str, ...]
     ovs_version: str
     underlay_ips: tuple[str, ...]
+    underlay_bridges: Mapping[str, str] = field(default_factory=dict)
+    foreign_bridges: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

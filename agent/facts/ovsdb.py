@@ -28,13 +28,14 @@ from agent.facts.capability import usable_datapaths
 from agent.facts.model import HostFacts, Interface
 
 SOCKET = "/var/run/openvswitch/db.sock"
+INTEGRATION = "br-int"
 
 # What is read or written; every other column (statistics above all) would wake the agent for nothing.
 COLUMNS = {
     "Open_vSwitch": ["bridges", "cur_cfg", "next_cfg", "datapath_types", "iface_types", "ovs_version"],
     "Bridge": ["name", "ports", "datapath_type", "fail_mode", "protocols", "other_config", "external_ids"],
     "Port": ["name", "interfaces", "external_ids"],
-    "Interface": ["name", "type", "options", "external_ids", "ofport", "error"],
+    "Interface": ["name", "type", "options", "external_ids", "ofport", "error", "mtu"],
 }
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class View:
     connected: bool = False
     interfaces: Mapping[str, Interface] = field(default_factory=dict)
     bridges: tuple[str, ...] = ()
+    foreign_bridges: frozenset[str] = frozenset()
     datapath_types: tuple[str, ...] = ()
     ovs_version: str = ""
     interface_types: tuple[str, ...] = ()
@@ -78,7 +80,7 @@ class Ovsdb:
         self._waiters: list[asyncio.Future[None]] = []
         self._probed_for: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self._datapaths: tuple[str, ...] = ()
-        self._underlay: tuple[str, ...] = ()
+        self._underlay: Mapping[str, str] = {}
 
     async def start(self) -> None:
         """Connect and wait for the first full copy. Raises OvsdbError, also when there is no server."""
@@ -136,9 +138,16 @@ class Ovsdb:
         if self._probed_for != (view.bridges, view.datapath_types):
             # Asked anew only when bridges come or go: this is on the way of every port that is plugged.
             self._datapaths = await asyncio.to_thread(usable_datapaths, view.datapath_types)
-            self._underlay = await underlay_ips(view.bridges)
+            self._underlay = await underlay_bridges(view.bridges)
             self._probed_for = (view.bridges, view.datapath_types)
-        return HostFacts(view.interfaces, self._datapaths, view.ovs_version, self._underlay)
+        return HostFacts(
+            *(view.interfaces, self._datapaths, view.ovs_version),
+            *(tuple(self._underlay), self._underlay, view.foreign_bridges),
+        )
+
+    def look_again(self) -> None:
+        """Addresses may have changed: ask for them at the next look."""
+        self._probed_for = None
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Have callback called in the loop after the facts or `connected` changed; quick changes come as one call."""
@@ -292,12 +301,14 @@ class _Work(command.BaseCommand):  # type: ignore[misc]
 def _view(tables: Rows, read: dict[Any, Any]) -> View:
     """The View of the tables. read holds what is known of rows by their uuid, and is filled."""
     interfaces: dict[str, Interface] = {}
-    bridges = []
+    bridges, foreign = [], set()
     for bridge in tables["Bridge"].rows.values():
         if bridge.uuid not in read:
-            read[bridge.uuid] = bridge.name, tuple(bridge.ports)
-        name, ports = read[bridge.uuid]
+            read[bridge.uuid] = bridge.name, tuple(bridge.ports), "kumihimo" in bridge.external_ids
+        name, ports, ours = read[bridge.uuid]
         bridges.append(name)
+        if not ours:
+            foreign.add(name)
         for port in ports:
             if port.uuid not in read:
                 read[port.uuid] = tuple(port.interfaces)
@@ -306,7 +317,7 @@ def _view(tables: Rows, read: dict[Any, Any]) -> View:
                 if known is None or known.bridge != name:
                     known = read[row.uuid] = _interface(row, name)
                 interfaces[known.name] = known
-    view = View(connected=True, interfaces=interfaces, bridges=tuple(sorted(bridges)))
+    view = View(connected=True, interfaces=interfaces, bridges=tuple(sorted(bridges)), foreign_bridges=frozenset(foreign))
     for row in tables["Open_vSwitch"].rows.values():
         types, version = tuple(sorted(row.datapath_types)), "".join(row.ovs_version)
         offered = tuple(sorted(row.iface_types))
@@ -316,18 +327,20 @@ def _view(tables: Rows, read: dict[Any, Any]) -> View:
 
 def _interface(row: Any, bridge: str) -> Interface:
     ofport = next((number for number in row.ofport if number > 0), None)
-    return Interface(row.name, bridge, ofport, row.external_ids.get("iface-id"), row.type, "".join(row.error))
+    iface_id = row.external_ids.get("iface-id")
+    mtu = 0 if iface_id or bridge == INTEGRATION else next(iter(row.mtu), 0)
+    return Interface(row.name, bridge, ofport, iface_id, row.type, "".join(row.error), mtu)
 
 
-async def underlay_ips(bridges: Iterable[str], integration: str = "br-int") -> tuple[str, ...]:
-    """Addresses of the local ports of the bridges other than the integration bridge, in name order.
+async def underlay_bridges(bridges: Iterable[str], integration: str = INTEGRATION) -> dict[str, str]:
+    """Address → bridge, for addresses of the local ports of the bridges other than the integration bridge, in name order.
 
     In the userspace datapath a tunnel can start only from an address of a bridge. Link-local addresses are left out.
     """
-    found: list[str] = []
+    found: dict[str, str] = {}
     async with AsyncIPRoute() as ip:
         for bridge in sorted(set(bridges) - {integration}):
             for index in await ip.link_lookup(ifname=bridge):
                 addresses = [ip_address(message.get("address")) async for message in await ip.get_addr(index=index)]
-                found += [str(address) for address in addresses if not address.is_link_local]
-    return tuple(found)
+                found |= {str(address): bridge for address in addresses if not address.is_link_local}
+    return found

@@ -7,7 +7,8 @@ Interest closure: ports plugged here → their networks (through index/port/…)
 
 Tokens: ("node", id) · ("network", net) · ("subnets", net) · ("port", net, id): port, binding, or its interface ·
 ("local", net): the set of ports plugged here · ("members", net): the set of other nodes with ports · ("interface", name) ·
-("host",): bridges, addresses.
+("host",): bridges,
+addresses · ("bridge", name): what its interfaces carry.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class State:
         self.interface_of: dict[str, Interface] = {}
         # Values that cannot be parsed, with why; what was known of their objects stays.
         self.unreadable: dict[str, str] = {}
+        # By bridge: bytes of the largest packet that every system interface of it carries.
+        self.mtu_of: dict[str, int] = {}
         self._local: dict[str, set[str]] = {}
 
     # -- interest -----------------------------------------------------------------------------------------------------
@@ -95,8 +98,10 @@ class State:
         """Interfaces, bridges and addresses of the host as they are now."""
         tokens: set[Token] = set()
         old, self.facts = self.facts, facts
-        if (old.datapath_types, old.underlay_ips) != (facts.datapath_types, facts.underlay_ips):
+        if _of_host(old) != _of_host(facts):
             tokens.add(("host",))
+        mtus, self.mtu_of = self.mtu_of, _mtus(facts.interfaces.values())
+        tokens.update(("bridge", name) for name in mtus.keys() | self.mtu_of.keys() if mtus.get(name) != self.mtu_of.get(name))
         for name in old.interfaces.keys() | facts.interfaces.keys():
             if old.interfaces.get(name) != facts.interfaces.get(name):
                 tokens.add(("interface", name))
@@ -267,3 +272,15 @@ class State:
         if set(state.members) != before:
             tokens.add(("members", network))
         return tokens
+
+
+def _of_host(facts: HostFacts) -> tuple[object, ...]:
+    return facts.datapath_types, facts.underlay_ips, facts.underlay_bridges, facts.foreign_bridges
+
+
+def _mtus(interfaces: Iterable[Interface]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for interface in interfaces:
+        if not interface.type and interface.mtu:
+            found[interface.bridge] = min(interface.mtu, found.get(interface.bridge, interface.mtu))
+    return found

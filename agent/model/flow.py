@@ -1,6 +1,6 @@
 """OpenFlow flows and groups as values.
 
-Fields bear the names of ovs-fields(7): in_port, metadata, reg0-reg15, xxreg0-xxreg3, tun_id, tun_src, tun_dst,
+Fields bear the names of ovs-fields(7): in_port, metadata, reg0-reg15, xxreg0-xxreg3, tun_id, tun_src, tun_dst, tun_ipv6_dst,
 eth_src, eth_dst, eth_type, ip_proto, ip_src, ip_dst, ipv6_src, ipv6_dst, ip_ttl, arp_op, arp_spa, arp_tpa, arp_sha,
 arp_tha, tcp_src, udp_dst … Values are integers in host order (a MAC is a 48 bit integer, an address 32 or 128 bits;
 vlan_vid has the OpenFlow form: 0x1000 says "tagged", the lower 12 bits are the VLAN).
@@ -15,7 +15,7 @@ from types import MappingProxyType
 from agent.model.item import Key
 
 _NAMES = {
-    128: "xxreg0 xxreg1 xxreg2 xxreg3 ipv6_src ipv6_dst nd_target",
+    128: "xxreg0 xxreg1 xxreg2 xxreg3 ipv6_src ipv6_dst nd_target tun_ipv6_dst",
     64: "metadata tun_id",
     48: "eth_src eth_dst arp_sha arp_tha nd_sll nd_tll",
     32: "in_port tun_src tun_dst ip_src ip_dst arp_spa arp_tpa ct_state ct_mark",
@@ -125,13 +125,23 @@ class ToGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class PushVlan:
+    """Put an 802.1Q tag in front; set vlan_vid next."""
+
+
+@dataclass(frozen=True, slots=True)
+class PopVlan:
+    """Take the outermost VLAN tag away."""
+
+
+@dataclass(frozen=True, slots=True)
 class Opaque:
     """An action or instruction that we do not know, as it came from the switch. It is read and never written."""
 
     data: bytes
 
 
-Action = Output | InPort | SetField | Move | Resubmit | ToGroup | Opaque
+Action = Output | InPort | SetField | Move | Resubmit | ToGroup | PushVlan | PopVlan | Opaque
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,15 @@ from agent.model.item import Key
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """An Open vSwitch bridge that the agent makes: secure fail mode, OpenFlow 1.5 on its management socket.
+    """An Open vSwitch bridge that the agent makes, with OpenFlow 1.5 on its management socket.
 
+    fail_mode "secure": it forwards by our flows alone; "standalone": like a plain switch that learns addresses.
     Ours when its external_ids has `kumihimo=bridge`; br-int of that name made by somebody else is adopted.
     """
 
     name: str
     datapath_type: str
+    fail_mode: str = "secure"
     wrong: str = ""
 
     @property

@@ -7,11 +7,13 @@ Stages, in the order a packet meets them:
     30 SERVICES     ARP request → 44, 31; DHCP → the service namespace
     31 ARP_REPLY    turns the request into its answer
     44 NEIGHBOURS   subroutine: (network, IPv4) → MAC
-    60 L2           (network, MAC) → local port, node, or group of all members
+    55 FROM_PROVIDER  patch port and VLAN tag → network; the tag goes
+    60 L2           (network, MAC) → local port, node, provider network, or group of all members
     70 INGRESS      before a local port: never back to the sender
     80 LOCAL        output
     81 NODE         network → segment on the wire
-    83 VXLAN        node → tunnel
+    82 PROVIDER     network → VLAN tag, patch port; never what came from there
+    83 VXLAN        node → tunnel; 84 GENEVE, 85 GRE likewise
     99 DROP         every drop, counted by port and reason
     253 MARKER      one flow that the agent rewrites to see its changes through (OpenFlowDriver.synchronize)
 """
@@ -30,27 +32,35 @@ class Table(IntEnum):
     SERVICES = 30
     ARP_REPLY = 31
     NEIGHBOURS = 44
+    FROM_PROVIDER = 55
     L2 = 60
     INGRESS = 70
     LOCAL = 80
     NODE = 81
+    PROVIDER = 82
     VXLAN = 83
+    GENEVE = 84
+    GRE = 85
     DROP = 99
     MARKER = 253
 
 
 # From which table to which a packet may go; a flow that says otherwise is refused when it is made (compile/base.py).
 NEXT: dict[Table, frozenset[Table]] = {
-    Table.CLASSIFY: frozenset({Table.PORT_SECURITY, Table.SERVICES, Table.L2, Table.DROP}),
+    Table.CLASSIFY: frozenset({Table.PORT_SECURITY, Table.SERVICES, Table.FROM_PROVIDER, Table.L2, Table.DROP}),
     Table.PORT_SECURITY: frozenset({Table.SERVICES, Table.DROP}),
     Table.SERVICES: frozenset({Table.NEIGHBOURS, Table.ARP_REPLY, Table.L2, Table.DROP}),
     Table.ARP_REPLY: frozenset({Table.L2, Table.DROP}),
     Table.NEIGHBOURS: frozenset(),
-    Table.L2: frozenset({Table.INGRESS, Table.NODE, Table.DROP}),
+    Table.FROM_PROVIDER: frozenset({Table.L2, Table.DROP}),
+    Table.L2: frozenset({Table.INGRESS, Table.NODE, Table.PROVIDER, Table.DROP}),
     Table.INGRESS: frozenset({Table.LOCAL, Table.DROP}),
     Table.LOCAL: frozenset({Table.DROP}),
-    Table.NODE: frozenset({Table.VXLAN, Table.DROP}),
+    Table.NODE: frozenset({Table.VXLAN, Table.GENEVE, Table.GRE, Table.DROP}),
+    Table.PROVIDER: frozenset({Table.DROP}),
     Table.VXLAN: frozenset({Table.DROP}),
+    Table.GENEVE: frozenset({Table.DROP}),
+    Table.GRE: frozenset({Table.DROP}),
     Table.DROP: frozenset(),
     Table.MARKER: frozenset(),
 }
@@ -67,6 +77,7 @@ FOUND_OFFSET = 64
 
 # Bits of FLAGS.
 FROM_TUNNEL = 1 << 0  # also set for what must not leave the host
+FROM_PROVIDER = 1 << 1
 NEIGHBOUR_FOUND = 1 << 5
 FROM_SERVICE = 1 << 6
 NEIGHBOUR_FLOATS = 1 << 7  # an address that moves between ports: its owner answers, not we

@@ -22,6 +22,7 @@ from agent.facts.model import HostFacts
 from agent.facts.ovsdb import Ovsdb, OvsdbError
 from agent.mirror.state import State, Token
 from agent.model.item import Failure, Key
+from agent.model.remark import KIND, Remark
 from agent.reconcile.drift import Drifts
 from agent.reconcile.lane import Lane
 from agent.reconcile.status import Status
@@ -72,6 +73,7 @@ class Loop:
         self._goals: dict[str, deque[_Goal]] = {}
         self._applied: dict[str, Revision] = {}
         self._noted: dict[str, Revision] = {}  # that of each scope's last goal
+        self._remarks: dict[str, dict[Key, Remark]] = {}  # by scope
         self._traces: dict[str, str] = {}
         self._tracer = trace.get_tracer("kumihimo.agent")
 
@@ -101,6 +103,10 @@ class Loop:
                     while not self._feed.notices.empty():
                         tokens |= self._take(self._feed.notices.get_nowait())
                     notice = asyncio.create_task(self._feed.notices.get())
+                if ("node", self._state.node_id) in tokens:
+                    # A new tunnel_ip stands on an address that may have been added only now.
+                    self._ovsdb.look_again()
+                    self._facts_changed = True
                 tokens |= await self._take_facts()
                 self._follow_interest()
                 if self._started or self._state.is_complete:
@@ -183,6 +189,7 @@ class Loop:
         self._engine.touch(tokens)
         changes = self._engine.run()
         self._number += 1
+        self._take_remarks(changes)
         for scope in stale | self._touched(tokens, changes):
             self._goals.setdefault(scope, deque()).append(self._goal(scope))
         for lane in self._lanes:
@@ -202,6 +209,14 @@ class Loop:
             delete=len(changes.delete),
             revision=max((state.revision for state in self._state.networks.values()), default=self._state.nodes_revision),
         )
+
+    def _take_remarks(self, changes: Changes) -> None:
+        """Keep what compile has to say of each scope."""
+        for key in [key for key in changes.delete if key[0] == KIND]:
+            self._remarks.get(str(key[1]), {}).pop(key, None)
+        for item in changes.put.values():
+            if isinstance(item, Remark):
+                self._remarks.setdefault(item.network_id, {})[item.key] = item
 
     def _stale(self) -> set[str]:
         """Scopes that have come to a new revision, even by a change that no unit reads."""
@@ -353,6 +368,7 @@ class Loop:
         if reached.gone:
             self._applied.pop(scope, None)
             self._traces.pop(scope, None)
+            self._remarks.pop(scope, None)
             self._status.remove(keys.network_status(self._state.node_id, scope))
             return
         if scope and scope not in self._state.wanted_networks():
@@ -370,4 +386,6 @@ class Loop:
         applied = store_pb2.Applied(revision=revision, cluster=cluster)
         for item, failure in sorted(failures.items(), key=lambda pair: str(pair[0]))[:20]:
             applied.errors.add(object=" ".join(str(part) for part in item[:3]), reason=failure.reason, message=failure.message)
+        for remark in self._remarks.get(scope, {}).values():
+            applied.errors.add(object=remark.network_id, reason=remark.reason, message=remark.message)
         self._status.set(key, applied)

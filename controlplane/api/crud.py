@@ -6,6 +6,7 @@ import bisect
 import hashlib
 import heapq
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from controlplane.api import filtering, listing
@@ -15,12 +16,11 @@ from controlplane.api.past import Past
 from controlplane.errors import ApiError, Code, StoreUnavailable, fault, not_found, refuse, unavailable
 from controlplane.identity import Caller
 from controlplane.masks import read_mask
-from controlplane.registry import KINDS, Kind
+from controlplane.registry import Kind
 from controlplane.services import RULES, kernel
 from controlplane.services.base import Context, Method
 from controlplane.store import keys
 from controlplane.store.cache import Cache
-from controlplane.store.client import Entry
 from controlplane.store.commit import Committer, Repeat
 from controlplane.store.txn import Origin, Transaction
 from controlplane.validate import check
@@ -75,8 +75,9 @@ class Crud:
             def fill(message: Any) -> Any:
                 return self._output.past(message, caller)
         else:
-            whole = bool(request.filter) or not order.is_by_id
-            candidates = self._candidates(request.project_id, caller, after if order.is_by_id else None, whole)
+            # All of a project's objects can be seen by who may ask for them: without a filter one page needs no more.
+            most = size + 1 if order.is_by_id and not request.filter else None
+            candidates = self._candidates(request.project_id, caller, after, most)
 
             def fill(message: Any) -> Any:
                 return self._output.fill(kernel.copy(message), caller)
@@ -101,33 +102,24 @@ class Crud:
             size_left -= response.items[-1].ByteSize()
         return response
 
-    def _candidates(self, project: str, caller: Caller, after: listing.Place | None, whole: bool) -> Iterator[Any]:
+    def _candidates(self, project: str, caller: Caller, after: listing.Place | None, most: int | None) -> Iterator[Any]:
         """Objects that may be asked for, by id; without output fields, and not to be changed.
 
-        whole: the walk may see them all and gives way to others meanwhile, so what is there is taken now.
+        most: how many, None for all. The walk gives way to others meanwhile, so what is there is taken now: a list shows
+        what was at the revision that it names.
         """
         if self._kind.owned and not caller.is_operator:
             project = project or caller.project
         if not self._kind.owned:
             project = ""
-        ids = self._cache.ids(self._kind, project)
-        ids = ids[bisect.bisect_right(ids, after[-1]) if after else 0 :]
-        places: Iterable[str | None]
-        if whole and self._kind.parent:
-            here = self._children(project)
-            places = [here.get(object_id) for object_id in ids]
+        if most is None:
+            entries = self._cache.entries(self._kind, project)
         else:
-            places = (self._cache.locate(self._kind, object_id) for object_id in ids)
-        entries: Iterable[tuple[str, Entry]] = ((key, entry) for key in places if key and (entry := self._cache.get(key)))
-        if whole:
-            entries = list(entries)
+            ids = self._cache.ids(self._kind, project)
+            first = bisect.bisect_right(ids, after[-1]) if after else 0
+            located = (self._cache.located(self._kind, object_id) for object_id in islice(ids, first, None))
+            entries = list(islice((pair for pair in located if pair), most))
         return (self._cache.parsed(self._kind, key, entry) for key, entry in entries)
-
-    def _children(self, project: str) -> dict[str, str]:
-        """Id → key of the objects in the networks of a project: a network's children are of its project."""
-        networks = self._cache.ids(KINDS["Network"], project)
-        folders = (self._cache.folder(keys.place(self._kind, "", network)) for network in networks)
-        return {key.rpartition("/")[2]: key for folder in folders for key in folder}
 
     async def _wanted(
         self,

@@ -63,6 +63,11 @@ class Output:
     def _network(self, message: Any) -> None:
         message.subnets.extend(sorted(key.rsplit("/", 1)[1] for key in self._cache.folder(keys.subnets(message.id))))
         self._scope(message, message.id, message.admin_state_up)
+        said = [(node, error) for node, applied in self._progress.of_network(message.id).items() for error in applied.errors]
+        for node, error in sorted(said, key=lambda pair: pair[0])[:LAGGING_SHOWN]:
+            _condition(message, "Applied", False, error.reason, f"node {node}: {error.object}: {error.message}")
+        if said and message.state == resource_pb2.STATE_ACTIVE:
+            message.state = resource_pb2.STATE_DEGRADED
 
     def _subnet(self, message: Any) -> None:
         self._scope(message, message.network_id, True)

@@ -135,17 +135,17 @@ async def serve(settings: config.Config) -> None:
         progress = Progress(cache)
         committer = Committer(store, cache)
         tasks.append(group.create_task(committer.run()))
+        installation = Installation(cache, settings.defaults)
         controllers: list[runner.Elected] = [
             Binder(committer, progress),
             Release(committer, progress),
-            Registrar(committer, progress),
+            Registrar(committer, progress, installation),
             Compactor(store, cache, settings.store.history),
         ]
         if settings.etcd_tls:
             controllers.append(AccessControl(committer, progress))
         for controller in controllers:
             tasks.append(group.create_task(runner.run(controller, replica)))
-        installation = Installation(cache, settings.defaults)
         dispatch = Dispatch(tokens, installation, committer.hints)
         server = _server(handlers(dispatch, installation, committer, progress))
         for address in settings.listen:

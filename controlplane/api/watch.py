@@ -91,7 +91,7 @@ class Channel:
     """One question and who asks it."""
 
     def __init__(self, question: Question, cache: Cache, output: Output) -> None:
-        self._question = question
+        self.question = question
         self._cache = cache
         self._output = output
         self._caller = Caller("", question.project, 4 if question.operator else 1)  # type: ignore[arg-type]
@@ -104,12 +104,12 @@ class Channel:
         event = self._event(type=kind, revision=revision)
         if message is not None:
             event.resource.CopyFrom(self._filled(message))
-        if previous is not None and self._question.previous:
+        if previous is not None and self.question.previous:
             event.previous.CopyFrom(self._filled(previous))
         return bytes(event.SerializeToString())
 
     def accepts(self, message: Any) -> bool:
-        if self._question.project and message.project_id != self._question.project:
+        if self.question.project and message.project_id != self.question.project:
             return False
         return self._accepts is None or self._accepts(self._filled(message))
 
@@ -268,10 +268,11 @@ class Watch:
         )
 
     async def _initial(self, channel: Channel, revision: int) -> AsyncIterator[bytes]:
-        async for object_id in paced(list(self._cache.ids(self._kind))):
-            key = self._cache.locate(self._kind, object_id)
-            message = self._cache.message(self._kind, key) if key else None
-            if message is not None and channel.accepts(message):
+        # Taken now: while others have their turn the cache moves on, and what comes after this revision is told as events.
+        entries = self._cache.entries(self._kind, channel.question.project)
+        async for key, entry in paced(entries):
+            message = self._cache.parsed(self._kind, key, entry)
+            if channel.accepts(message):
                 yield channel.told(resource_pb2.EVENT_TYPE_INITIAL, revision, message)
         yield channel.told(resource_pb2.EVENT_TYPE_BOOKMARK, revision)
 

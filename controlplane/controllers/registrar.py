@@ -1,4 +1,4 @@
-"""Gives a node without `tunnel_ip` the first underlay address that its agent reports, claimed like any other."""
+"""Gives a node without `tunnel_ip` the first underlay address of the installation's family that its agent reports."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import structlog
 
 from controlplane.controllers.runner import Controller
 from controlplane.errors import ApiError
+from controlplane.progress import Progress
 from controlplane.registry import KINDS
 from controlplane.services.base import claim
+from controlplane.services.defaults import Installation
 from controlplane.services.node import TUNNEL_POOL
 from controlplane.store import keys
 from controlplane.store.client import Entry
+from controlplane.store.commit import Committer
 from controlplane.store.txn import Origin, Transaction
 from controlplane.values import Invalid, address
 from kumihimo.v1 import store_pb2
@@ -25,10 +28,17 @@ class Registrar(Controller):
 
     name = "registrar"
 
+    def __init__(self, committer: Committer, progress: Progress, installation: Installation) -> None:
+        super().__init__(committer, progress)
+        self._installation = installation
+
     def changed(self, key: str, new: Entry | None) -> None:
         match keys.split(key):
             case ["status", node, "agent"] | ["node", node] if node != ".change":
                 self.mark(node)
+            case ["settings", _]:
+                for node in self.cache.ids(KINDS["Node"]):
+                    self.mark(node)
 
     async def work(self, marks: list[str]) -> None:
         for node in marks:
@@ -41,8 +51,9 @@ class Registrar(Controller):
             reported = self.cache.get(keys.agent_status(node_id))
             if entry is None or node is None or node.tunnel_ip or reported is None:
                 return ""
+            version = self._installation.of(transaction.read(keys.SETTINGS)).underlay_ip_version
             for candidate in store_pb2.AgentStatus.FromString(reported.value).underlay_ips:
-                if _is_ipv4(candidate) and not claim(transaction, TUNNEL_POOL, candidate, owner=node_id, project=""):
+                if _version(candidate) == version and not claim(transaction, TUNNEL_POOL, candidate, owner=node_id, project=""):
                     message = KINDS["Node"].new(entry.value)
                     message.tunnel_ip = candidate
                     transaction.put(keys.node(node_id), message)
@@ -60,8 +71,9 @@ class Registrar(Controller):
             _log.info("completed", node=node_id, tunnel_ip=chosen)
 
 
-def _is_ipv4(text: str) -> bool:
+def _version(text: str) -> int:
+    """Of an address; 0 when it is none that a tunnel may start from."""
     try:
-        return address(text).version == 4
+        return address(text).version
     except Invalid:
-        return False
+        return 0

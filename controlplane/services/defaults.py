@@ -32,7 +32,7 @@ class Installation:
 
     def over_file(self, settings: settings_pb2.Settings) -> Defaults:
         """What is in force by given Settings."""
-        names = ("underlay_mtu", "dns_domain", "mac_base", "availability_zone")
+        names = ("underlay_mtu", "underlay_ip_version", "dns_domain", "mac_base", "availability_zone")
         said = {name: getattr(settings, name) for name in names if getattr(settings, name)}
         if settings.network_type:
             said["network_type"] = network_pb2.NetworkType.Name(settings.network_type).removeprefix("NETWORK_TYPE_").lower()

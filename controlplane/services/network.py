@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from controlplane.errors import Code, Violation, exhausted, precondition, taken
+from controlplane.errors import Violation, exhausted, fault, precondition, taken
 from controlplane.registry import KINDS
 from controlplane.services import kernel
 from controlplane.services.availability import availability
@@ -20,15 +20,12 @@ from controlplane.services.base import (
     release,
     subnets_of,
 )
-from controlplane.services.segment import SEGMENTS, draw, segment_of, type_name
+from controlplane.services.segment import DEFAULT_MTU, SEGMENTS, draw, segment_of, type_name
 from controlplane.store import keys
 from controlplane.store.txn import Transaction
-from controlplane.values import service_mac
+from controlplane.values import overhead, service_mac
 from kumihimo.v1 import network_pb2 as pb
 
-# Bytes that an encapsulation adds to a frame's IP packet over an IPv4 underlay.
-OVERHEAD = {pb.NETWORK_TYPE_VXLAN: 50, pb.NETWORK_TYPE_GENEVE: 50, pb.NETWORK_TYPE_GRE: 42}
-ENABLED = {pb.NETWORK_TYPE_VXLAN}
 PHYSICAL = {pb.NETWORK_TYPE_VLAN, pb.NETWORK_TYPE_FLAT}
 LEAST_MTU = 68
 KEY_POOL = "network-key"
@@ -49,8 +46,8 @@ class NetworkRules(Rules):
         for field in ("admin_state_up", "port_security_enabled"):
             if not new.HasField(field):
                 setattr(new, field, True)
-        if not new.HasField("mtu"):
-            new.mtu = context.defaults.underlay_mtu - OVERHEAD.get(new.network_type, 0)
+        if not new.HasField("mtu") and new.network_type not in PHYSICAL:
+            new.mtu = _underlay_ceiling(new, context)
         new.dns_domain = new.dns_domain or context.defaults.dns_domain
 
     def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
@@ -76,22 +73,10 @@ class NetworkRules(Rules):
             if new.network_type == pb.NETWORK_TYPE_VLAN and not new.physical_network:
                 text = "physical_network is missing; it goes with the segmentation_id of a VLAN network"
                 yield Violation("physical_network", "MISSING_FIELD", text)
-        ceiling = context.defaults.underlay_mtu - OVERHEAD.get(new.network_type, 0)
-        # A network keeps its MTU when the underlay's default is lowered.
-        if not LEAST_MTU <= new.mtu <= ceiling and (old is None or new.mtu != old.mtu):
-            yield Violation(
-                "mtu",
-                "VALUE_OUT_OF_RANGE",
-                f"mtu is {new.mtu}; {LEAST_MTU} to {ceiling} is accepted for {kind} over this underlay",
-            )
-        if new.network_type not in ENABLED:
-            names = ", ".join(type_name(number) for number in sorted(ENABLED))
-            yield Violation(
-                "network_type",
-                "FEATURE_DISABLED",
-                f"network_type {kind} is not enabled on this installation; {names} is accepted",
-                Code.UNIMPLEMENTED,
-            )
+        if new.network_type not in PHYSICAL:
+            ceiling = _underlay_ceiling(new, context)
+            if text := _mtu_fault(new, old, ceiling, f"{kind} over this underlay"):
+                yield Violation("mtu", "VALUE_OUT_OF_RANGE", text)
 
     def _check_segment(self, new: Any, kind: str) -> Iterator[Violation]:
         if new.network_type not in SEGMENTS:
@@ -110,6 +95,7 @@ class NetworkRules(Rules):
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:
         if new.network_type in SEGMENTS and not new.segmentation_id:
             draw(transaction, new, context)
+        self._fit_physical(transaction, new, None)
         segment = segment_of(new)
         if segment is not None:
             self._claim(transaction, *segment, new, "segmentation_id" if new.segmentation_id else "physical_network")
@@ -137,6 +123,20 @@ class NetworkRules(Rules):
 
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
         new.key = old.key
+        self._fit_physical(transaction, new, old)
+
+    def _fit_physical(self, transaction: Transaction, new: Any, old: Any | None) -> None:
+        """The MTU of a VLAN or FLAT network: at most that of the physical network that carries it, which is the default."""
+        if new.network_type not in PHYSICAL or (old is not None and new.mtu == old.mtu):
+            return
+        key = keys.place(KINDS["PhysicalNetwork"], new.physical_network)
+        transaction.read(key)
+        wire = transaction.message(KINDS["PhysicalNetwork"], key)
+        ceiling = wire.mtu if wire is not None else DEFAULT_MTU
+        if not new.HasField("mtu"):
+            new.mtu = ceiling
+        if text := _mtu_fault(new, old, ceiling, f"physical network {new.physical_network}"):
+            raise fault("mtu", "VALUE_OUT_OF_RANGE", text)
 
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
         ports = messages(transaction, "Port", keys.ports(old.id))
@@ -170,3 +170,16 @@ class NetworkRules(Rules):
         if segment is not None:
             release(transaction, *segment)
         release(transaction, KEY_POOL, old.key)
+
+
+def _underlay_ceiling(network: Any, context: Context) -> int:
+    """The largest MTU that the underlay allows a network of its type."""
+    defaults = context.defaults
+    return defaults.underlay_mtu - overhead(network.network_type, defaults.underlay_ip_version)
+
+
+def _mtu_fault(new: Any, old: Any | None, ceiling: int, what: str) -> str:
+    """What is wrong with a network's MTU; one that exists keeps its own when what carries it is lowered."""
+    if LEAST_MTU <= new.mtu <= ceiling or (old is not None and new.mtu == old.mtu):
+        return ""
+    return f"mtu is {new.mtu}; {LEAST_MTU} to {ceiling} is accepted for {what}"

@@ -6,14 +6,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from controlplane.errors import Code, Violation, exhausted, precondition, taken
-from controlplane.services.base import Context, Rules, claim, first_free, in_use, release
-from controlplane.services.segment import require_physical_networks
+from controlplane.errors import Violation, exhausted, precondition, taken
+from controlplane.registry import KINDS
+from controlplane.services.base import Context, Rules, claim, first_free, in_use, label, release
+from controlplane.services.segment import TUNNELLED, require_physical_networks, type_name
 from controlplane.store import keys
 from controlplane.store.txn import Transaction
 from controlplane.values import address, quoted
+from kumihimo.v1 import network_pb2, store_pb2
 from kumihimo.v1 import node_pb2 as pb
-from kumihimo.v1 import store_pb2
 
 KEY_POOL = "node-key"
 KEYS = (1, (1 << 16) - 1)
@@ -42,17 +43,24 @@ class NodeRules(Rules):
                     f"bridge_mappings: {physical_network} is mapped to {quoted(interface)}; the name of an interface, of 1-15"
                 )
                 yield Violation("bridge_mappings", "STRING_INVALID", f"{text} characters, is accepted")
+        targets: dict[str, str] = {}
+        for physical_network, target in sorted(new.bridge_mappings.items()):
+            if (other := targets.setdefault(target, physical_network)) != physical_network:
+                text = f"{other} and {physical_network} are both mapped to {quoted(target)}; one physical network is accepted"
+                yield Violation("bridge_mappings", "DUPLICATE_VALUE", f"bridge_mappings: {text}")
+        names = ", ".join(type_name(number) for number in TUNNELLED)
+        for position, number in enumerate(new.tunnel_types):
+            if number in network_pb2.NetworkType.values() and number and number not in TUNNELLED:
+                text = f"tunnel_types[{position}] is {type_name(number)}, which is no tunnel; one of {names} is accepted"
+                yield Violation(f"tunnel_types[{position}]", "ENUM_INVALID", text)
         try:
             tunnel = address(new.tunnel_ip) if new.tunnel_ip else None
         except ValueError:
             return
-        if tunnel is not None and tunnel.version == 6:
-            yield Violation(
-                "tunnel_ip",
-                "FEATURE_NOT_SUPPORTED",
-                f"tunnel_ip {tunnel}: an IPv6 underlay is not acted upon by this release; an IPv4 address is accepted",
-                Code.UNIMPLEMENTED,
-            )
+        version = context.defaults.underlay_ip_version
+        if tunnel is not None and tunnel.version != version and (old is None or old.tunnel_ip != new.tunnel_ip):
+            text = f"tunnel_ip {tunnel} is of IPv{tunnel.version}; the underlay of this installation is of IPv{version}"
+            yield Violation("tunnel_ip", "IP_INVALID", f"{text}, so an IPv{version} address is accepted")
 
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:
         require_physical_networks(transaction, new.bridge_mappings)
@@ -66,6 +74,7 @@ class NodeRules(Rules):
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
         new.key = old.key
         require_physical_networks(transaction, set(new.bridge_mappings) - set(old.bridge_mappings))
+        self._refuse_unmapped(transaction, old, set(old.bridge_mappings) - set(new.bridge_mappings))
         if new.tunnel_ip != old.tunnel_ip:
             if old.tunnel_ip:
                 transaction.delete(keys.claim(TUNNEL_POOL, old.tunnel_ip))
@@ -99,6 +108,23 @@ class NodeRules(Rules):
         release(transaction, KEY_POOL, old.key)
         if old.tunnel_ip:
             transaction.delete(keys.claim(TUNNEL_POOL, old.tunnel_ip))
+
+    def _refuse_unmapped(self, transaction: Transaction, node: Any, gone: set[str]) -> None:
+        """A mapping stays while a port on this node is on its physical network."""
+        if not gone:
+            return
+        folder = keys.bound_to(node.id)
+        transaction.require_unchanged(folder)
+        ports = []
+        for key in transaction.folder(folder):
+            port = transaction.object(KINDS["Port"], key.removeprefix(folder))
+            if port is None:
+                continue
+            network = transaction.object(KINDS["Network"], port.network_id)
+            if network is not None and network.physical_network in gone:
+                ports.append(f"Port {label(port.id, port.name)} on {network.physical_network}")
+        if ports:
+            raise in_use("Node", node.id, "bridge_mappings", sorted(ports))
 
     def _claim_tunnel(self, transaction: Transaction, new: Any) -> None:
         if not new.tunnel_ip:

@@ -24,6 +24,7 @@ SEGMENTS = {
     pb.NETWORK_TYPE_GENEVE: (1, (1 << 24) - 1),
     pb.NETWORK_TYPE_GRE: (1, (1 << 32) - 1),
 }
+TUNNELLED = (pb.NETWORK_TYPE_VXLAN, pb.NETWORK_TYPE_GRE, pb.NETWORK_TYPE_GENEVE)
 DEFAULT_MTU = 1500
 RANGES = keys.place(KINDS["NetworkSegmentRange"], "")
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from controlplane.errors import Code, Violation, precondition
+from controlplane.errors import Violation, precondition
 from controlplane.registry import KINDS
 from controlplane.services import quota
-from controlplane.services.base import Context, Rules
-from controlplane.services.network import ENABLED
-from controlplane.services.segment import type_name
+from controlplane.services.base import Context, Rules, in_use
+from controlplane.services.node import TUNNEL_POOL
 from controlplane.store import keys
 from controlplane.store.txn import Transaction
-from controlplane.values import Invalid, mac
-from kumihimo.v1 import network_pb2 as pb
+from controlplane.values import Invalid, address, mac
+from kumihimo.v1 import store_pb2
 
 
 class SettingsRules(Rules):
@@ -31,14 +30,6 @@ class SettingsRules(Rules):
     def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
         if new.id and new.id != keys.INSTALLATION:
             yield Violation("id", "ID_INVALID", f"id is {new.id}; there is one Settings, with the id {keys.INSTALLATION}")
-        if new.network_type in pb.NetworkType.values() and new.network_type and new.network_type not in ENABLED:
-            names = ", ".join(type_name(number) for number in sorted(ENABLED))
-            yield Violation(
-                "network_type",
-                "FEATURE_DISABLED",
-                f"network_type {type_name(new.network_type)} is not enabled on this installation; {names} is accepted",
-                Code.UNIMPLEMENTED,
-            )
         if new.mac_base:
             try:
                 new.mac_base = mac(f"{new.mac_base}:00:00:01".replace("-", ":"))[:8]
@@ -48,13 +39,16 @@ class SettingsRules(Rules):
         yield from quota.check_limits("quotas", new.quotas)
 
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:
+        self._keep_family(transaction, new, context)
         self._remember(KINDS[self.kind].message(), new)
 
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
+        self._keep_family(transaction, new, context)
         self._remember(old, new)
 
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
         new = KINDS[self.kind].message()
+        self._keep_family(transaction, new, context)
         new.former_quotas.update(old.former_quotas)
         self._remember(old, new)
         if new.former_quotas:
@@ -64,6 +58,19 @@ class SettingsRules(Rules):
                 f"Settings {old.id}: more {kinds} are or were allowed than without them, and may be in use; clear the fields by"
                 " an update instead",
             )
+
+    def _keep_family(self, transaction: Transaction, new: Any, context: Context) -> None:
+        """The underlay's family changes only while no node has a tunnel address of the other: they would not meet."""
+        version = context.installation.over_file(new).underlay_ip_version
+        if version == context.defaults.underlay_ip_version:
+            return
+        folder = keys.claim(TUNNEL_POOL)
+        transaction.require_unchanged(folder)
+        others = [key for key in transaction.folder(folder) if address(key.removeprefix(folder)).version != version]
+        nodes = {store_pb2.Claim.FromString(transaction.folder(folder)[key].value).owner for key in others}
+        if nodes:
+            shown = [f"Node {node}" for node in sorted(nodes)]
+            raise in_use(self.kind, keys.INSTALLATION, "underlay_ip_version", shown)
 
     def _remember(self, old: Any, new: Any) -> None:
         quota.remember(new.former_quotas, quota.effective(old.quotas, {}), quota.effective(new.quotas, {}))

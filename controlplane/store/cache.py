@@ -22,7 +22,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from controlplane.errors import StoreUnavailable
-from controlplane.registry import Kind
+from controlplane.registry import KINDS, Kind
 from controlplane.store import keys
 from controlplane.store.client import Entry, Store
 from controlplane.store.feed import Changed, Feed, Listed, Lost, Notice
@@ -33,6 +33,7 @@ Observer = Callable[[str, Entry | None, Entry | None], None]
 
 CATCH_UP = 5.0  # seconds a read waits for the watch before the store counts as unavailable
 PARSED = 4096  # messages kept parsed
+PARENT = "Network"  # the kind that others are children of
 NOT_KEPT = (keys.REQUESTS, keys.CHANGES)
 
 
@@ -105,6 +106,23 @@ class Cache:
     def ids(self, kind: Kind, project: str = "") -> list[str]:
         """Ids of the objects of a kind, of one project or of all, sorted. Not to be changed."""
         return self._ids.get((kind.name, project), [])
+
+    def entries(self, kind: Kind, project: str = "") -> list[tuple[str, Entry]]:
+        """(key, entry) of the objects of a kind, of one project or of all, by id, as they are at this moment."""
+        if not kind.parent:
+            found = (self.located(kind, object_id) for object_id in self.ids(kind, project))
+            return [pair for pair in found if pair]
+        # Children are of their network's project: whole folders, which is much faster than one look-up for each.
+        networks = self.ids(KINDS[PARENT], project)
+        folders = (self.folder(keys.place(kind, "", network)) for network in networks)
+        here = {key.rpartition("/")[2]: (key, entry) for folder in folders for key, entry in folder.items()}
+        return [here[object_id] for object_id in self.ids(kind, project) if object_id in here]
+
+    def located(self, kind: Kind, object_id: str) -> tuple[str, Entry] | None:
+        """(key, entry) of an object."""
+        key = self.locate(kind, object_id)
+        entry = self.get(key) if key else None
+        return (key, entry) if key and entry else None
 
     def keys(self) -> Iterable[str]:
         for folder in self._folders.values():

@@ -95,6 +95,7 @@ class Host(Place):
         self.directory = lab.directory / "hosts" / name
         self.etc = self.directory / "etc-kumihimo"
         self.underlay = f"{UNDERLAY}{number}"
+        self.underlay6 = f"{UNDERLAY6}{number}"
         self.management = f"{MANAGEMENT}{number}"
         self.log = lab.directory / "log" / f"{name}.log"
         self.agent = Service(self, "agent", Unit.read("kumihimo-agent"), lab.directory / "log" / f"{name}-agent.log")

@@ -11,11 +11,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import api, node
+from tests.bench import api, large, node
 from tests.bench.figures import Figure
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "BENCHMARKS.md"
-PARTS: dict[str, Callable[[], list[Figure]]] = {"api": lambda: asyncio.run(api.measure()), "node": node.measure}
+PARTS: dict[str, Callable[[], list[Figure]]] = {
+    "api": lambda: asyncio.run(api.measure()),
+    "node": node.measure,
+    "large": large.measure,
+}
 
 
 def machine() -> str:

@@ -55,7 +55,6 @@ GONE, EXCLUSIVE, RANGE, FAMILY = "REFERENCE_NOT_FOUND", "FIELDS_EXCLUSIVE", "VAL
 POOL, FULL, SCOPE, SIX = (f"0192f0c1-7c1e-7b3a-9d4e-0000000000{last}" for last in ("01", "02", "03", "04"))
 VXLAN = "NETWORK_TYPE_VXLAN"
 GRE, VLAN, FLAT, LOCAL, GENEVE = (f"NETWORK_TYPE_{name}" for name in ("GRE", "VLAN", "FLAT", "LOCAL", "GENEVE"))
-OFF = "FEATURE_DISABLED"
 LATER = "FEATURE_NOT_SUPPORTED"
 
 # What a row's fields are added to.
@@ -102,10 +101,10 @@ def _pool(*rows: tuple[dict[str, Any], str, str, str], code: grpc.StatusCode = I
 
 NETWORK = [
     Row("Network", {"network_type": 99}, "ENUM_INVALID", "network_type", "one of VLAN, VXLAN"),
-    Row("Network", {"network_type": VLAN}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="vlan"),
-    Row("Network", {"network_type": GRE}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="gre"),
-    Row("Network", {"network_type": GENEVE}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="geneve"),
-    Row("Network", {"network_type": LOCAL}, OFF, "network_type", "VXLAN is accepted", UNIMPLEMENTED, label="local"),
+    Row(
+        "Network", {"network_type": VLAN, "segmentation_id": 7}, "MISSING_FIELD", "physical_network", "goes with", label="vlan"
+    ),
+    Row("Network", {"network_type": FLAT, "physical_network": "p"}, GONE, "physical_network", "p", NOT_FOUND, label="flat"),
     Row("Network", {"network_type": "NETWORK_TYPE_VXLAN"}, "FIELD_FORBIDDEN", "network_type", "leave it out", DENIED, "anna"),
     Row("Network", {"network_type": FLAT}, "MISSING_FIELD", "physical_network", "needs one"),
     Row("Network", {"physical_network": "phys1"}, "FIELDS_EXCLUSIVE", "physical_network", "for VLAN and FLAT"),
@@ -159,13 +158,16 @@ NODE = [
     Row("Node", {"tunnel_ip": "10.0.0"}, "IP_INVALID", "tunnel_ip", "such as 10.0.0.5"),
     Row("Node", {"tunnel_ip": "255.255.255.255"}, "IP_INVALID", "tunnel_ip", "unicast", label="broadcast"),
     Row("Node", {"tunnel_ip": "192.0.2.1"}, "ADDRESS_TAKEN", "tunnel_ip", "is taken by Node holder", TAKEN),
-    Row("Node", {"tunnel_ip": "fd00::1"}, LATER, "tunnel_ip", "IPv4 address is accepted", UNIMPLEMENTED),
+    Row("Node", {"tunnel_ip": "fd00::1"}, "IP_INVALID", "tunnel_ip", "an IPv4 address is accepted"),
     Row("Node", {"datapath_type": 1}, LATER, "datapath_type", "leave it out", UNIMPLEMENTED),
     Row("Node", {"datapath_type": 99}, "ENUM_INVALID", "datapath_type", "one of SYSTEM"),
-    Row("Node", {"tunnel_types": [2]}, LATER, "tunnel_types", "leave it out", UNIMPLEMENTED),
+    Row("Node", {"tunnel_types": [2, 1]}, "ENUM_INVALID", "tunnel_types[0]", "VLAN, which is no tunnel; one of VXLAN, GRE"),
+    Row("Node", {"tunnel_types": [99]}, "ENUM_INVALID", "tunnel_types[0]", "one of VLAN", label="unknown"),
+    Row("Node", {"tunnel_types": [2, 2]}, "DUPLICATE_VALUE", "tunnel_types", "twice"),
     Row("Node", {"bridge_mappings": {f"p{n}": "br" for n in range(65)}}, "TOO_MANY_VALUES", "bridge_mappings", "at most 64"),
     Row("Node", {"bridge_mappings": {"p": "br-ex"}}, GONE, "bridge_mappings", "PhysicalNetwork p", NOT_FOUND),
     Row("Node", {"bridge_mappings": {"P!": "br-ex"}}, GONE, "bridge_mappings", "PhysicalNetwork P!", NOT_FOUND, label="slug"),
+    Row("Node", {"bridge_mappings": {"p": "eth1", "q": "eth1"}}, "DUPLICATE_VALUE", "bridge_mappings", "p and q are both"),
     Row("Node", {"bridge_mappings": {"p": ""}}, "STRING_INVALID", "bridge_mappings", "of 1-15 characters"),
     Row("Node", {"bridge_mappings": {"p": "b" * 16}}, "STRING_INVALID", "bridge_mappings", "of 1-15", label="long"),
     Row("Node", {"weight": 1001}, "VALUE_OUT_OF_RANGE", "weight", "0 to 1000 is accepted"),
@@ -292,7 +294,7 @@ POOLED = [
 SETTINGS = [
     Row("Settings", {"id": "other"}, "ID_INVALID", "id", "one Settings, with the id installation"),
     Row("Settings", {"network_type": 99}, "ENUM_INVALID", "network_type", "one of VLAN"),
-    Row("Settings", {"network_type": VLAN}, "FEATURE_DISABLED", "network_type", "VXLAN is accepted", UNIMPLEMENTED),
+    Row("Settings", {"underlay_ip_version": 5}, "ENUM_INVALID", "underlay_ip_version", "one of IPV4, IPV6"),
     Row("Settings", {"underlay_mtu": 575}, RANGE, "underlay_mtu", "576 to 9216 is accepted"),
     Row("Settings", {"underlay_mtu": 9217}, RANGE, "underlay_mtu", "576 to 9216 is accepted", label="large"),
     Row("Settings", {"dns_domain": "a..b"}, "STRING_INVALID", "dns_domain", "RFC 1123"),

@@ -65,6 +65,9 @@ class SimulatedAgent:
     def on_change(self, callback: Callable[[], None]) -> None:
         self._changed = callback
 
+    def look_again(self) -> None:
+        """Nothing changes here."""
+
     async def host_facts(self) -> HostFacts:
         return HostFacts(dict(self.interfaces), ("netdev",), "3.1.0", ())
 

@@ -74,6 +74,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("defaults.underlay_mtu", "1500", "defaults.underlay_mtu must be of type int"),
     ("defaults.underlay_mtu", True, "defaults.underlay_mtu must be of type int"),
     ("defaults.underlay_mtu", -1, "defaults.underlay_mtu is -1; 576 to 65535 is accepted"),
+    ("defaults.underlay_ip_version", 5, "defaults.underlay_ip_version is 5; 4 or 6 is accepted"),
     ("defaults.network_type", 5, "defaults.network_type must be of type str"),
     ("defaults.network_type", "token-ring", "defaults.network_type is 'token-ring'"),
     ("defaults.mac_base", "zz", "defaults.mac_base is 'zz'"),

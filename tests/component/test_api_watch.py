@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import pytest
@@ -13,6 +14,7 @@ import pytest_asyncio
 from aetcd.rpc import rpc_pb2
 
 from controlplane.registry import KINDS
+from kumihimo.v1 import network_pb2, operations_pb2
 from kumihimo.v1 import resource_pb2 as pb
 from tests.component.cloud import Client, Cloud, Refused, freeze
 from tests.waiting import DEADLINE
@@ -267,3 +269,30 @@ async def test_a_watch_outlives_the_loss_of_the_caches_own_stream(alone: Cloud) 
             alone.etcd.kill()
         await alone.etcd.begin()
         assert await watch.take(12) == [(ADDED, name) for name in names[1:]] + [(DELETED, "n11")]
+
+
+async def test_lists_and_first_events_show_what_was_at_the_revision_they_name(alone: Cloud) -> None:
+    """What is long gives way to others; what they write meanwhile is not in it."""
+    api = alone.api
+    request = operations_pb2.ApplyRequest()
+    for number in range(500):
+        request.objects.add().resource.Pack(network_pb2.Network(name=f"n{number}"))
+    await api.call("Operations", "Apply", request)
+    (last,) = (await api.list("Network", order_by="id desc", page_size=1)).items
+    finished = False
+
+    async def keep_changing() -> None:
+        while not finished:
+            await api.update("Network", last.id, mask=["description"], description=uuid4().hex)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(keep_changing())
+        for turn in range(15):
+            question = ({}, {"filter": 'name = "n*"'}, {"order_by": "name"})[turn % 3]
+            page = await api.list("Network", page_size=1000, **question)
+            assert max(item.revision for item in page.items) <= page.revision
+            async with watching(api, include_initial=True) as watch:
+                while (event := await watch.next()).type == INITIAL:
+                    assert event.resource.revision <= event.revision
+        finished = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -90,6 +92,8 @@ def drifts(node: Node) -> dict[tuple[str, str], node_pb2.Drift]:
 
 async def damage(node: Node, done: Damage) -> float:
     """Do it; seconds until it is told of and all is as it should be again."""
+    # While a lane does not know what is there (a bridge's protocols had the switch hang up) all is put right and none is told.
+    await until(lambda: not any(lane._unknown for lane in node.lanes), "every lane knows what is there")
     before = {place: drift.count for place, drift in drifts(node).items()}
     began = time.monotonic()
     sh(done.command)

@@ -30,6 +30,8 @@ from agent.model.flow import (
     Match,
     Move,
     Output,
+    PopVlan,
+    PushVlan,
     Resubmit,
     SetField,
     ToGroup,
@@ -178,6 +180,8 @@ async def test_every_action_comes_back_equal(driver: OpenFlowDriver) -> None:
         ((), (Output(0xFFFFFFFD),)),
         ((), (InPort(), Resubmit(3), ToGroup(7))),
         ((), ()),
+        (match(vlan_vid=0), (PushVlan(), SetField("vlan_vid", 0x1064), Output(1))),
+        (match(in_port=1, vlan_vid=0x1064), (PopVlan(), Resubmit(3))),
     ]
     writable = [name for name in FIELD_BITS if name not in READ_ONLY]
     flows = numbered(

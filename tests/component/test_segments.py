@@ -8,15 +8,20 @@ from typing import Any
 import grpc
 import pytest
 
-from controlplane.services.network import ENABLED
 from controlplane.services.segment import SEGMENTS
+from controlplane.store import keys
 from kumihimo.v1 import network_pb2
+from tests.component import cloud as agent
 from tests.component.cloud import Client, Cloud, consistent, refused
 from tests.component.test_api_apply import actions, apply, item
+from tests.component.test_api_controllers import reports
 from tests.component.test_api_races import outcomes, turns
+from tests.waiting import until
 
 Code = grpc.StatusCode
-VXLAN, VLAN, GRE = network_pb2.NETWORK_TYPE_VXLAN, network_pb2.NETWORK_TYPE_VLAN, network_pb2.NETWORK_TYPE_GRE
+VXLAN, VLAN, GRE, GENEVE, FLAT, LOCAL = (
+    network_pb2.NetworkType.Value(f"NETWORK_TYPE_{name}") for name in ("VXLAN", "VLAN", "GRE", "GENEVE", "FLAT", "LOCAL")
+)
 ROUNDS = 10
 
 
@@ -208,13 +213,96 @@ async def test_a_physical_network_that_is_deleted_against_who_names_it(cloud: Cl
         await cloud.settled()
 
 
-async def test_types_that_no_agent_can_bring_about_stay_disabled(cloud: Cloud) -> None:
-    """They have ranges and physical networks already; networks of them come with the agent's part."""
-    assert {VXLAN} == ENABLED
-    await cloud.api.create("PhysicalNetwork", id="p")
-    await make_range(cloud.api, 1, 100, network_type=VLAN, physical_network="p")
-    error = await refused(cloud.api.create("Network", network_type=VLAN, physical_network="p"))
-    assert (error.code, error.reason) == (Code.UNIMPLEMENTED, "FEATURE_DISABLED")
+async def test_b_net_12_the_physical_network_bounds_the_mtu_of_what_it_carries(cloud: Cloud) -> None:
+    api = cloud.api
+    await api.create("PhysicalNetwork", id="wide", mtu=9000)
+    await api.create("PhysicalNetwork", id="plain")
+    await make_range(api, 100, 100, network_type=VLAN, physical_network="wide")
+    network = await api.create("Network", network_type=VLAN)
+    assert (network.physical_network, network.segmentation_id, network.mtu) == ("wide", 100, 9000)
+    flat = await api.create("Network", network_type=FLAT, physical_network="plain")
+    assert flat.mtu == 1500
+    for fields, mtu, most in (
+        ({"network_type": FLAT, "physical_network": "wide"}, 9001, 9000),
+        ({"network_type": VLAN, "physical_network": "plain", "segmentation_id": 7}, 1501, 1500),
+        ({"network_type": VLAN, "physical_network": "plain", "segmentation_id": 7}, 67, 1500),
+    ):
+        error = await refused(api.create("Network", mtu=mtu, **fields))
+        assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "VALUE_OUT_OF_RANGE")
+        assert f"mtu is {mtu}; 68 to {most} is accepted for physical network {fields['physical_network']}" in error.message
+    error = await refused(api.update("Network", flat.id, mtu=1501))
+    assert error.reason == "VALUE_OUT_OF_RANGE"
+    # A lower one of the wire leaves networks as they are, until somebody changes theirs.
+    await api.update("PhysicalNetwork", "wide", mtu=4000)
+    assert (await api.update("Network", network.id, name="kept")).mtu == 9000
+    assert (await api.update("Network", network.id, mask=["mtu"])).mtu == 4000
+    await consistent(cloud.store)
+
+
+async def test_b_net_12_types_and_family_of_the_underlay_decide_the_default_mtu(cloud: Cloud) -> None:
+    """Underlay less overhead: VXLAN and Geneve 50, GRE 42, and 20 more over IPv6."""
+    api, kinds = cloud.api, {VXLAN: 50, GENEVE: 50, GRE: 42, LOCAL: 0}
+    for version, more in ((4, 0), (6, 20)):
+        await api.update("Settings", keys.INSTALLATION, underlay_ip_version=version)
+        for kind, overhead in kinds.items():
+            most = 1500 - (overhead + more if overhead else 0)
+            assert (await api.create("Network", network_type=kind)).mtu == most
+            error = await refused(api.create("Network", network_type=kind, mtu=most + 1))
+            assert f"68 to {most} is accepted" in error.message
+    await api.delete("Settings", keys.INSTALLATION)
+
+
+async def test_tunnel_addresses_are_of_one_family(cloud: Cloud) -> None:
+    api = cloud.api
+    await api.create("Node", id="old", tunnel_ip="192.0.2.1")
+    error = await refused(api.create("Node", id="new", tunnel_ip="fd00::1"))
+    assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "IP_INVALID")
+    assert "the underlay of this installation is of IPv4, so an IPv4 address is accepted" in error.message
+    error = await refused(api.update("Settings", keys.INSTALLATION, underlay_ip_version=6))
+    assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "RESOURCE_IN_USE")
+    assert "Node old" in error.message
+    await api.delete("Node", "old")
+    await api.update("Settings", keys.INSTALLATION, underlay_ip_version=6)
+    assert (await api.create("Node", id="new", tunnel_ip="FD00::0001")).tunnel_ip == "fd00::1"
+    await cloud.write(reports("bare", "192.0.2.9", "fd00::1", "fd00::2"))
+    await api.create("Node", id="bare")
+
+    async def chosen() -> str:
+        return str((await api.get("Node", "bare")).tunnel_ip)
+
+    assert await until(chosen, "an address is chosen") == "fd00::2", "of the family, and free"
+    unset = api.update("Settings", keys.INSTALLATION, mask=["underlay_ip_version"])
+    for call in (unset, api.delete("Settings", keys.INSTALLATION)):
+        assert (await refused(call)).reason == "RESOURCE_IN_USE"
+    await api.delete("Node", "new")
+    await api.delete("Node", "bare")
+    await api.delete("Settings", keys.INSTALLATION)
+
+
+async def test_a_mapping_stays_while_a_port_of_the_node_is_on_it(cloud: Cloud) -> None:
+    api = cloud.api
+    await api.create("PhysicalNetwork", id="p")
+    await api.create("PhysicalNetwork", id="q")
+    await api.create("Node", id="n1", bridge_mappings={"p": "eth1", "q": "eth2"})
+    network = await api.create("Network", network_type=FLAT, physical_network="p")
+    port = await api.create("Port", network_id=network.id, no_fixed_ips=True)
+    await cloud.write(agent.plugged("n1", port.id))
+
+    async def bound() -> bool:
+        return bool((await api.get("Port", port.id)).binding)
+
+    await until(bound, "the port is bound")
+    await api.update("Node", "n1", bridge_mappings={"p": "br-ex"})
+    error = await refused(api.update("Node", "n1", mask=["bridge_mappings"]))
+    assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "RESOURCE_IN_USE")
+    assert f"Port {port.id} on p" in error.message
+    await cloud.write(agent.unplugged("n1", port.id))
+
+    async def unbound() -> bool:
+        return not await bound()
+
+    await until(unbound, "the port is unbound")
+    await api.update("Node", "n1", mask=["bridge_mappings"])
 
 
 async def test_a_22_what_the_underlay_is_made_of_in_one_request(cloud: Cloud) -> None:

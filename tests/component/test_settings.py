@@ -34,7 +34,7 @@ async def second(own: Cloud) -> Client:
 async def api(own: Cloud) -> AsyncIterator[Client]:
     yield own.api
     await own.clear()
-    fields = ["network_type", "underlay_mtu", "dns_domain", "mac_base", "availability_zone", "quotas"]
+    fields = ["network_type", "underlay_mtu", "underlay_ip_version", "dns_domain", "mac_base", "availability_zone", "quotas"]
     await own.api.update("Settings", HERE, mask=fields)
 
 

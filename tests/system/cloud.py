@@ -25,7 +25,7 @@ from cli.client import Client, CliError, connect
 from cli.kinds import kind_of
 from cli.settings import Settings
 from deploy.lab import Host, Lab, LabError, Workload, wait_until
-from kumihimo.v1 import network_pb2, node_pb2, port_pb2
+from kumihimo.v1 import network_pb2, node_pb2, port_pb2, settings_pb2
 from tests.system import frames
 
 PATIENCE = 30.0  # seconds for what usually takes less than one
@@ -33,7 +33,7 @@ DUMP = "ovs-ofctl -O OpenFlow15"
 # Cookies of flows that belong to a network or a port (agent/model/pipeline.py); all others are the node's own.
 NOT_BASE = ("cookie=0x4d", "cookie=0x4e")
 KEPT_KEYS = re.compile(
-    r"/kumihimo/(meta/|node/|status/[^/]+/(agent|nodes|drift)$|alive/|controller/|change/|request/|claim/(node-key|tunnel-ip)/)"
+    r"/kumihimo/(meta/|node/|physical_network/|settings/|status/[^/]+/(agent|nodes|drift)$|alive/|controller/|change/|request/|claim/(node-key|tunnel-ip)/)"
 )
 
 
@@ -82,15 +82,19 @@ class Cloud:
         self.numbers = itertools.count(1)
         self._callers: list[Api] = []
 
-    def start(self) -> None:
-        """Everything from nothing: services, nodes, callers."""
+    def start(self, ip_version: int = 4) -> None:
+        """Everything from nothing: services, nodes with tunnel addresses of that family, callers."""
         self.ensure()
         self._callers = [Api(name) for name in ("admin", "alice", "bob")]
         self.admin, self.alice, self.bob = self._callers
+        if ip_version == 6:
+            self.admin.update(
+                settings_pb2.Settings(id="installation", underlay_ip_version="IP_VERSION_IPV6"), "underlay_ip_version"
+            )
         for host in self.hosts:
-            self.admin.create(node_pb2.Node(id=host.name, tunnel_ip=host.underlay))
+            self.admin.create(node_pb2.Node(id=host.name, tunnel_ip=host.underlay if ip_version == 4 else host.underlay6))
         self.admin.wait(0)
-        wait_until(lambda: all("kumi-vxlan" in ports(host) for host in self.hosts), "every node has its tunnel", PATIENCE)
+        wait_until(lambda: all("br-int" in bridges(host) for host in self.hosts), "every node has its bridge", PATIENCE)
 
     def close(self) -> None:
         """Close the callers' connections."""
@@ -137,16 +141,16 @@ def _left_on(host: Host) -> list[str]:
         ls /var/lib/kumihimo/dhcp /run/kumihimo/dhcp 2>/dev/null | grep -v : || true
         pgrep -a dnsmasq || true
         ip neigh show proto 75 | grep managed || true
-        ovs-vsctl list-ports br-int | grep -v '^kumi-vxlan$' || true
+        ovs-vsctl list-ports br-int | grep -v '^int-br-' || true
         """
     )
     flows = [line for line in dump(host, "flows") if any(mark in line for mark in NOT_BASE)]
     return [*filter(None, map(str.strip, text.splitlines())), *flows, *dump(host, "groups")]
 
 
-def ports(host: Host) -> list[str]:
-    """Names of the ports of br-int; none when there is no such bridge."""
-    return host.run("ovs-vsctl br-exists br-int && ovs-vsctl list-ports br-int || true").split()
+def bridges(host: Host) -> list[str]:
+    """Names of the host's bridges."""
+    return host.run("ovs-vsctl list-br").split()
 
 
 def dump(host: Host, what: str, options: str = "--no-stats --no-names") -> list[str]:

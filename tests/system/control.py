@@ -23,7 +23,7 @@ class ControlFlow:
     def __init__(self, first: Host, second: Host) -> None:
         self.hosts = (first, second)
         self.first = _build(first, second)
-        _build(second, first)
+        self.second = _build(second, first)
         self.target = ADDRESS.format(second.number)
         wait_until(lambda: self.first.reaches(self.target), "the control flow works", PATIENCE)
 

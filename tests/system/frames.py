@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 NOBODY = "00:00:00:00:00:00"
 UNSET = str(IPv4Address(0))
 ARP_REQUEST, ARP_REPLY = 1, 2
-VXLAN = 4789
+VXLAN, GENEVE = 4789, 6081
+UDP, GRE = 17, 47
 ECHO, ECHO_REPLY = 8, 0
 
 
@@ -114,24 +116,48 @@ def dhcp_kind(frame: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Tunnelled:
-    """A frame as it crossed the underlay."""
+    """A frame as it crossed the underlay; kind is that of the tunnel, and vni its number or key."""
 
     source: str
     target: str
     vni: int
     inner: bytes
+    kind: str = "vxlan"
 
 
-def tunnelled(capture: Path) -> list[Tunnelled]:
-    """The VXLAN packets of a capture file."""
-    data, at, found = capture.read_bytes(), 24, []
+def captured(path: Path) -> Iterator[bytes]:
+    """The frames of a capture file."""
+    data, at = path.read_bytes(), 24
     while at + 16 <= len(data):
         length = struct.unpack("<I", data[at + 8 : at + 12])[0]
-        frame, at = data[at + 16 : at + 16 + length], at + 16 + length
-        if frame[12:14] != b"\x08\x00" or frame[23] != 17:
+        yield data[at + 16 : at + 16 + length]
+        at += 16 + length
+
+
+def tunnelled(path: Path) -> list[Tunnelled]:
+    """The tunnel packets of a capture file: VXLAN (RFC 7348), Geneve (RFC 8926), GRE with a key (RFC 2890)."""
+    found = []
+    for frame in captured(path):
+        if frame[12:14] == b"\x08\x00":
+            at, protocol = 14 + (frame[14] & 15) * 4, frame[23]
+            ends = [str(IPv4Address(frame[start : start + 4])) for start in (26, 30)]
+        elif frame[12:14] == b"\x86\xdd":
+            at, protocol = 54, frame[20]
+            ends = [str(IPv6Address(frame[start : start + 16])) for start in (22, 38)]
+        else:
             continue
-        body = frame[14 + (frame[14] & 15) * 4 :]
-        if struct.unpack("!H", body[2:4])[0] == VXLAN:
-            source, target = (str(IPv4Address(frame[start : start + 4])) for start in (26, 30))
-            found.append(Tunnelled(source, target, int.from_bytes(body[12:15], "big"), body[16:]))
+        body = frame[at:]
+        port = struct.unpack("!H", body[2:4])[0]
+        if protocol == UDP and port == VXLAN:
+            found.append(Tunnelled(*ends, int.from_bytes(body[12:15], "big"), body[16:], "vxlan"))
+        elif protocol == UDP and port == GENEVE:
+            options = (body[8] & 63) * 4
+            found.append(Tunnelled(*ends, int.from_bytes(body[12:15], "big"), body[16 + options :], "geneve"))
+        elif protocol == GRE and body[0] & 0x20:
+            found.append(Tunnelled(*ends, int.from_bytes(body[4:8], "big"), body[8:], "gre"))
     return found
+
+
+def tag_of(frame: bytes) -> int:
+    """The VLAN of a frame; 0 when it is untagged."""
+    return int.from_bytes(frame[14:16], "big") & 0xFFF if frame[12:14] == b"\x81\x00" else 0

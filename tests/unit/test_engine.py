@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from agent.compile import FEATURES
 from agent.compile.engine import Conflict, Engine
-from agent.compile.node import VXLAN_PORT
+from agent.compile.tunnel import TUNNELS
 from agent.facts.model import HostFacts, Interface
 from agent.mirror.state import State
 from agent.model.item import Item, Key
@@ -29,6 +29,18 @@ from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
 NETWORKS = [f"00000000-0000-7000-8000-0000000000{number:02x}" for number in range(4)]
 PORTS = [f"00000000-0000-7000-8000-0000000001{number:02x}" for number in range(200)]
 NODES = ["h1", "h2", "h3", "h4"]
+VXLAN_PORT = TUNNELS[network_pb2.NETWORK_TYPE_VXLAN].port
+# Interfaces whose numbers come and go; numbers below 10 are theirs, so no two interfaces share one.
+MADE = {
+    VXLAN_PORT: 1,
+    "kd000001": 2,
+    "kd000002": 3,
+    "kumi-geneve": 4,
+    "kumi-gre": 5,
+    "int-br-phys": 6,
+    "eth1": 7,
+}
+TYPES = ("VXLAN", "GENEVE", "GRE", "VLAN", "FLAT", "LOCAL")
 
 
 class Cloud:
@@ -42,6 +54,7 @@ class Cloud:
         self.engine = Engine(self.state, FEATURES)
         self.watched: set[str] = set()
         self.pending: dict[str, deque[Listed | Changed]] = {}
+        self.foreign: frozenset[str] = frozenset({"br-phy"})
         self.ofport = 10
 
     def write(self, *changes: tuple[str, Any | None]) -> None:
@@ -87,7 +100,8 @@ class Cloud:
             self.deliver(min(self.pending))
 
     def facts(self) -> None:
-        facts = HostFacts(dict(self.interfaces), ("netdev",), "3.1.0", ("192.168.50.1",))
+        underlay = {"192.168.50.1": "br-phy"}
+        facts = HostFacts(dict(self.interfaces), ("netdev",), "3.1.0", tuple(underlay), underlay, self.foreign)
         self.engine.touch(self.state.take_facts(facts))
         self.follow()
 
@@ -118,11 +132,9 @@ class Incremental(RuleBasedStateMachine):
     def populate(self, seed: int) -> None:
         chance = random.Random(seed)
         self.cloud.interfaces[VXLAN_PORT] = Interface(VXLAN_PORT, "br-int", 1, None, "vxlan", "")
-        for number, node in enumerate(NODES[:3]):
-            self.put_node(number, True)
-            del node
         for number in range(3):
-            self.put_network(number, True, 100)
+            self.put_node(number, True, "")
+            self.put_network(number, True, 100, "VXLAN")
         for number in range(200):
             self.put_port(number, chance.randrange(3), True, True)
             if chance.random() < 0.7:
@@ -131,21 +143,24 @@ class Incremental(RuleBasedStateMachine):
                 self.plug(number, True)
         self.cloud.settle()
 
-    @rule(number=st.integers(0, 3), tunnel=st.booleans())
-    def put_node(self, number: int, tunnel: bool) -> None:
+    @rule(number=st.integers(0, 3), tunnel=st.booleans(), mapped=st.sampled_from(["", "eth1", "br-ex"]))
+    def put_node(self, number: int, tunnel: bool, mapped: str = "") -> None:
         node = node_pb2.Node(id=NODES[number], key=number + 1, tunnel_ip=f"192.168.50.{number + 1}" if tunnel else "")
+        if mapped:
+            node.bridge_mappings["phys"] = mapped
         self.cloud.write((keys.node(NODES[number]), node))
 
     @rule(number=st.integers(0, 3))
     def delete_node(self, number: int) -> None:
         self.cloud.write((keys.node(NODES[number]), None))
 
-    @rule(number=st.integers(0, 3), up=st.booleans(), segment=st.integers(1, 200))
-    def put_network(self, number: int, up: bool, segment: int) -> None:
+    @rule(number=st.integers(0, 3), up=st.booleans(), segment=st.integers(1, 200), kind=st.sampled_from(TYPES))
+    def put_network(self, number: int, up: bool, segment: int, kind: str = "VXLAN") -> None:
         network = network_pb2.Network(
             id=NETWORKS[number],
             key=number + 1,
-            network_type=network_pb2.NETWORK_TYPE_VXLAN,
+            network_type=network_pb2.NetworkType.Value(f"NETWORK_TYPE_{kind}"),
+            physical_network="phys" if kind in ("VLAN", "FLAT") else "",
             segmentation_id=segment * 4 + number,
             admin_state_up=up,
             mtu=1450,
@@ -216,11 +231,17 @@ class Incremental(RuleBasedStateMachine):
     def unplug(self, number: int) -> None:
         self.cloud.interfaces.pop(f"tap{number}", None)
 
-    @rule(name=st.sampled_from(["kd000001", "kd000002", VXLAN_PORT]), ofport=st.one_of(st.none(), st.integers(1, 9)))
-    def service_interface(self, name: str, ofport: int | None) -> None:
-        # Numbers below 10 belong to these three, so no two interfaces share one.
-        number = None if ofport is None else {"kd000001": 2, "kd000002": 3, VXLAN_PORT: 1}[name]
-        self.cloud.interfaces[name] = Interface(name, "br-int", number, None, "", "")
+    @rule(name=st.sampled_from(sorted(MADE)), there=st.booleans())
+    def made_interface(self, name: str, there: bool) -> None:
+        self.cloud.interfaces[name] = Interface(name, "br-int", MADE[name] if there else None, None, "", "")
+
+    @rule(mtu=st.sampled_from([0, 1400, 1499, 1600]), bridge=st.sampled_from(["br-phy", "br-phys", "br-ex"]))
+    def wire(self, mtu: int, bridge: str) -> None:
+        self.cloud.interfaces[f"nic-{bridge}"] = Interface(f"nic-{bridge}", bridge, 99, None, "", "", mtu)
+
+    @rule(there=st.booleans())
+    def foreign_bridge(self, there: bool) -> None:
+        self.cloud.foreign = frozenset({"br-phy", "br-ex"} if there else {"br-phy"})
 
     @rule()
     def look_at_host(self) -> None:
@@ -290,7 +311,7 @@ def test_applied_then_reverted_is_as_before() -> None:
     machine.cloud.settle()
     machine.cloud.engine.run()
     left = {key[0] for key in machine.cloud.engine.items()}
-    assert left == {"bridge", "ovs-port", "flow"}
+    assert left == {"bridge", "flow"}
     assert not [key for key in machine.cloud.engine.items() if key[0] == "flow" and key[3] and key[1] == 60]
     again = _populated()
     assert again.home == home

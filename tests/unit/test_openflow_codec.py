@@ -24,6 +24,8 @@ from agent.model.flow import (
     Move,
     Opaque,
     Output,
+    PopVlan,
+    PushVlan,
     Resubmit,
     SetField,
     ToGroup,
@@ -115,7 +117,7 @@ def test_actions_are_as_the_oracle_writes_them() -> None:
     ids = [oracle.OFPOxmId("eth_src"), oracle.OFPOxmId("reg3")]
     assert our_flow(
         match(eth_type=0x0800, ip_dst=0x0A000001),
-        (Output(7), InPort(), ToGroup(9), Move("eth_src", "reg3", 16, 32, 8)),
+        (Output(7), InPort(), ToGroup(9), Move("eth_src", "reg3", 16, 32, 8), PushVlan(), PopVlan()),
     ) == oracle_flow(
         (("eth_type", 0x0800, None), ("ip_dst", 0x0A000001, None)),
         [
@@ -123,6 +125,8 @@ def test_actions_are_as_the_oracle_writes_them() -> None:
             oracle.OFPActionOutput(ofp.OFPP_IN_PORT, 0xFFFF),
             oracle.OFPActionGroup(9),
             oracle.OFPActionCopyField(16, 32, 8, ids),
+            oracle.OFPActionPushVlan(0x8100),
+            oracle.OFPActionPopVlan(),
         ],
     )
 
@@ -209,6 +213,8 @@ def test_a_match_comes_back_equal(matched: Match) -> None:
         InPort(),
         ToGroup(1),
         Resubmit(200),
+        PushVlan(),
+        PopVlan(),
         SetField("xxreg3", 1 << 127),
         SetField("reg5", 0x10, 0xF0),
         Move("xxreg0", "ipv6_dst", 128),

@@ -29,6 +29,8 @@ from agent.model.flow import (
     Move,
     Opaque,
     Output,
+    PopVlan,
+    PushVlan,
     Resubmit,
     SetField,
     ToGroup,
@@ -49,6 +51,7 @@ _FLOW_DESC, _GROUP_DESC, FLOW_MONITOR = 1, 7, 16
 _ADD, _DELETE_STRICT = 0, 4
 _GROUP_DELETE, _GROUP_ADD_OR_MODIFY, _ALL = 2, 0x8000, 0
 _OUTPUT, _GROUP, _SET_FIELD, _COPY_FIELD, _VENDOR_ACTION = 0, 22, 25, 28, 0xFFFF
+_PUSH_VLAN, _POP_VLAN, _TAGGED = 17, 18, 0x8100
 _APPLY_ACTIONS = 4
 _NICIRA, _RESUBMIT_TABLE = 0x2320, 14
 _OXS_PACKETS, _OXS_BYTES = 0x8002_0008 | 4 << 9, 0x8002_0008 | 5 << 9
@@ -74,6 +77,7 @@ _TYPE_LENGTH = Struct("!HH")
 _INSTRUCTION = Struct("!HH4x")
 _OUTPUT_ACTION = Struct("!HHIH6x")
 _GROUP_ACTION = Struct("!HHI")
+_VLAN_ACTION = Struct("!HHH2x")
 _COPY_ACTION = Struct("!HHHHH2x")
 _RESUBMIT_ACTION = Struct("!HHIHHB3x")
 
@@ -254,6 +258,10 @@ def encode_action(action: Action) -> bytes:
             return _RESUBMIT_ACTION.pack(_VENDOR_ACTION, 16, _NICIRA, _RESUBMIT_TABLE, _PORT_IN_PORT_16, table)
         case ToGroup(group_id):
             return _GROUP_ACTION.pack(_GROUP, 8, group_id)
+        case PushVlan():
+            return _VLAN_ACTION.pack(_PUSH_VLAN, 8, _TAGGED)
+        case PopVlan():
+            return _VLAN_ACTION.pack(_POP_VLAN, 8, 0)
     raise ValueError(f"cannot be written: {action}")
 
 
@@ -380,6 +388,10 @@ def _decode_action(data: bytes) -> Action:
         return InPort() if port == PORT_IN_PORT else Output(port)
     if kind == _GROUP:
         return ToGroup(unpack_from("!I", data, 4)[0])
+    if kind in (_PUSH_VLAN, _POP_VLAN) and len(data) == _VLAN_ACTION.size:
+        tag: int = _VLAN_ACTION.unpack(data)[2]
+        if (kind, tag) in ((_PUSH_VLAN, _TAGGED), (_POP_VLAN, 0)):
+            return PushVlan() if kind == _PUSH_VLAN else PopVlan()
     if kind == _SET_FIELD:
         field, value, mask, _ = _decode_field(data, 4)
         return SetField(field.name, value, mask)

@@ -73,6 +73,7 @@ _NXM_NX_NUMBERS = {
     "ip_ttl": 29,
     "tun_src": 31,
     "tun_dst": 32,
+    "tun_ipv6_dst": 110,
     "ct_state": 105,
     "ct_zone": 106,
     "ct_mark": 107,

@@ -1,0 +1,221 @@
+"""A node in a large cloud, on real packets: what a plug, a change and a start cost with 10 known ports and with 10,000.
+
+All ports are of one network, which both hosts of the lab have a port of; the many are on a third node that exists in the
+store alone. Baselines are made by hand on the same hosts, in turns with ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import Message
+
+from agent.compile import FEATURES
+from agent.compile.engine import Engine
+from agent.facts.model import HostFacts, Interface
+from agent.mirror.state import State
+from controlplane.services import quota
+from controlplane.store import client, keys
+from controlplane.store.client import Entry, Store
+from controlplane.store.feed import Changed, Listed
+from controlplane.tls import Tls
+from deploy.lab import Host, Lab, wait_until
+from kumihimo.v1 import network_pb2, node_pb2, operations_pb2, port_pb2, quota_pb2, store_pb2
+from tests.bench.figures import Figure
+from tests.bench.node import applied, plug, plug_by_hand
+from tests.system.cloud import Cloud, Scene, Vm
+from tests.system.control import BRIDGE, ControlFlow
+
+ROUNDS = 20
+STARTS = 5
+FEW, MANY = 10, 10_000
+AT_ONCE = 200
+STEP = 500  # objects of one Apply
+ELSEWHERE = "h9"
+PATIENCE = 300.0
+
+
+def measure() -> list[Figure]:
+    """All figures of this module."""
+    with Lab("ktbench", hosts=2) as lab:
+        os.environ["KUMI_CONFIG"] = str(lab.files.client)
+        cloud = Cloud(lab)
+        cloud.start()
+        control = ControlFlow(*cloud.hosts)
+        try:
+            return list(_measure(cloud, Scene(cloud), control))
+        finally:
+            cloud.close()
+
+
+def _measure(cloud: Cloud, scene: Scene, control: ControlFlow) -> Iterator[Figure]:
+    idle = _resident(cloud.hosts[1])
+    network = scene.network(cidr="10.0.0.0/16")
+    unlimited = quota_pb2.Quota(id=network.project_id, limits=dict.fromkeys(quota.COUNTED, quota.UNLIMITED))
+    cloud.admin.update(unlimited, "limits")
+    there = cloud.hosts[0].underlay.rsplit(".", 1)[0] + ".200"
+    cloud.admin.create(node_pb2.Node(id=ELSEWHERE, tunnel_ip=there))
+    first, second, _ = (scene.vm(network, host) for host in (*cloud.hosts, cloud.hosts[1]))
+    for known in (FEW, MANY):
+        _fill(cloud, network, known)
+        pairs = [(plug(first, second), plug_by_hand(control)) for _ in range(ROUNDS)]
+        ours, by_hand = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        yield Figure(
+            f"plug to first answer across hosts, {known:,} known", "ms", ours, by_hand, "on hand-made flows", "≤ 50 ms"
+        )
+        yield from applied(cloud, first, f", {known:,} known")
+        compiled = _compile(known)
+        yield Figure(f"compile of one changed port, {known:,} known", "ms", compiled, [], "none", "flat")
+    yield Figure("agent start, 10,000 remote ports known", "ms", _starts(cloud, first), [], "none", "≤ 10,000 ms")
+    yield Figure("agent resident, idle", "MB", [idle], [], "none", "≤ 80 MB")
+    yield Figure("agent resident, 10,000 known", "MB", [_resident(cloud.hosts[1])], [], "none", "≤ 150 MB")
+    yield from _at_once(cloud, scene, control)
+
+
+def _fill(cloud: Cloud, network: Any, known: int) -> None:
+    """Make ports of a network on ELSEWHERE until both hosts know so many, and wait until they have them."""
+    have = sum(port.network_id == network.id for port in cloud.admin.list(port_pb2.Port))
+    made: list[str] = []
+    while have + len(made) < known:
+        made += _apply(cloud, network, min(STEP, known - have - len(made)))
+    asyncio.run(_seen_elsewhere(cloud.lab, made))
+    wait_until(lambda: all(port.binding for port in cloud.admin.list(port_pb2.Port)), "all are bound", PATIENCE)
+    cloud.admin.wait(0, timeout=PATIENCE)
+
+
+def _apply(cloud: Cloud, network: Any, count: int) -> list[str]:
+    """Make ports of a network; their ids."""
+    request = operations_pb2.ApplyRequest(request_id=os.urandom(8).hex())
+    for _ in range(count):
+        request.objects.add().resource.Pack(port_pb2.Port(name=f"bench-{os.urandom(8).hex()}", network_id=network.id))
+    reply = cloud.admin.client.call("kumihimo.v1.Operations", "Apply", request, timeout=60)
+    return [found.id for found in reply.objects]
+
+
+async def _seen_elsewhere(lab: Lab, ports: list[str]) -> None:
+    """What the third node would have said, had it an agent."""
+    tls = Tls(lab.files.ca, lab.files.tls("root.crt"), lab.files.tls("root.key"))
+    store = Store([f"unix:{lab.directory}/etcd/localhost:2379"], tls)
+    status = store_pb2.PortStatus(interface="tap0", ofport=1, wired=True).SerializeToString()
+    for start in range(0, len(ports), STEP):
+        await store.transact(
+            [], [client.put(keys.port_status(ELSEWHERE, port), status) for port in ports[start : start + STEP]]
+        )
+    await store.close()
+
+
+def _starts(cloud: Cloud, vm: Vm) -> list[float]:
+    """Milliseconds from the start of an agent until it has applied what changed while it was away."""
+    found = []
+    for number in range(STARTS):
+        vm.host.agent.kill()
+        pair = port_pb2.AddressPair(ip_address=f"10.201.0.{number + 1}/32")
+        changed = cloud.admin.update(port_pb2.Port(id=vm.id, allowed_address_pairs=[pair]), "allowed_address_pairs")
+        began = time.monotonic()
+        vm.host.agent.start()
+        cloud.admin.wait(changed.revision, vm.id, timeout=PATIENCE)
+        found.append((time.monotonic() - began) * 1000)
+    return found
+
+
+def _resident(host: Host) -> float:
+    """Megabytes that the agent holds."""
+    lines = Path(f"/proc/{host.agent.pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+def _at_once(cloud: Cloud, scene: Scene, control: ControlFlow) -> Iterator[Figure]:
+    """So many ports plugged by one command; and an agent that starts with them."""
+    host = cloud.hosts[1]
+    network = scene.network(cidr="10.1.0.0/16")
+    ports = _apply(cloud, network, AT_ONCE)
+    links = "\n".join(f"link add kb{number} type veth peer name kp{number}" for number in range(AT_ONCE))
+    host.run(["ip", "-batch", "-"], input=links, timeout=60)
+    host.run(
+        "for link in $(seq 0 " + str(AT_ONCE - 1) + "); do ip link set kb$link up; ip link set kp$link up; done", timeout=60
+    )
+    ours, by_hand = [], []
+    for _ in range(STARTS):
+        began = time.monotonic()
+        host.run(["ovs-vsctl", "--no-wait", *_plugs("br-int", ports)])
+        cloud.admin.wait(0, *ports, active=True, timeout=PATIENCE)
+        ours.append((time.monotonic() - began) * 1000)
+        host.run(["ovs-vsctl", *_unplugs("br-int")])
+        cloud.admin.wait(0, timeout=PATIENCE)
+        began = time.monotonic()
+        host.run(["ovs-vsctl", *_plugs(BRIDGE, ports)])
+        by_hand.append((time.monotonic() - began) * 1000)
+        host.run(["ovs-vsctl", *_unplugs(BRIDGE)])
+    beside = "ovs-vsctl alone, until they are in a bridge"
+    yield Figure(f"{AT_ONCE} ports plugged at once, until all are ACTIVE", "ms", ours, by_hand, beside, "≤ 2,000 ms")
+    host.run(["ovs-vsctl", "--no-wait", *_plugs("br-int", ports)])
+    cloud.admin.wait(0, *ports, active=True, timeout=PATIENCE)
+    vm = scene.vm(network, host)
+    yield Figure(f"agent start, {AT_ONCE} wired ports", "ms", _starts(cloud, vm), [], "none", "≤ 2,000 ms")
+    host.run(["ovs-vsctl", *_unplugs("br-int")])
+
+
+def _plugs(bridge: str, ports: list[str]) -> list[str]:
+    found: list[str] = []
+    for number, port in enumerate(ports):
+        link = f"kb{number}"
+        found += ["--", "add-port", bridge, link, "--", "set", "interface", link, f"external_ids:iface-id={port}"]
+    return found
+
+
+def _unplugs(bridge: str) -> list[str]:
+    return [word for number in range(AT_ONCE) for word in ("--", "del-port", bridge, f"kb{number}")]
+
+
+def _compile(known: int) -> list[float]:
+    """Milliseconds that the agent's pure part takes for one changed port of a network that has so many."""
+    net, subnet = "00000000-0000-7000-8000-000000000001", "00000000-0000-7000-8000-000000000002"
+    port = port_pb2.Port(network_id=net)
+    entries = {keys.network(net): _entry(_network(net))}
+    for number in range(known):
+        port.id, port.mac_address = (
+            f"00000000-0000-7000-8001-{number:012x}",
+            f"fa:16:3e:00:{number >> 8:02x}:{number & 255:02x}",
+        )
+        del port.fixed_ips[:]
+        port.fixed_ips.add(subnet_id=subnet, ip_address=f"10.0.{1 + number // 250}.{1 + number % 250}")
+        entries[f"{keys.ports(net)}{port.id}"] = _entry(port)
+        entries[f"{keys.bindings(net)}{port.id}"] = _entry(port_pb2.Binding(node="h2"))
+    state = State("h1")
+    engine = Engine(state, FEATURES)
+    plugged = "00000000-0000-7000-8001-000000000000"
+    taps = {"tap": Interface("tap", "br-int", 2, plugged, "", "")}
+    engine.touch(state.take_facts(HostFacts(taps, ("netdev",), "3.1.0", ())))
+    nodes = {
+        keys.node(name): _entry(node_pb2.Node(id=name, key=key, tunnel_ip=f"192.0.2.{key}"))
+        for key, name in ((1, "h1"), (2, "h2"))
+    }
+    engine.touch(state.take(Listed(keys.NODES, 1, nodes)))
+    index = keys.index("Port", plugged)
+    engine.touch(state.take(Listed(index, 1, {index: _entry(store_pb2.Index(network_id=net))})))
+    engine.touch(state.take(Listed(keys.scope(net), 1, entries)))
+    engine.run()
+    found = []
+    for number in range(ROUNDS):
+        del port.allowed_address_pairs[:]
+        port.allowed_address_pairs.add(ip_address=f"10.9.0.{number}")
+        notice = Changed(keys.scope(net), 2 + number, [(f"{keys.ports(net)}{port.id}", _entry(port))], [2 + number])
+        began = time.perf_counter()
+        engine.touch(state.take(notice))
+        engine.run()
+        found.append((time.perf_counter() - began) * 1000)
+    return found
+
+
+def _network(net: str) -> network_pb2.Network:
+    vxlan = network_pb2.NETWORK_TYPE_VXLAN
+    return network_pb2.Network(id=net, key=1, segmentation_id=1, mtu=1450, network_type=vxlan)
+
+
+def _entry(message: Message) -> Entry:
+    return Entry(message.SerializeToString(), 1, 1)
