@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,8 @@ from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.peers import PeerDriver
 from agent.facts.capability import probe
 from agent.facts.ovsdb import Ovsdb, OvsdbError
+from agent.mirror.snapshot import Recorder
+from agent.mirror.snapshot import load as load_snapshot
 from agent.mirror.state import State
 from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_ours
 from agent.reconcile import alive
@@ -49,6 +52,7 @@ from controlplane.values import Invalid, slug
 from kumihimo.v1 import store_pb2
 
 RUNDIR = Path("/var/run/openvswitch")
+SNAPSHOT = Path("/var/lib/kumihimo/agent/mirror")
 RETRY = 1.0
 
 _log = structlog.get_logger("kumihimo.agent")
@@ -101,10 +105,10 @@ async def _work(settings: Settings) -> None:
     ovsdb = Ovsdb()
     await _until_ovsdb_answers(ovsdb)
     status = Status(store, settings.node)
-    await _until_status_is_read(store, status, settings.node)
     state = State(settings.node)
     feed = Feed(store)
-    loop = Loop(state, Engine(state, FEATURES), feed, ovsdb, status)
+    recorder = Recorder(SNAPSHOT, settings.node, settings.etcd)
+    loop = Loop(state, Engine(state, FEATURES), feed, ovsdb, status, recorder)
     switch = OpenFlowDriver(
         INTEGRATION_BRIDGE,
         is_ours,
@@ -113,24 +117,37 @@ async def _work(settings: Settings) -> None:
         marker_cookie=cookie(CookieKind.MARKER),
         rundir=RUNDIR,
     )
+    netlink = NetlinkDriver()
     flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost, loop.drifts)
-    host = Lane("host", [NetlinkDriver(), OvsdbDriver(ovsdb), DnsmasqDriver()], loop.wake, drifts=loop.drifts)
+    host = Lane("host", [netlink, OvsdbDriver(ovsdb), DnsmasqDriver()], loop.wake, drifts=loop.drifts)
     peers = Lane("peers", [PeerDriver(RUNDIR)], loop.wake, lost=switch.lost, drifts=loop.drifts)
     loop.use(flows, host, peers)
+    begun = asyncio.Event()
+
+    def away() -> None:
+        """The store does not answer: begin from what was known, unless that is done or nothing is."""
+        if not begun.is_set() and (known := load_snapshot(SNAPSHOT, settings.node, settings.etcd)):
+            recorder.begin(known)
+            loop.recall(known)
+            begun.set()
+
+    async def follow_store() -> None:
+        await _until_status_is_read(store, status, settings.node, away)
+        loop.follow()
+        begun.set()
+        async with asyncio.TaskGroup() as following:
+            for part in (feed.run(), status.run(), alive.run(store, settings.node, RUNDIR)):
+                following.create_task(part)
+
     try:
         async with asyncio.TaskGroup() as group:
-            for part in (
-                feed.run(),
-                status.run(),
-                flows.run(),
-                host.run(),
-                peers.run(),
-                loop.run(),
-                alive.run(store, settings.node, RUNDIR),
-                _describe(status, settings.node, ovsdb),
-            ):
+            group.create_task(follow_store())
+            await begun.wait()
+            work = (flows.run(), host.run(), peers.run(), loop.run(), recorder.run(), _describe(status, settings.node, ovsdb))
+            for part in work:
                 group.create_task(part)
     finally:
+        netlink.close()
         await switch.close()
         await ovsdb.stop()
         await store.close()
@@ -146,8 +163,9 @@ async def _until_ovsdb_answers(ovsdb: Ovsdb) -> None:
             await asyncio.sleep(RETRY)
 
 
-async def _until_status_is_read(store: Store, status: Status, node: str) -> None:
-    """Wait until etcd answers and knows this node; says what is in the way whenever that is something else."""
+async def _until_status_is_read(store: Store, status: Status, node: str, away: Callable[[], None]) -> None:
+    """Wait until etcd answers and knows this node; says what is in the way whenever that is something else, and `away`
+    whenever etcd does not answer (one that refuses us does: then nothing is begun)."""
     told = ""
     while True:
         try:
@@ -158,6 +176,7 @@ async def _until_status_is_read(store: Store, status: Status, node: str) -> None
             if store.user != node_user(node):
                 event, detail = "waiting for the store", f"{error}; a certificate of {node_user(node)} is needed"
         except StoreUnavailable as error:
+            away()
             event, pause = "waiting for the store; traffic goes on", RETRY
             # What gRPC says of one broken connection differs from attempt to attempt: the obstacle is the same.
             obstacle = await store.fault()

@@ -47,16 +47,14 @@ class DnsmasqDriver:
     def __init__(self, state_dir: str = "/var/lib/kumihimo/dhcp", run_dir: str = "/run/kumihimo/dhcp") -> None:
         self._state = Path(state_dir)
         self._run = Path(run_dir)
-        self._known: dict[str, str] = {}  # the namespaces of servers, as last read
+        self._namespaces: dict[str, str] = {}  # of each server, as last read
         self._seen: dict[str, object] = {}
 
     async def changed(self) -> None:
-        """Return when files or processes are not what they were when they were last looked at."""
+        """Return when files or processes are not what they were when they were last read."""
         while True:
             await asyncio.sleep(_LOOK)
-            marks = await asyncio.to_thread(self._marks)
-            if marks != self._seen:
-                self._seen = marks
+            if await asyncio.to_thread(self._marks) != self._seen:
                 return
 
     def _marks(self) -> dict[str, object]:
@@ -67,13 +65,19 @@ class DnsmasqDriver:
         return sorted(folder for folder in self._state.glob("*") if folder.is_dir())
 
     def _runs(self, folder: Path) -> bool:
-        return _running(folder, self._pid(folder), self._known.get(folder.name, ""))
+        namespace = self._namespaces.get(folder.name) or _configuration(folder)[0]
+        return _running(folder, self._pid(folder), namespace)
 
     async def read_owned(self) -> Mapping[Key, Item]:
         """All servers that have a folder; of one that does not run it is said."""
-        items = await asyncio.to_thread(lambda: [self._read(folder) for folder in self._folders()])
-        self._known = {item.network_id: item.namespace for item in items}
+        items = await asyncio.to_thread(self._read_all)
         return {item.key: item for item in items}
+
+    def _read_all(self) -> list[DhcpServer]:
+        self._seen = self._marks()
+        items = [self._read(folder) for folder in self._folders()]
+        self._namespaces = {item.network_id: item.namespace for item in items}
+        return items
 
     async def read_foreign(self) -> Sequence[Item]:
         """Nothing: all in our folder is ours."""
