@@ -54,6 +54,7 @@ from kumihimo.v1 import store_pb2
 RUNDIR = Path("/var/run/openvswitch")
 SNAPSHOT = Path("/var/lib/kumihimo/agent/mirror")
 RETRY = 1.0
+PROBE = 60.0  # seconds between two looks at what the host can do
 
 _log = structlog.get_logger("kumihimo.agent")
 
@@ -194,10 +195,11 @@ async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
     changed = asyncio.Event()
     ovsdb.on_change(changed.set)
     seen: object = None
+    due = True
     while True:
         facts = await ovsdb.host_facts()
         now = ovsdb.connected, ovsdb.bridges, ovsdb.interface_types, facts.datapath_types, facts.ovs_version
-        if now != seen:
+        if due or now != seen:
             seen = now
             found = await probe(facts, ovsdb.interface_types, INTEGRATION_BRIDGE, RUNDIR)
             del about.capabilities[:]
@@ -207,7 +209,12 @@ async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
             about.features["ovs"] = facts.ovs_version
             about.features["datapath_types"] = ",".join(facts.datapath_types)
             status.set(keys.agent_status(node), about)
-        await changed.wait()
+        try:
+            async with asyncio.timeout(PROBE):
+                await changed.wait()
+            due = False
+        except TimeoutError:
+            due = True  # not everything that it depends on tells of a change
         changed.clear()
 
 

@@ -29,6 +29,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from agent.drivers.exec import ExecError, run
+from agent.faults import point
 from agent.model.host import DhcpServer
 from agent.model.item import Failure, Item, Key
 
@@ -111,29 +112,39 @@ class DnsmasqDriver:
             # dnsmasq drops its privileges and reads its hosts as nobody, whatever our umask is.
             readable.mkdir(parents=True, exist_ok=True)
             readable.chmod(0o755)
+            point("dhcp: folder made")
         wanted, present = dict(item.hosts), _hosts(folder)
         gone = {port: line for port, line in present.items() if wanted.get(port) != line}
         running = _running(folder, self._pid(folder), item.namespace)
         written = _head(folder), _configuration(folder)
         if gone or not running or written != (self._lines(folder, item.namespace), (item.namespace, item.config)):
             await self._stop(folder)
+            point("dhcp: stopped")
             _free(folder, [address for line in gone.values() for address in _addresses(line)])
+            point("dhcp: leases dropped")
             for port in gone:
                 (folder / "hosts" / port).unlink()
+                point("dhcp: host removed")
             _write(folder, "dnsmasq.conf", self._lines(folder, item.namespace) + item.config)
+            point("dhcp: configured")
             running = False
         for port, line in wanted.items():
             if present.get(port) != line:
                 _write(folder, f"hosts/{port}", line + "\n")
+                point("dhcp: host written")
         if not running:
             # dnsmasq detaches only when it has its sockets and has written its pid file, else it says why not.
             await run(["ip", "netns", "exec", item.namespace, "dnsmasq", f"--conf-file={folder / 'dnsmasq.conf'}"])
+            point("dhcp: started")
 
     async def _delete(self, item: DhcpServer) -> None:
         folder = self._state / item.network_id
         await self._stop(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        point("dhcp: stopped for good")
+        # The folder goes last: it is what a later process knows the server by.
         self._pid_file(folder).unlink(missing_ok=True)
+        point("dhcp: pid file removed")
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _lines(self, folder: Path, namespace: str) -> str:
         lines = (
@@ -269,4 +280,5 @@ def _write(folder: Path, name: str, text: str) -> None:
     part = folder / ".part"
     part.write_text(text)
     part.chmod(0o644)
+    point("dhcp: file written beside")
     part.replace(folder / name)

@@ -31,6 +31,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.drivers.exec import ExecError, run
 from agent.drivers.linkwatch import LinkWatch
+from agent.faults import point
 from agent.model.host import ServiceNamespace
 from agent.model.item import Failure, Item, Key
 
@@ -169,14 +170,18 @@ class NetlinkDriver:
             # A process that dies between making the file and mounting the namespace on it leaves an empty file.
             (DIRECTORY / item.name).unlink(missing_ok=True)
             await run(["ip", "netns", "add", item.name])
+            point("namespace: made")
         outer = (await in_namespace(None, _links)).get(item.outer)
         inner = (await in_namespace(item.name, _links)).get(item.inner)
         if not (outer and inner and _paired(outer, inner)):
             if outer and outer.alias != ALIAS + item.name:
                 return Failure("FOREIGN_OBJECT", f"link {item.outer} is not ours")
             await in_namespace(item.name, _remove_veths)
+            point("namespace: former veth removed")
             await in_namespace(None, lambda: _add_pair(item))
+            point("namespace: veth made")
         await in_namespace(item.name, lambda: _set_inner(item))
+        point("namespace: inner end set")
         await in_namespace(None, lambda: _set_outer(item))
         return None
 
@@ -186,7 +191,9 @@ class NetlinkDriver:
         # A program that still runs inside keeps the namespace alive when its name is gone: so the veth goes first.
         if _is_namespace(item.name):
             await in_namespace(item.name, _remove_veths)
+            point("namespace: veth removed")
             await run(["ip", "netns", "del", item.name])
+            point("namespace: removed")
         (DIRECTORY / item.name).unlink(missing_ok=True)
         await in_namespace(None, lambda: _remove_aliased(ALIAS + item.name))
         return None
@@ -281,6 +288,7 @@ def _set_outer(item: ServiceNamespace) -> None:
     with IPRoute() as ip:
         index = ip.link_lookup(ifname=item.outer)[0]
         ip.link("set", index=index, ifalias=ALIAS + item.name, mtu=item.mtu)
+        point("namespace: outer end marked")
         ip.link("set", index=index, state="up")
 
 
@@ -293,10 +301,13 @@ def _set_inner(item: ServiceNamespace) -> None:
         index = ip.link_lookup(ifname=item.inner)[0]
         ip.link("set", index=ip.link_lookup(ifname="lo")[0], state="up")
         ip.link("set", index=index, address=item.mac, mtu=item.mtu)
+        point("namespace: MAC set")
         for address in _addresses().get(index, set()) - wanted:
             ip.addr("del", index=index, address=address)
+            point("namespace: address removed")
         for address in sorted(wanted):
             ip.addr("replace", index=index, address=address)
+            point("namespace: address set")
         ip.link("set", index=index, state="up")
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from agent.facts.ovsdb import Ovsdb, OvsdbError, OvsdbRefused, Rows
+from agent.faults import point
 from agent.model.host import Bridge, OvsPort
 from agent.model.item import Failure, Item, Key
 
@@ -57,6 +58,7 @@ class OvsdbDriver:
         if put and delete and {item.key[-1] for item in put} & {item.key[-1] for item in delete}:
             # The switch refuses a port that leaves one bridge and enters another in one reconfiguration.
             return {**await self.apply([], delete), **await self.apply(put, [])}
+        point("ovsdb: about to commit")
         try:
             failures = await self._ovsdb.change(lambda tables, txn: _change(tables, txn, put, delete))
         except OvsdbRefused as error:
@@ -67,6 +69,7 @@ class OvsdbDriver:
             return {key: failure for failures in alone for key, failure in failures.items()}
         except OvsdbError as error:
             return {item.key: Failure("OVSDB", str(error)) for item in items}
+        point("ovsdb: committed")
         facts = self._ovsdb.facts()
         for item in put:
             if isinstance(item, OvsPort) and item.key not in failures:

@@ -19,6 +19,7 @@ import structlog
 
 from agent.drivers import unixctl
 from agent.drivers.exec import ExecError, run
+from agent.faults import point
 from agent.model.host import Peer
 from agent.model.item import Failure, Item, Key
 
@@ -94,10 +95,12 @@ class PeerDriver:
         try:
             hop, device = self._hops[peer.address] = await _next_hop(peer.address)
             await run(["ip", "neigh", "replace", hop, "dev", device, "managed", "protocol", PROTOCOL])
+            point("peer: entry made")
             async with asyncio.timeout(PATIENCE):
                 while not (mac := await _resolved(hop, device)):
                     await asyncio.sleep(POLL)
             await self._tell_switch(device, hop, mac)
+            point("peer: switch told")
         except TimeoutError:
             _log.warning("peer does not answer", address=peer.address)
         except ExecError as error:
@@ -118,6 +121,7 @@ class PeerDriver:
             for entry in await _neighbours():
                 if entry["dst"] == hop:
                     await run(["ip", "neigh", "del", hop, "dev", str(entry["dev"])])
+                    point("peer: entry removed")
         except ExecError as error:
             return Failure("NEIGHBOUR", f"tunnel address {peer.address}: {error.line}")
         return None

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from agent.faults import point
 from agent.model.item import Driver, Failure, Item, Key, Watched
 from agent.reconcile.drift import Drifts
 
@@ -259,6 +260,7 @@ class Lane:
         async def apply(driver: Driver, mine: Sequence[Item], gone: Sequence[Item]) -> None:
             if not (mine or gone):
                 return
+            point("lane: before a driver")
             try:
                 self._note(mine, gone, await driver.apply(mine, gone))
             except Exception as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from agent.drivers import unixctl
 from agent.drivers.openflow import codec
 from agent.drivers.openflow.connection import NO_SUCH_GROUP, Connection, ErrorReply, OpenFlowError
+from agent.faults import point
 from agent.model.flow import Flow, Group, ToGroup
 from agent.model.item import Failure, Item, Key
 
@@ -210,6 +211,7 @@ class OpenFlowDriver:
                     exchange.send(codec.FLOW_MOD, change)
                     await exchange.barrier(self._timeout)
                     _raise_any(exchange.errors, "the marker flow was refused")
+                point("flows: marker changed")
                 await self._answer(control, connection)
 
     async def _answer(self, control: unixctl.Control, connection: Connection) -> None:
@@ -277,6 +279,7 @@ class OpenFlowDriver:
                     keys[xid] = change.item.key
                     exchange.write(codec.bundle_add(bundle, xid, change.kind, change.body))
                 await exchange.barrier(self._timeout)
+                point("flows: bundle filled")
                 end = codec.DISCARD if exchange.errors else codec.COMMIT
                 ended = exchange.send(codec.BUNDLE_CONTROL, codec.bundle_control(bundle, end))
                 await exchange.barrier(self._timeout)
@@ -285,6 +288,7 @@ class OpenFlowDriver:
                     _raise_any(exchange.errors, "bundle refused")
                     if ended not in exchange.replies:
                         raise OpenFlowError(f"{self._bridge}: no reply to the commit of a bundle")
+                    point("flows: committed")
                     self._note_groups(changes)
                 return refused
 
