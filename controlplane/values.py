@@ -151,6 +151,13 @@ def service_mac(key: int) -> str:
     return "fa:16:3f:" + ":".join(f"{octet:02x}" for octet in octets)
 
 
+def eui64(network: Network, mac: str) -> str:
+    """The address that a guest with this MAC makes for itself in an IPv6 /64 (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return str(IPv6Address(int(network.network_address) | int.from_bytes(identifier, "big")))
+
+
 CANONICAL: dict[int, Callable[[str], str]] = {
     pb.FORMAT_UNSPECIFIED: text,
     pb.FORMAT_UUID: identifier,

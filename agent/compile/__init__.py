@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from agent.compile.base import NODE_SCOPE
 from agent.compile.dhcp import compile_dhcp
 from agent.compile.engine import Features, Unit
-from agent.compile.neighbour import compile_arp
+from agent.compile.guard6 import compile_nd_guard
+from agent.compile.neighbour import compile_arp, compile_nd
 from agent.compile.network import compile_network
 from agent.compile.node import compile_base
 from agent.compile.port import compile_port
@@ -50,6 +51,8 @@ FEATURES = Features(
     functions={
         "base": compile_base,
         "arp": compile_arp,
+        "nd": compile_nd,
+        "nd-guard": compile_nd_guard,
         "providers": compile_providers,
         "node": compile_node,
         "network": compile_network,
@@ -59,5 +62,5 @@ FEATURES = Features(
     units=_units,
     scope=_scope,
     exists=_exists,
-    always=(("base",), ("arp",), ("providers",)),
+    always=(("base",), ("arp",), ("nd",), ("nd-guard",), ("providers",)),
 )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address, ip_network
 
 from agent.model.flow import Action, Flow, Match, Resubmit, SetField
 from agent.model.pipeline import NEXT, REASON, Reason, Table
+from controlplane.values import eui64
 from kumihimo.v1 import network_pb2, port_pb2
 
 ETH_ARP = 0x0806
 ETH_IPV4 = 0x0800
 ETH_IPV6 = 0x86DD
 UDP = 17
+ICMPV6 = 58
+LINK_LOCAL = ip_network("fe80::/64")
 MULTICAST = (1 << 40, 1 << 40)  # value and mask: the group bit of a MAC
 
 # An item belongs to a scope: the id of a network, or "" for the node itself. What a node reports as applied is by scope.
@@ -45,10 +48,28 @@ def mac_number(mac: str) -> int:
 
 
 def ip_number(ip: str) -> int:
-    return int(IPv4Address(ip))
+    return int(ip_address(ip))
 
 
 def ip_match(cidr: str) -> tuple[int, int]:
-    """Value and mask of an IPv4 prefix."""
-    network = IPv4Network(cidr)
+    """Value and mask of a prefix."""
+    network = ip_network(cidr)
     return int(network.network_address), int(network.netmask)
+
+
+def is_ipv6(address: str) -> bool:
+    """Whether an address or prefix is of IPv6."""
+    return ":" in address
+
+
+def link_local(mac: str) -> str:
+    """The link-local address of an interface with this MAC (RFC 4862)."""
+    return eui64(LINK_LOCAL, mac)
+
+
+def speaks_ipv6(port: port_pb2.Port) -> bool:
+    """Whether IPv6 is let through, and a link-local address with it: the port has an address or pair, or is not guarded."""
+    if port.HasField("port_security_enabled") and not port.port_security_enabled:
+        return True
+    given = (*(fixed.ip_address for fixed in port.fixed_ips), *(pair.ip_address for pair in port.allowed_address_pairs))
+    return any(map(is_ipv6, given))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from agent.compile.base import ETH_IPV4, UDP, flow, ip_number, is_up, mac_number
+from agent.compile import dhcp6
+from agent.compile.base import ETH_IPV4, UDP, flow, is_up, mac_number
+from agent.compile.lease import lease_time, tag
 from agent.compile.neighbour import neighbour
 from agent.compile.node import INTEGRATION_BRIDGE
 from agent.compile.segment import missing
@@ -20,7 +22,6 @@ from controlplane.values import service_mac
 from kumihimo.v1 import network_pb2, port_pb2
 
 INNER = "dhcp0"
-INFINITE = -1
 
 
 def service_interface(key: int) -> str:
@@ -43,10 +44,13 @@ def compile_dhcp(view: View, network_id: str) -> Iterable[Item]:
     yield ServiceNamespace(namespace, outer, INNER, mac, tuple(addresses), network.mtu)
     owner = (("kumihimo", "service"), ("kumihimo-network", network_id))
     yield OvsPort(INTEGRATION_BRIDGE, outer, "", (), owner)
-    yield DhcpServer(network_id, namespace, config(network, served), tuple(sorted(_hosts(view, network_id, served))))
+    four, six = dhcp6.split(served)
+    hosts = [*_hosts(view, network_id, four), *dhcp6.hosts(view, network_id, six)]
+    yield DhcpServer(network_id, namespace, config(network, served), tuple(sorted(hosts)))
     interface = view.interface(outer)
     if interface is not None and interface.ofport is not None:
-        yield from _service_flows(network, served, interface.ofport, mac)
+        yield from _service_flows(network, four, interface.ofport, mac)
+        yield from dhcp6.flows(network, six, interface.ofport)
 
 
 def _service_flows(network: network_pb2.Network, served: list[network_pb2.Subnet], ofport: int, mac: str) -> Iterator[Flow]:
@@ -62,9 +66,10 @@ def _service_flows(network: network_pb2.Network, served: list[network_pb2.Subnet
         cookie=mark,
     )
     request = match(metadata=network.key, eth_type=ETH_IPV4, ip_proto=UDP, udp_src=68, udp_dst=67)
-    yield flow(Table.SERVICES, 110, request, Output(ofport), cookie=mark)
+    if served:
+        yield flow(Table.SERVICES, 110, request, Output(ofport), cookie=mark)
     for subnet in served:
-        yield neighbour(network.key, ip_number(subnet.dhcp_server_ip), mac_number(mac), mark)
+        yield neighbour(network.key, subnet.dhcp_server_ip, mac_number(mac), mark)
 
 
 def _hosts(view: View, network_id: str, served: list[network_pb2.Subnet]) -> Iterator[tuple[str, str]]:
@@ -85,11 +90,6 @@ def host_line(port: port_pb2.Port, fixed: port_pb2.FixedIp) -> str:
     return f"{port.mac_address},set:{tag(fixed.subnet_id)},{fixed.ip_address},{name}"
 
 
-def tag(subnet_id: str) -> str:
-    """dnsmasq's name of a subnet: the random end of its id."""
-    return "s" + subnet_id[-12:]
-
-
 def config(network: network_pb2.Network, served: list[network_pb2.Subnet]) -> str:
     """dnsmasq's configuration for one network (dnsmasq(8)); the driver adds what its own folder needs."""
     lines = [
@@ -103,15 +103,13 @@ def config(network: network_pb2.Network, served: list[network_pb2.Subnet]) -> st
         "dhcp-authoritative",
         f"domain={network.dns_domain}",
     ]
-    for subnet in served:
+    four, six = dhcp6.split(served)
+    lines += dhcp6.config(network, six, INNER)
+    for subnet in four:
         name = tag(subnet.id)
         first, length = subnet.cidr.split("/")
         netmask = ".".join(str((0xFFFFFFFF << (32 - int(length)) & 0xFFFFFFFF) >> shift & 255) for shift in (24, 16, 8, 0))
-        duration = subnet.dhcp_lease_duration
-        # dnsmasq counts in seconds: a lease is never shorter than was asked for.
-        seconds = duration.seconds + (duration.nanos > 0)
-        lease = "infinite" if duration.seconds == INFINITE else f"{seconds}s"
-        lines.append(f"dhcp-range=set:{name},{first},static,{netmask},{lease}")
+        lines.append(f"dhcp-range=set:{name},{first},static,{netmask},{lease_time(subnet)}")
         lines.append(f"dhcp-option=tag:{name},option:mtu,{network.mtu}")
         # Without a value the option is not sent; left out, dnsmasq would name itself.
         router = f",{subnet.gateway_ip}" if subnet.gateway_ip else ""

@@ -1,15 +1,16 @@
-"""Neighbours: which MAC an address has, and the responder that answers for it on the host that asks."""
+"""Neighbours: which MAC an address has, and the responders (ARP, ND) that answer for it on the host that asks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agent.compile.base import ETH_ARP, drop, flow, ip_match
+from agent.compile.base import ETH_ARP, ETH_IPV6, ICMPV6, drop, flow, ip_match, ip_number, is_ipv6
 from agent.compile.view import View
 from agent.model.flow import Flow, InPort, Match, Move, Resubmit, SetField, match
 from agent.model.item import Item
 from agent.model.pipeline import (
     ASKED,
+    ASKED_6,
     FLAGS,
     FOUND,
     FOUND_OFFSET,
@@ -26,14 +27,22 @@ from kumihimo.v1 import network_pb2
 MAC_BITS = 48
 MAC_MASK = ((1 << MAC_BITS) - 1) << FOUND_OFFSET
 ARP_REPLY = 2
+SOLICIT, ADVERTISE = 135, 136  # types of ICMPv6
+SOLICITATION = {"eth_type": ETH_IPV6, "ip_proto": ICMPV6, "icmpv6_type": SOLICIT, "icmpv6_code": 0}
+ADVERTISEMENT = {**SOLICITATION, "icmpv6_type": ADVERTISE}
+TARGET_LINK_LAYER = 2  # type of an option (RFC 4861, section 4.6.1)
+# Bits of an advertisement (section 4.4): it answers a solicitation; it is to replace what was known.
+SOLICITED, OVERRIDE = 1 << 30, 1 << 29
+ALL_NODES, ALL_NODES_MAC = ip_number("ff02::1"), 0x3333_0000_0001
 
 
-def neighbour(network_key: int, ip: int, mac: int, mark: int) -> Flow:
-    """(network, address) → MAC. One flow serves the ARP answer, and routing when it comes."""
+def neighbour(network_key: int, ip: str, mac: int, mark: int) -> Flow:
+    """(network, address) → MAC. One flow serves the answer to ARP or neighbour discovery, and routing when it comes."""
+    table, asked = _place(ip)
     return flow(
-        Table.NEIGHBOURS,
+        table,
         100,
-        match(metadata=network_key, **{ASKED: ip}),
+        match(metadata=network_key, **{asked: ip_number(ip)}),
         SetField(FOUND, mac << FOUND_OFFSET, MAC_MASK),
         SetField(FLAGS, NEIGHBOUR_FOUND, NEIGHBOUR_FOUND),
         cookie=mark,
@@ -41,27 +50,32 @@ def neighbour(network_key: int, ip: int, mac: int, mark: int) -> Flow:
 
 
 def floating(network: network_pb2.Network, cidr: str) -> Flow:
-    """An allowed address pair may move between ports, so ARP for it is not answered but goes to all members.
+    """An allowed address pair may move between ports, so a question for it is not answered but goes to all members.
 
     Several ports share the flow, hence the network's cookie: equal keys must be equal items.
     """
-    ip, mask = ip_match(cidr)
-    where: dict[str, int | tuple[int, int]] = {"metadata": network.key}
-    if mask:
-        where[ASKED] = ip if mask == 0xFFFFFFFF else (ip, mask)
+    table, asked = _place(cidr)
     return flow(
-        Table.NEIGHBOURS,
+        table,
         50,
-        match(**where),
+        match(metadata=network.key, **{asked: ip_match(cidr)}),
         SetField(FLAGS, NEIGHBOUR_FLOATS, NEIGHBOUR_FLOATS),
         cookie=cookie(CookieKind.NETWORK, network.id),
     )
 
 
-def own_address(ofport: int, ip: int, mark: int) -> Flow:
+def _place(address: str) -> tuple[Table, str]:
+    """Table and register of the look-up of an address or prefix."""
+    return (Table.NEIGHBOURS_6, ASKED_6) if is_ipv6(address) else (Table.NEIGHBOURS, ASKED)
+
+
+def own_address(ofport: int, ip: str, mark: int) -> Flow:
     """A port that asks for its own address (a probe, an announcement) must get no answer: it would think it is taken."""
-    asked = match(**{SOURCE: ofport}, eth_type=ETH_ARP, arp_op=1, arp_tpa=ip)
-    return flow(Table.SERVICES, 120, asked, *drop(Reason.ARP_OWN), cookie=mark)
+    if is_ipv6(ip):
+        asked, reason = match(**{SOURCE: ofport}, **SOLICITATION, nd_target=ip_number(ip)), Reason.ND_OWN
+    else:
+        asked, reason = match(**{SOURCE: ofport}, eth_type=ETH_ARP, arp_op=1, arp_tpa=ip_number(ip)), Reason.ARP_OWN
+    return flow(Table.SERVICES, 120, asked, *drop(reason), cookie=mark)
 
 
 def compile_arp(_: View) -> Iterable[Item]:
@@ -92,3 +106,60 @@ def compile_arp(_: View) -> Iterable[Item]:
         InPort(),
         cookie=base,
     )
+
+
+def compile_nd(_: View) -> Iterable[Item]:
+    """The same for neighbour discovery (RFC 4861): looks the target up, and turns a solicitation into its advertisement."""
+    base = cookie(CookieKind.BASE)
+    yield flow(
+        Table.SERVICES,
+        100,
+        match(**SOLICITATION),
+        Move("nd_target", ASKED_6, 128),
+        Resubmit(Table.NEIGHBOURS_6),
+        Resubmit(Table.ND_REPLY),
+        cookie=base,
+    )
+    from_owner = (
+        SetField(FLAGS, 0, NEIGHBOUR_FOUND),
+        Move(FOUND, "eth_src", MAC_BITS, source_offset=FOUND_OFFSET),
+        Move(ASKED_6, "ipv6_src", 128),
+    )
+    found: dict[str, int | tuple[int, int]] = {**SOLICITATION, FLAGS: (NEIGHBOUR_FOUND, NEIGHBOUR_FOUND)}
+    # Who looks for a duplicate has no address yet: all are told, as the owner would, and there is no option to rewrite.
+    yield flow(
+        Table.ND_REPLY,
+        110,
+        match(**found, ipv6_src=0),
+        *from_owner,
+        SetField("eth_dst", ALL_NODES_MAC),
+        SetField("ipv6_dst", ALL_NODES),
+        SetField("nd_reserved", OVERRIDE),
+        SetField("icmpv6_type", ADVERTISE),
+        InPort(),
+        cookie=base,
+    )
+    yield flow(
+        Table.ND_REPLY,
+        100,
+        match(**found),
+        Move("eth_src", "eth_dst", MAC_BITS),
+        Move("ipv6_src", "ipv6_dst", 128),
+        *from_owner,
+        SetField("nd_reserved", SOLICITED | OVERRIDE),
+        SetField("icmpv6_type", ADVERTISE),
+        Resubmit(Table.ND_OPTION),
+        cookie=base,
+    )
+    yield flow(
+        Table.ND_OPTION,
+        100,
+        match(**ADVERTISEMENT),
+        SetField("nd_options_type", TARGET_LINK_LAYER),
+        Move(FOUND, "nd_tll", MAC_BITS, source_offset=FOUND_OFFSET),
+        InPort(),
+        cookie=base,
+    )
+    floats = match(**{FLAGS: (NEIGHBOUR_FLOATS, NEIGHBOUR_FLOATS)})
+    yield flow(Table.ND_REPLY, 50, floats, SetField(FLAGS, 0, NEIGHBOUR_FLOATS), Resubmit(Table.L2), cookie=base)
+    yield flow(Table.ND_REPLY, 0, match(), *drop(Reason.ND_UNKNOWN), cookie=base)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from agent.compile.base import drop, flow, ip_number, is_up, mac_number
+from agent.compile.base import drop, flow, is_ipv6, is_up, link_local, mac_number, speaks_ipv6
 from agent.compile.guard import guard
 from agent.compile.neighbour import floating, neighbour, own_address
 from agent.compile.segment import missing, to_node
@@ -13,6 +13,7 @@ from agent.compile.view import View
 from agent.model.flow import Action, Flow, Output, Resubmit, SetField, match
 from agent.model.item import Item
 from agent.model.pipeline import REASON, REASONS_OF_SENDER, SOURCE, TARGET, CookieKind, Reason, Table, cookie
+from agent.model.remark import Remark
 from kumihimo.v1 import network_pb2, port_pb2
 
 
@@ -53,7 +54,11 @@ def compile_port(view: View, network_id: str, port_id: str) -> Iterable[Item]:
     mark = cookie(CookieKind.PORT, port_id)
     interface = view.plugged(network_id, port_id)
     up = is_up(network) and is_up(port)
-    if interface is not None and verdict(view, network_id, port_id).wired and interface.ofport is not None:
+    found = verdict(view, network_id, port_id)
+    if interface is not None and not found.wired:
+        # Said here too, so that a reason that becomes another one is noticed although no flow changes.
+        yield Remark(network_id, found.reason, found.message, port_id)
+    if interface is not None and found.wired and interface.ofport is not None:
         ofport = interface.ofport
         yield from _classify(network, ofport, mark, up)
         yield from _counters(ofport, mark)
@@ -62,8 +67,8 @@ def compile_port(view: View, network_id: str, port_id: str) -> Iterable[Item]:
             yield from _deliver(ofport, mark)
             to_port = (SetField(TARGET, ofport), Resubmit(Table.INGRESS))
             yield from _reach(network, port, to_port, mark)
-            for fixed in port.fixed_ips:
-                yield own_address(ofport, ip_number(fixed.ip_address), mark)
+            for ip in _addresses(port):
+                yield own_address(ofport, ip, mark)
         return
     bound = view.bound_to(network_id, port_id)
     node = view.node(bound) if bound and bound != view.node_id else None
@@ -87,13 +92,21 @@ def _deliver(ofport: int, mark: int) -> Iterator[Flow]:
 
 
 def _reach(network: network_pb2.Network, port: port_pb2.Port, onward: tuple[Action, ...], mark: int) -> Iterator[Flow]:
-    """How others find the port: its MAC leads to it, and ARP for its addresses is answered on the spot."""
+    """How others find the port: its MAC leads to it, and who asks for its addresses is answered on the spot."""
     mac = mac_number(port.mac_address)
     yield flow(Table.L2, 100, match(metadata=network.key, eth_dst=mac), *onward, cookie=mark)
-    for fixed in port.fixed_ips:
-        yield neighbour(network.key, ip_number(fixed.ip_address), mac, mark)
+    for ip in _addresses(port):
+        yield neighbour(network.key, ip, mac, mark)
     for pair in port.allowed_address_pairs:
         yield floating(network, pair.ip_address)
+        if pair.mac_address and is_ipv6(pair.ip_address):
+            yield floating(network, link_local(pair.mac_address))
+
+
+def _addresses(port: port_pb2.Port) -> list[str]:
+    """Those that are the port's alone: the given ones, and its link-local one."""
+    given = [fixed.ip_address for fixed in port.fixed_ips]
+    return [*given, link_local(port.mac_address)] if speaks_ipv6(port) else given
 
 
 def _counters(ofport: int, mark: int) -> Iterator[Flow]:

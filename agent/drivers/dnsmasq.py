@@ -1,7 +1,7 @@
 """One dnsmasq per network and node, for DHCP and router advertisements.
 
-A server's folder {state_dir}/{network_id} holds dnsmasq.conf, hosts/ (one file per port, which dnsmasq watches) and
-leases, which survive a power-off; its pid file lies in run_dir. The daemon detaches itself and outlives the
+A server's folder {state_dir}/{network_id} holds dnsmasq.conf, hosts/ (a file for each port and family, which dnsmasq
+watches) and leases, which survive a power-off; its pid file lies in run_dir. The daemon detaches itself and outlives the
 agent; a later agent adopts it when /proc says that the process was started with this folder's file.
 
 The file is our own lines, the mark, then DhcpServer.config as it is. Ours: pid-file, dhcp-leasefile, dhcp-hostsdir
@@ -25,7 +25,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from agent.drivers.exec import ExecError, run
@@ -38,6 +38,7 @@ NAMESPACE = "# namespace "
 STOP_SECONDS = 5.0
 NETNS = Path("/run/netns")
 _LOOK = 4.0  # seconds between two looks
+Address = IPv4Address | IPv6Address
 
 
 class DnsmasqDriver:
@@ -255,24 +256,33 @@ def _hosts(folder: Path) -> dict[str, str]:
     return {file.name: file.read_text(errors="replace").removesuffix("\n") for file in files}
 
 
-def _addresses(line: str) -> Iterable[str]:
+def _addresses(line: str) -> Iterable[Address]:
     """The addresses in a dhcp-host line."""
     for word in line.split(","):
         try:
-            yield str(ip_address(word.strip("[]")))
+            yield ip_address(word.strip("[]"))
         except ValueError:
             continue
 
 
-def _free(folder: Path, addresses: Sequence[str]) -> None:
-    """Drop the leases of these addresses. A lease is a line: end, MAC or IAID, address, name, client id."""
+def _free(folder: Path, addresses: Sequence[Address]) -> None:
+    """Drop the leases of these addresses, of both families; the server's own DUID stays."""
     leases = folder / "leases"
     if not addresses or not leases.exists():
         return
     lines = leases.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if len(line.split()) < 3 or line.split()[2] not in addresses]
+    kept = [line for line in lines if _leased(line) not in addresses]
     if kept != lines:
         _write(folder, "leases", "".join(kept))
+
+
+def _leased(line: str) -> Address | None:
+    """The address of a lease: end, MAC (IPv6: IAID), address, name, client id (DUID). `duid …` is the server's own."""
+    words = line.split()
+    try:
+        return ip_address(words[2]) if len(words) > 2 else None
+    except ValueError:
+        return None
 
 
 def _write(folder: Path, name: str, text: str) -> None:

@@ -226,7 +226,7 @@ class State:
         if network:
             self._local.setdefault(network, set()).add(port)
             tokens |= {("port", network, port), ("local", network)}
-        return tokens | self._drop_networks()
+        return tokens | (self._drop_networks() if old else set())
 
     def _take_network(self, network: str, state: NetworkState, key: str, entry: Entry | None) -> set[Token]:
         (state.keys.add if entry else state.keys.discard)(key)

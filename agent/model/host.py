@@ -74,7 +74,8 @@ class DhcpServer:
     """A dnsmasq in a service namespace, detached: it outlives the agent.
 
     config is the whole configuration file less what the driver adds about its own folder (pid, lease, hosts and log
-    files). hosts are (port id, dhcp-host line) for the ports that this node serves, sorted.
+    files). hosts are (name, dhcp-host line) for the ports that this node serves, sorted; the name is the port's id, with
+    `.6` behind for DHCPv6.
     """
 
     network_id: str

@@ -3,10 +3,14 @@
 Stages, in the order a packet meets them:
 
     0 CLASSIFY      in_port → network and port; tunnel and tun_id → network
-    10 PORT_SECURITY  MAC, IPv4, ARP and DHCP-server guard of a local port; one default drop per kind
-    30 SERVICES     ARP request → 44, 31; DHCP → the service namespace
+    10 PORT_SECURITY  MAC, address, ARP, DHCP-server and RA guard of a local port; one default drop per kind
+    11 ND_GUARD     what IPv6 neighbour discovery of a local port may say
+    30 SERVICES     ARP request → 44, 31; neighbour solicitation → 45, 32; DHCP, RS → the service namespace
     31 ARP_REPLY    turns the request into its answer
+    32 ND_REPLY     turns the solicitation into an advertisement
+    33 ND_OPTION    whose link-layer address it writes (a match on the type that 32 has just set)
     44 NEIGHBOURS   subroutine: (network, IPv4) → MAC
+    45 NEIGHBOURS_6  the same for IPv6
     55 FROM_PROVIDER  patch port and VLAN tag → network; the tag goes
     60 L2           (network, MAC) → local port, node, provider network, or group of all members
     70 INGRESS      before a local port: never back to the sender
@@ -29,9 +33,13 @@ class Table(IntEnum):
 
     CLASSIFY = 0
     PORT_SECURITY = 10
+    ND_GUARD = 11
     SERVICES = 30
     ARP_REPLY = 31
+    ND_REPLY = 32
+    ND_OPTION = 33
     NEIGHBOURS = 44
+    NEIGHBOURS_6 = 45
     FROM_PROVIDER = 55
     L2 = 60
     INGRESS = 70
@@ -48,10 +56,14 @@ class Table(IntEnum):
 # From which table to which a packet may go; a flow that says otherwise is refused when it is made (compile/base.py).
 NEXT: dict[Table, frozenset[Table]] = {
     Table.CLASSIFY: frozenset({Table.PORT_SECURITY, Table.SERVICES, Table.FROM_PROVIDER, Table.L2, Table.DROP}),
-    Table.PORT_SECURITY: frozenset({Table.SERVICES, Table.DROP}),
-    Table.SERVICES: frozenset({Table.NEIGHBOURS, Table.ARP_REPLY, Table.L2, Table.DROP}),
+    Table.PORT_SECURITY: frozenset({Table.ND_GUARD, Table.SERVICES, Table.DROP}),
+    Table.ND_GUARD: frozenset({Table.SERVICES, Table.DROP}),
+    Table.SERVICES: frozenset({Table.NEIGHBOURS, Table.ARP_REPLY, Table.NEIGHBOURS_6, Table.ND_REPLY, Table.L2, Table.DROP}),
     Table.ARP_REPLY: frozenset({Table.L2, Table.DROP}),
+    Table.ND_REPLY: frozenset({Table.ND_OPTION, Table.L2, Table.DROP}),
+    Table.ND_OPTION: frozenset(),
     Table.NEIGHBOURS: frozenset(),
+    Table.NEIGHBOURS_6: frozenset(),
     Table.FROM_PROVIDER: frozenset({Table.L2, Table.DROP}),
     Table.L2: frozenset({Table.INGRESS, Table.NODE, Table.PROVIDER, Table.DROP}),
     Table.INGRESS: frozenset({Table.LOCAL, Table.DROP}),
@@ -72,6 +84,7 @@ REASON = "reg11"  # why a packet is dropped
 SOURCE = "reg14"  # ofport of the local port it came from; 0: not a local one
 TARGET = "reg15"  # ofport of the local port it goes to; 0: not yet known, or not local
 ASKED = "reg3"  # address whose MAC is looked up
+ASKED_6 = "xxreg1"  # the same, IPv6
 FOUND = "xxreg2"  # bits 64-111: the MAC that was found
 FOUND_OFFSET = 64
 
@@ -92,7 +105,7 @@ class Reason(IntEnum):
     SPOOFED_ARP = 4
     DHCP_SERVER = 5
     PROTOCOL = 6
-    IPV6 = 7
+    IPV6 = 7  # from a port that has no IPv6 address
     ADMIN_DOWN = 8
     ARP_UNKNOWN = 9
     ARP_OWN = 10
@@ -101,6 +114,12 @@ class Reason(IntEnum):
     SPLIT_HORIZON = 13
     NO_TUNNEL = 14
     NO_PORT = 15
+    SPOOFED_IPV6 = 16
+    SPOOFED_ND = 17
+    RA_SERVER = 18
+    DHCPV6_SERVER = 19
+    ND_UNKNOWN = 20
+    ND_OWN = 21
 
 
 # What can befall a packet that a given local port sends; each has a counter for each port.
@@ -116,6 +135,12 @@ REASONS_OF_SENDER = (
     Reason.ARP_OWN,
     Reason.UNKNOWN_UNICAST,
     Reason.NO_TUNNEL,
+    Reason.SPOOFED_IPV6,
+    Reason.SPOOFED_ND,
+    Reason.RA_SERVER,
+    Reason.DHCPV6_SERVER,
+    Reason.ND_UNKNOWN,
+    Reason.ND_OWN,
 )
 
 

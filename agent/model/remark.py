@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from agent.model.item import Key
 
 KIND = "remark"
+PENDING = "NOT_YET_APPLIED"  # of a scope whose last step waits for a fact, and that is not applied until that is taken
 
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """reason is a word that programs compare, message a sentence."""
+    """reason is a word that programs compare, message a sentence. port_id: of a port of the network, or "" of the whole."""
 
     network_id: str
     reason: str
     message: str
+    port_id: str = ""
 
     @property
     def key(self) -> Key:
-        return (KIND, self.network_id, self.reason)
+        return (KIND, self.network_id, self.reason, self.port_id)

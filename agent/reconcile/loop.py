@@ -24,7 +24,7 @@ from agent.facts.ovsdb import Ovsdb, OvsdbError
 from agent.mirror.snapshot import Recorder
 from agent.mirror.state import State, Token
 from agent.model.item import Failure, Key
-from agent.model.remark import KIND, Remark
+from agent.model.remark import KIND, PENDING, Remark
 from agent.reconcile.drift import Drifts
 from agent.reconcile.lane import Lane
 from agent.reconcile.status import Status
@@ -49,6 +49,7 @@ class _Goal:
     at: Revision
     ports: dict[str, store_pb2.PortStatus] = field(default_factory=dict)
     gone: bool = False
+    pending: bool = False  # something is yet to be compiled, from facts that these very items bring about
     span: trace.Span | None = None
 
 
@@ -276,7 +277,7 @@ class Loop:
         for key in [key for key in changes.delete if key[0] == KIND]:
             self._remarks.get(str(key[1]), {}).pop(key, None)
         for item in changes.put.values():
-            if isinstance(item, Remark):
+            if isinstance(item, Remark) and not item.port_id:
                 self._remarks.setdefault(item.network_id, {})[item.key] = item
 
     def _begin(self) -> None:
@@ -320,7 +321,8 @@ class Loop:
             return _Goal(self._number, NONE, gone=not wanted)
         self._noted[scope] = (state.cluster, state.revision)
         view = View(self._state)
-        goal = _Goal(self._number, self._noted[scope])
+        pending = any(remark.reason == PENDING for remark in self._remarks.get(scope, {}).values())
+        goal = _Goal(self._number, self._noted[scope], pending=pending)
         for port in self._state.local_ports(scope):
             goal.ports[port] = self._port_status(port, verdict(view, scope, port))
         if state.trace_context and self._traces.get(scope) != state.trace_context:
@@ -433,6 +435,9 @@ class Loop:
             goals.appendleft(reached)
             self._say_applied(scope, self._applied.get(scope, NONE), failures)
             return
+        if reached.pending:
+            goals.appendleft(reached)  # until the fact is there and has made another
+            return
         if not goals:
             del self._goals[scope]
         if reached.span is not None:
@@ -459,5 +464,6 @@ class Loop:
         for item, failure in sorted(failures.items(), key=lambda pair: str(pair[0]))[:20]:
             applied.errors.add(object=" ".join(str(part) for part in item[:3]), reason=failure.reason, message=failure.message)
         for remark in self._remarks.get(scope, {}).values():
-            applied.errors.add(object=remark.network_id, reason=remark.reason, message=remark.message)
+            if remark.reason != PENDING:
+                applied.errors.add(object=remark.network_id, reason=remark.reason, message=remark.message)
         self._status.set(key, applied)

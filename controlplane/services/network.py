@@ -21,6 +21,7 @@ from controlplane.services.base import (
     subnets_of,
 )
 from controlplane.services.segment import DEFAULT_MTU, SEGMENTS, draw, segment_of, type_name
+from controlplane.services.subnet import LEAST_MTU_OF_IPV6
 from controlplane.store import keys
 from controlplane.store.txn import Transaction
 from controlplane.values import overhead, service_mac
@@ -124,6 +125,8 @@ class NetworkRules(Rules):
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
         new.key = old.key
         self._fit_physical(transaction, new, old)
+        if new.mtu < LEAST_MTU_OF_IPV6 and new.mtu != old.mtu:
+            _refuse_small_mtu(transaction, new)
 
     def _fit_physical(self, transaction: Transaction, new: Any, old: Any | None) -> None:
         """The MTU of a VLAN or FLAT network: at most that of the physical network that carries it, which is the default."""
@@ -183,3 +186,12 @@ def _mtu_fault(new: Any, old: Any | None, ceiling: int, what: str) -> str:
     if LEAST_MTU <= new.mtu <= ceiling or (old is not None and new.mtu == old.mtu):
         return ""
     return f"mtu is {new.mtu}; {LEAST_MTU} to {ceiling} is accepted for {what}"
+
+
+def _refuse_small_mtu(transaction: Transaction, new: Any) -> None:
+    transaction.require_unchanged(keys.subnets(new.id))
+    for subnet in subnets_of(transaction, new.id):
+        if subnet.ip_version == pb.IP_VERSION_IPV6:
+            name = label(subnet.id, subnet.name)
+            text = f"mtu is {new.mtu}; Subnet {name} is IPv6 and needs {LEAST_MTU_OF_IPV6} or more"
+            raise fault("mtu", "VALUE_OUT_OF_RANGE", text)

@@ -8,10 +8,10 @@ from typing import Any
 from controlplane.errors import ApiError, Code, Violation, exhausted, fault, precondition, taken
 from controlplane.registry import KINDS
 from controlplane.services.base import Context, Rules, claim, label, network_of, release, subnets_of
-from controlplane.services.subnet import ranges, usable
+from controlplane.services.subnet import forms_addresses, ranges, usable
 from controlplane.store import keys
 from controlplane.store.txn import Transaction
-from controlplane.values import address, prefix
+from controlplane.values import address, eui64, prefix
 from kumihimo.v1 import port_pb2 as pb
 from kumihimo.v1 import store_pb2
 
@@ -113,7 +113,12 @@ class PortRules(Rules):
             release(transaction, keys.mac_pool(old.network_id), old.mac_address)
         held = {fixed.ip_address: fixed.subnet_id for fixed in old.fixed_ips}
         self._keep_addresses(new, held)
-        self._claim_addresses(transaction, new, subnets_of(transaction, new.network_id), held, context)
+        subnets = subnets_of(transaction, new.network_id)
+        formed = {subnet.id: eui64(prefix(subnet.cidr), old.mac_address) for subnet in subnets if forms_addresses(subnet)}
+        if new.mac_address != old.mac_address:
+            _follow_mac(new, formed)
+        self._claim_addresses(transaction, new, subnets, held, context)
+        _refuse_lost(new, formed, held)
         kept = {fixed.ip_address for fixed in new.fixed_ips}
         for ip, subnet_id in held.items():
             if ip not in kept:
@@ -165,11 +170,17 @@ class PortRules(Rules):
     # -- addresses ----------------------------------------------------------------------------------------------------
 
     def _default_addresses(self, transaction: Transaction, new: Any, subnets: list[Any]) -> None:
-        """One address per family that has a subnet; the first subnet of the family with room for it."""
+        """One address per family that has a subnet; the first subnet of the family with room for it.
+
+        Of IPv6 subnets whose guests form addresses, one of each: guests do so whether or not the port has it.
+        """
         transaction.require_unchanged(keys.subnets(new.network_id))
         for family in (4, 6):
             of_family = [subnet for subnet in subnets if subnet.ip_version == family]
-            if not of_family:
+            formed = [subnet for subnet in of_family if forms_addresses(subnet)]
+            for subnet in formed:
+                new.fixed_ips.add(subnet_id=subnet.id)
+            if formed or not of_family:
                 continue
             chosen = of_family[0]
             if len(of_family) > 1:
@@ -199,6 +210,8 @@ class PortRules(Rules):
             subnet = self._subnet(place, fixed, subnets, new)
             transaction.require(keys.subnets(new.network_id) + subnet.id)
             fixed.subnet_id = subnet.id
+            if forms_addresses(subnet):
+                self._form_address(place, fixed, subnet, new)
             if fixed.ip_address in held:
                 continue
             if fixed.ip_address:
@@ -234,6 +247,21 @@ class PortRules(Rules):
             f"{place}.ip_address {wanted} is no host's address of the subnets it may come from ({accepted})",
         )
 
+    def _form_address(self, place: str, fixed: Any, subnet: Any, new: Any) -> None:
+        """The one address that a guest with the port's MAC makes for itself."""
+        formed = eui64(prefix(subnet.cidr), new.mac_address)
+        if fixed.ip_address not in ("", formed):
+            raise fault(
+                f"{place}.ip_address",
+                "IP_NOT_IN_SUBNET",
+                f"{place}.ip_address {fixed.ip_address}: guests of Subnet {label(subnet.id, subnet.name)} form their address"
+                f" from their MAC, {new.mac_address}; {formed} is accepted",
+            )
+        fixed.ip_address = formed
+        if sum(other.ip_address == formed for other in new.fixed_ips) > 1:
+            text = f"{place} asks for {formed} a second time; one entry for Subnet {label(subnet.id, subnet.name)} is accepted"
+            raise fault(place, "DUPLICATE_VALUE", text)
+
     def _claim_address(self, transaction: Transaction, place: str, fixed: Any, subnet: Any, new: Any) -> None:
         pool = keys.ip_pool(new.network_id, subnet.id)
         owner, project = new.id, new.project_id
@@ -264,6 +292,24 @@ class PortRules(Rules):
             f"Subnet {label(subnet.id, subnet.name)} has no free address left in its pools",
             subnet=subnet.id,
         )
+
+
+def _follow_mac(new: Any, formed: dict[str, str]) -> None:
+    """Have the addresses that were formed from the former MAC formed anew."""
+    for fixed in new.fixed_ips:
+        if formed.get(fixed.subnet_id) == fixed.ip_address:
+            fixed.ip_address = ""
+
+
+def _refuse_lost(new: Any, formed: dict[str, str], held: dict[str, str]) -> None:
+    """Guests go on using an address that they form, so it is not taken from a port that keeps others."""
+    for ip, subnet_id in held.items():
+        if new.fixed_ips and formed.get(subnet_id) == ip and all(fixed.subnet_id != subnet_id for fixed in new.fixed_ips):
+            raise precondition(
+                "INCOMPATIBLE_STATE",
+                f"fixed_ips leaves out {ip}, which guests of Subnet {subnet_id} form by themselves; state it as well, or"
+                " set no_fixed_ips",
+            )
 
 
 def _has_room(transaction: Transaction, subnet: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 
-from controlplane.errors import Code, Violation, exhausted, precondition, refuse, taken
+from controlplane.errors import Code, Violation, exhausted, fault, precondition, refuse, taken
 from controlplane.registry import KINDS
 from controlplane.services import prefixes
 from controlplane.services.base import (
@@ -29,6 +29,13 @@ LEAST_LEASE = 120  # seconds
 MOST_LEASE = (1 << 32) - 2  # DHCP has 32 bits for it, and all ones mean for ever
 DEFAULT_LEASE = 24 * 3600
 INFINITE_LEASE = -1
+DHCPV6 = (64, 126)  # lengths of prefixes that dnsmasq serves, and where it finds an address for itself
+LEAST_MTU_OF_IPV6 = 1280  # RFC 8200, section 5
+
+
+def forms_addresses(subnet: Any) -> bool:
+    """Whether guests make their own address in the subnet (RFC 4862), so that no other can be chosen for them."""
+    return subnet.ipv6_address_mode in (pb.IPV6_MODE_SLAAC, pb.IPV6_MODE_DHCPV6_STATELESS)
 
 
 def usable(network: Network) -> tuple[int, int]:
@@ -63,13 +70,13 @@ class SubnetRules(Rules):
         if not new.allocation_pools:
             for start, end in _without(first, last, new.gateway_ip):
                 new.allocation_pools.add(start=str(_address(network, start)), end=str(_address(network, end)))
-        if not new.HasField("enable_dhcp"):
-            new.enable_dhcp = not (network.version == 4 and network.prefixlen >= 31)
-        if not new.HasField("dhcp_lease_duration"):
-            new.dhcp_lease_duration.seconds = DEFAULT_LEASE
         if network.version == 6:
             new.ipv6_ra_mode = new.ipv6_ra_mode or new.ipv6_address_mode or pb.IPV6_MODE_SLAAC
             new.ipv6_address_mode = new.ipv6_address_mode or new.ipv6_ra_mode
+        if not new.HasField("enable_dhcp"):
+            new.enable_dhcp = network.prefixlen < 31 if network.version == 4 else new.ipv6_ra_mode != pb.IPV6_MODE_NONE
+        if not new.HasField("dhcp_lease_duration"):
+            new.dhcp_lease_duration.seconds = DEFAULT_LEASE
 
     def check(self, new: Any, old: Any | None, context: Context) -> Iterator[Violation]:
         if old is None and new.prefix_length:
@@ -90,13 +97,6 @@ class SubnetRules(Rules):
         yield from self._check_prefix(new, network)
         yield from self._check_addresses(new, network)
         yield from self._check_told(new, network)
-        if network.version == 6:
-            yield Violation(
-                "ip_version",
-                "FEATURE_NOT_SUPPORTED",
-                "ip_version IPV6 is not acted upon by this release; an IPv4 cidr is accepted",
-                Code.UNIMPLEMENTED,
-            )
 
     def _check_length(self, new: Any) -> Iterator[Violation]:
         if not new.subnet_pool_id:
@@ -114,27 +114,28 @@ class SubnetRules(Rules):
         if not prefixes.for_hosts(network):
             text = f"cidr {new.cidr} is multicast, link-local or loopback; one that hosts may have is accepted"
             yield Violation("cidr", "CIDR_INVALID", text)
+        if network.version == 6:
+            yield from self._check_modes(new, network)
+        elif new.ipv6_ra_mode or new.ipv6_address_mode:
+            yield Violation("ipv6_ra_mode", "FIELDS_EXCLUSIVE", "ipv6_ra_mode and ipv6_address_mode are for IPv6 subnets")
+        elif new.enable_dhcp and network.prefixlen >= 31:
+            yield _no_dhcp(f"cidr {new.cidr} has no address for DHCP")
+
+    def _check_modes(self, new: Any, network: Network) -> Iterator[Violation]:
         modes = (new.ipv6_ra_mode, new.ipv6_address_mode)
-        if network.version == 4:
-            if any(modes):
-                yield Violation("ipv6_ra_mode", "FIELDS_EXCLUSIVE", "ipv6_ra_mode and ipv6_address_mode are for IPv6 subnets")
-            if network.prefixlen >= 31 and new.enable_dhcp:
-                yield Violation(
-                    "enable_dhcp",
-                    "INCOMPATIBLE_STATE",
-                    f"cidr {new.cidr} has no address for DHCP; enable_dhcp must be false",
-                    Code.FAILED_PRECONDITION,
-                )
-        else:
-            if modes[0] != modes[1]:
-                yield Violation("ipv6_address_mode", "FIELDS_EXCLUSIVE", "ipv6_ra_mode and ipv6_address_mode must be equal")
-            stateless = {pb.IPV6_MODE_SLAAC, pb.IPV6_MODE_DHCPV6_STATELESS}
-            if network.prefixlen != 64 and stateless & set(modes):
-                yield Violation(
-                    "ipv6_address_mode",
-                    "VALUE_OUT_OF_RANGE",
-                    f"ipv6_address_mode: SLAAC and DHCPV6_STATELESS need a /64; {new.cidr} is none",
-                )
+        if modes[0] != modes[1]:
+            yield Violation("ipv6_address_mode", "FIELDS_EXCLUSIVE", "ipv6_ra_mode and ipv6_address_mode must be equal")
+        elif forms_addresses(new) and network.prefixlen != 64:
+            yield Violation(
+                "ipv6_address_mode",
+                "VALUE_OUT_OF_RANGE",
+                f"ipv6_address_mode: SLAAC and DHCPV6_STATELESS need a /64; for {new.cidr} DHCPV6_STATEFUL or NONE is accepted",
+            )
+        elif new.enable_dhcp and new.ipv6_ra_mode == pb.IPV6_MODE_NONE:
+            yield _no_dhcp("ipv6_ra_mode NONE says that nobody tells guests anything")
+        elif new.enable_dhcp and not DHCPV6[0] <= network.prefixlen <= DHCPV6[1]:
+            low, high = DHCPV6
+            yield _no_dhcp(f"DHCPv6 serves a /{low} to /{high}, and {new.cidr} is none")
 
     def _check_addresses(self, new: Any, network: Network) -> Iterator[Violation]:
         first, last = usable(network)
@@ -177,6 +178,11 @@ class SubnetRules(Rules):
                 seen.append((int(start), int(end)))
 
     def _check_told(self, new: Any, network: Network) -> Iterator[Violation]:
+        if network.version == 6 and new.host_routes:
+            # Advertisements name their sender as the next hop (RFC 4191), and DHCPv6 has no option for routes.
+            text = "host_routes: no option tells guests an IPv6 route by another next hop; leave it empty"
+            yield Violation("host_routes", "FEATURE_NOT_SUPPORTED", text, Code.UNIMPLEMENTED)
+            return
         for number, server in enumerate(new.dns_nameservers):
             parsed = _parsed(server)
             if parsed is not None and parsed.version != network.version:
@@ -206,6 +212,8 @@ class SubnetRules(Rules):
             self.complete(new, context)
             refuse([*self.check(new, None, context)])
         self._refuse_overlap(transaction, new)
+        if prefix(new.cidr).version == 6:
+            _refuse_small_mtu(transaction, network)
         self._serve(transaction, new, "")
 
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
@@ -285,6 +293,18 @@ class SubnetRules(Rules):
                 f"{new.cidr} has no pool to take an address for DHCP from; set enable_dhcp to false",
             )
         raise exhausted("NO_FREE_ADDRESS", f"the pools of {new.cidr} have no address left for DHCP")
+
+
+def _refuse_small_mtu(transaction: Transaction, network: Any) -> None:
+    transaction.read(keys.network(network.id))
+    if network.mtu < LEAST_MTU_OF_IPV6:
+        name = label(network.id, network.name)
+        text = f"cidr is IPv6 and needs an mtu of {LEAST_MTU_OF_IPV6}; Network {name} has {network.mtu}; raise it first"
+        raise fault("cidr", "VALUE_OUT_OF_RANGE", text)
+
+
+def _no_dhcp(why: str) -> Violation:
+    return Violation("enable_dhcp", "INCOMPATIBLE_STATE", f"{why}; enable_dhcp must be false", Code.FAILED_PRECONDITION)
 
 
 def _is_prefix(text: str) -> bool:

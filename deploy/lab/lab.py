@@ -24,7 +24,7 @@ from deploy.lab.network import LINKS, Capture, Network, namespaces
 from deploy.lab.place import Namespace
 from deploy.lab.process import LabError, run
 from deploy.lab.service import Service, Unit
-from deploy.lab.workload import LEASE_SCRIPT
+from deploy.lab.workload import LEASE6_SCRIPT, LEASE_SCRIPT
 
 CONTROL = 254
 """Number of the control host: the last part of its management address."""
@@ -44,6 +44,7 @@ class Lab:
         self.control = f"{MANAGEMENT}{CONTROL}"
         self.files = Files(self.directory, self.control, tracing)
         self.lease_script = self.directory / "lease-script"
+        self.lease6_script = self.directory / "lease6-script"
         # A lab that is up is taken as it is, whatever number was asked for.
         count = len(list(self.directory.glob("hosts/h[0-9]*"))) or hosts
         self.hosts = {f"h{n}": Host(self, f"h{n}", n, list(LINKS)) for n in range(1, count + 1)}
@@ -85,8 +86,9 @@ class Lab:
         for host in (self.ctl, *self.hosts.values()):
             host.make_directories()
         self.files.write(self.ctl.etc, {name: host.etc for name, host in self.hosts.items()})
-        self.lease_script.write_text(LEASE_SCRIPT)
-        self.lease_script.chmod(0o755)
+        for script, text in ((self.lease_script, LEASE_SCRIPT), (self.lease6_script, LEASE6_SCRIPT)):
+            script.write_text(text)
+            script.chmod(0o755)
         report("certificates, tokens and configuration are written")
         self.network.up()
         report("underlay, provider and management networks are up")

@@ -28,6 +28,7 @@ PROGRAMS = {
     "etcd": "etcd-server",
     "dnsmasq": "dnsmasq-base",
     "udhcpc": "udhcpc",
+    "dhclient": "isc-dhcp-client",
     "tcpdump": "tcpdump",
     "ping": "iputils-ping",
 }

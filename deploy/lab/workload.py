@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploy.lab.place import Place
-from deploy.lab.process import Background
+from deploy.lab.process import Background, wait_until
 
 if TYPE_CHECKING:
     from deploy.lab.host import Host
@@ -44,6 +44,25 @@ bound | renew)
 esac
 """
 
+LEASE6_SCRIPT = """\
+#!/bin/sh
+# Called by dhclient -6 with the event in $reason; what the server said is in the environment. Sets the address.
+echo "event=$reason"
+case "$reason" in
+BOUND6 | RENEW6 | REBIND6)
+    for name in ip6_address dhcp6_name_servers dhcp6_domain_search max_life dhcp6_server_id; do
+        eval "value=\\${new_$name-}"
+        [ -z "$value" ] || echo "$name=$value"
+    done
+    [ -z "$new_ip6_address" ] || ip -6 address replace "$new_ip6_address/128" dev "$interface" nodad
+    echo "told=all"
+    ;;
+EXPIRE6 | RELEASE6 | STOP6 | DEPREF6)
+    [ -z "$old_ip6_address" ] || ip -6 address delete "$old_ip6_address/128" dev "$interface" 2>/dev/null || true
+    ;;
+esac
+"""
+
 
 class Workload(Place):
     """A network namespace `name` of a host."""
@@ -68,18 +87,57 @@ class Workload(Place):
         """Start a client that keeps its lease until it is stopped; SIGUSR1 makes it renew. `lease` reads its text."""
         return self.popen(self._udhcpc(interface))
 
+    def speak6(self, interface: str = "eth0") -> None:
+        """Switch IPv6 on, as guests have it."""
+        self.run(f"sysctl -qw net.ipv6.conf.{interface}.accept_ra=1 net.ipv6.conf.{interface}.disable_ipv6=0")
+
+    def slaac(self, interface: str = "eth0", timeout: float = 10.0) -> list[str]:
+        """Switch IPv6 on and wait until an advertisement has given the workload an address; its addresses."""
+        self.speak6(interface)
+        wait_until(lambda: bool(self.addresses6(interface)), f"{self.name} forms an address", timeout)
+        return self.addresses6(interface)
+
+    def link_local(self, interface: str = "eth0", timeout: float = 10.0) -> str:
+        """Switch IPv6 on and wait until the link-local address may be used."""
+        self.speak6(interface)
+        wait_until(lambda: bool(self.addresses6(interface, "link")), f"{self.name} has a link-local address", timeout)
+        return self.addresses6(interface, "link")[0]
+
+    def addresses6(self, interface: str = "eth0", scope: str = "global") -> list[str]:
+        """IPv6 addresses of the interface that may be used."""
+        text = self.run(["ip", "-6", "-o", "address", "show", "dev", interface, "scope", scope, "-tentative"])
+        return [line.split()[3].split("/")[0] for line in text.splitlines() if "dadfailed" not in line]
+
+    def dhcp6(self, interface: str = "eth0", information: bool = False, timeout: float = 20.0) -> dict[str, str]:
+        """Ask for an address by DHCPv6, set it, and return what was told; with `information` ask for that alone.
+
+        The names are dhclient's: ip6_address, dhcp6_name_servers, dhcp6_domain_search, max_life (seconds), dhcp6_server_id
+        (a DUID). LabError when no server answers.
+        """
+        self.link_local(interface)
+        folder = self.host.lab.directory / "dhclient"
+        folder.mkdir(exist_ok=True)
+        # What the client would remember is left to nobody: each time it asks as a guest does that boots.
+        files = [str(folder / f"{self.host.name}-{self.name}.{kind}") for kind in ("leases", "pid")]
+        self.run(["rm", "-f", *files])
+        argv = ["dhclient", "-6", "-d", "-D", "LL", *(["-S"] if information else []), "-cf", "/dev/null"]
+        argv += ["-lf", files[0], "-pf", files[1], "-sf", str(self.host.lab.lease6_script), interface]
+        with self.popen(argv) as client:
+            client.wait_for("told=", timeout)
+            return lease(client.text())
+
     def _udhcpc(self, interface: str) -> list[str]:
         options = ["-O", "staticroutes", "-O", "mtu"]
         return ["udhcpc", "-f", "-i", interface, "-s", str(self.host.lab.lease_script), "-T", "1", "-A", "1", *options]
 
 
 def lease(text: str) -> dict[str, str]:
-    """The last lease in what udhcpc printed, empty when there is none."""
+    """The last lease in what udhcpc or dhclient printed, empty when there is none."""
     found: dict[str, str] = {}
     reading = False
     for name, value in (line.split("=", 1) for line in text.splitlines() if "=" in line):
         if name == "event":
-            reading = value in ("bound", "renew")
+            reading = value in ("bound", "renew", "BOUND6", "RENEW6", "REBIND6")
             found = {} if reading else found
         elif reading:
             found[name] = value

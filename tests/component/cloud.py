@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,11 @@ IDENTITIES = {
     "bob": ("other", "member"),
 }
 CONTROLLERS = ("access", "binder", "release", "registrar")
+
+
+def defects(log: str) -> list[str]:
+    """What a server has logged of defects: the line of each, and the stack trace below it."""
+    return re.findall(r"^[^\n]*event=defect[^\n]*(?:\n(?!timestamp=)[^\n]*)*", log, re.MULTILINE)[:20]
 
 
 class Process:
@@ -369,6 +375,9 @@ class Cloud:
         finally:
             for process in [*self.replicas, self.etcd]:
                 process.kill()
+            if error is not None:
+                for api in self.replicas:
+                    print(*defects(api.log.read_text()), sep="\n")
             self._holder.cleanup()
 
     async def replica(self, endpoint: str = "") -> Client:

@@ -36,7 +36,7 @@ class SimulatedAgent:
         patch.setattr(alive, "_switch_answers", answers)
         self.node = node
         self.driver = driver or FakeDriver(KINDS)
-        self.interfaces: dict[str, Interface] = {}
+        self.interfaces = {"kumi-vxlan": Interface("kumi-vxlan", "br-int", 1000, None, "vxlan", "")}
         self.store = Store([cloud.etcd.endpoint], cloud.root)
         self.status = Status(self.store, node)
         self.state = State(node)

@@ -14,7 +14,7 @@ from agent.drivers.exec import ExecError, run
 from agent.drivers.netlink import NetlinkDriver
 from agent.drivers.ovsdb import OvsdbDriver
 from agent.facts.model import Interface
-from agent.facts.ovsdb import Ovsdb, OvsdbError, underlay_ips
+from agent.facts.ovsdb import Ovsdb, OvsdbError, underlay_bridges
 from agent.model.host import Bridge, OvsPort, ServiceNamespace
 from tests.component.private_host import on_private_host, sh, start_ovsdb
 from tests.waiting import until
@@ -233,7 +233,35 @@ async def test_underlay_addresses(driver):
     for bridge, address in (("br-b", "192.0.2.2/24"), ("br-a", "2001:db8::1/64"), ("br-int", "192.0.2.3/24")):
         sh(f"ip addr add {address} dev {bridge}; ip link set {bridge} up")
     sh("ip addr add 192.0.2.4/32 dev lo")
-    assert await underlay_ips(["br-int", "br-b", "br-a", "br-gone"]) == ("2001:db8::1", "192.0.2.2")
+    found = await underlay_bridges(["br-int", "br-b", "br-a", "br-gone"])
+    assert list(found.items()) == [("2001:db8::1", "br-a"), ("192.0.2.2", "br-b")]
+
+
+@on_private_host
+async def test_b_net_02_a_provider_bridge_is_made_and_a_foreign_one_is_used_and_left_alone(ovsdb, driver):
+    foreign, owner = "br-foreign-long", (("kumihimo", "provider"),)
+    sh("ip link add eth1 mtu 1400 type veth peer name wire1; ip link add eth2 type veth peer name wire2")
+    sh(f"ovs-vsctl add-br {foreign} -- set bridge {foreign} datapath_type=netdev -- add-port {foreign} eth2")
+    before = sh(f"ovs-vsctl --columns=fail_mode,protocols,external_ids,other_config list bridge {foreign}")
+    items = [INT, Bridge("br-phys", "netdev", "standalone"), OvsPort("br-phys", "eth1", "", (), owner)]
+    for bridge in ("br-phys", foreign):
+        ends = f"int-{bridge}", f"phy-{bridge}"
+        for place, name, peer in (("br-int", *ends), (bridge, *reversed(ends))):
+            items.append(OvsPort(place, name, "patch", (("peer", peer),), owner))
+    assert not await driver.apply(items, [])
+    assert await driver.read_owned() == {item.key: item for item in items}
+    assert sh("ovs-vsctl get bridge br-phys fail_mode") == "standalone"
+    assert "actions=NORMAL" in sh("ovs-ofctl dump-flows br-phys"), "it forwards like a switch"
+    facts = await ovsdb.host_facts()
+    assert facts.foreign_bridges == {foreign}
+    assert facts.interfaces["eth1"].mtu == 1400
+    sh("ip link set eth1 mtu 1300")
+    await until(lambda: ovsdb.facts()["eth1"].mtu == 1300)
+    assert not await driver.apply([], items)
+    assert sh("ovs-vsctl list-br") == foreign
+    assert sh(f"ovs-vsctl list-ports {foreign}") == "eth2"
+    assert sh(f"ovs-vsctl --columns=fail_mode,protocols,external_ids,other_config list bridge {foreign}") == before
+    sh("ip link del eth1; ip link del eth2")
 
 
 SERVICE = ServiceNamespace(

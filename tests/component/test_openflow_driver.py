@@ -126,10 +126,11 @@ PREREQUISITES: dict[str, dict[str, int]] = {
     "nd_target": NEIGHBOUR | {"icmpv6_type": 135},
     "nd_sll": NEIGHBOUR | {"icmpv6_type": 135},
     "nd_tll": NEIGHBOUR | {"icmpv6_type": 136},
+    **dict.fromkeys(("nd_reserved", "nd_options_type"), NEIGHBOUR | {"icmpv6_type": 135}),
 }
 WHOLE_ONLY = {
     *("in_port", "eth_type", "ip_proto", "ip_ttl", "arp_op", "ct_zone"),
-    *("icmp_type", "icmp_code", "icmpv6_type", "icmpv6_code"),
+    *("icmp_type", "icmp_code", "icmpv6_type", "icmpv6_code", "nd_reserved", "nd_options_type"),
 }
 # ct_mark can be written inside a ct action alone, and in_port not in its 32 bit (OXM) form.
 READ_ONLY = {"eth_type", "ip_proto", "ct_state", "ct_zone", "ct_mark", "in_port"}

@@ -8,6 +8,7 @@ from agent.drivers.peers import PeerDriver
 from agent.facts.capability import usable_datapaths
 from agent.model.host import Peer
 from tests.component.private_host import on_private_host, sh
+from tests.waiting import until
 
 LINK = """
 ip netns add other
@@ -39,6 +40,26 @@ async def test_peers_are_resolved_owned_and_let_go() -> None:
     failures = await driver.apply([Peer("198.51.100.1")], [])
     assert failures[("peer", "198.51.100.1")].reason == "NO_ROUTE"
     assert not await driver.apply([], [Peer("192.0.2.77")])
+    sh("ip link del v0; ip netns del other")
+
+
+@on_private_host
+async def test_peers_of_an_ipv6_underlay_are_kept_the_same_way() -> None:
+    sh(LINK)
+    sh("ip address add 2001:db8::1/64 dev v0 nodad; ip -n other address add 2001:db8::2/64 dev v1 nodad")
+    # The kernel asks from its link-local address, and not before it has one.
+    await until(lambda: "tentative" not in sh("ip -6 address show dev v0; ip -n other -6 address show dev v1"))
+    driver = PeerDriver()
+    peer = Peer("2001:db8::2")
+    assert not await driver.apply([peer], [])
+    entry = sh("ip -6 neigh show to 2001:db8::2")
+    assert "lladdr" in entry
+    assert "managed" in entry
+    assert "2001:db8::2" in sh("ovs-appctl tnl/neigh/show"), "the switch is told"
+    assert await driver.read_owned() == {peer.key: peer}
+    assert not await driver.apply([], [peer])
+    assert not await driver.read_owned()
+    assert (await driver.apply([Peer("2001:db8:1::1")], []))[("peer", "2001:db8:1::1")].reason == "NO_ROUTE"
     sh("ip link del v0; ip netns del other")
 
 

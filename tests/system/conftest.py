@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -10,23 +11,38 @@ import pytest
 from deploy.lab import Host, Lab
 from tests.system.cloud import Cloud, Scene
 
+# Two runs on one machine need two names.
+NAME = os.environ.get("KUMI_TEST_LAB", "ktsys")
+
+
+@contextlib.contextmanager
+def running(lab: Lab, ip_version: int = 4) -> Iterator[Cloud]:
+    """A lab as a cloud, with $KUMI_CONFIG set to it."""
+    before = os.environ.get("KUMI_CONFIG")
+    os.environ["KUMI_CONFIG"] = str(lab.files.client)
+    cloud = Cloud(lab)
+    try:
+        cloud.start(ip_version)
+        yield cloud
+    finally:
+        cloud.close()
+        if before is None:
+            del os.environ["KUMI_CONFIG"]
+        else:
+            os.environ["KUMI_CONFIG"] = before
+
 
 @pytest.fixture(scope="session")
 def cloud() -> Iterator[Cloud]:
-    # Two runs on one machine need two names.
-    with Lab(os.environ.get("KUMI_TEST_LAB", "ktsys"), hosts=3, tracing=True) as lab:
-        before = os.environ.get("KUMI_CONFIG")
-        os.environ["KUMI_CONFIG"] = str(lab.files.client)
-        cloud = Cloud(lab)
-        try:
-            cloud.start()
-            yield cloud
-        finally:
-            cloud.close()
-            if before is None:
-                del os.environ["KUMI_CONFIG"]
-            else:
-                os.environ["KUMI_CONFIG"] = before
+    with Lab(NAME, hosts=3, tracing=True) as lab, running(lab) as cloud:
+        yield cloud
+
+
+@pytest.fixture(scope="module")
+def cloud6() -> Iterator[Cloud]:
+    """Another cloud, of two hosts, whose underlay is IPv6; it ends with the module."""
+    with Lab(f"{NAME}6", hosts=2) as lab, running(lab, 6) as cloud:
+        yield cloud
 
 
 @pytest.fixture

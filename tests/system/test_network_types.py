@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from deploy.lab import Host
+from deploy.lab import Host, wait_until
+from deploy.lab.place import Place
 from kumihimo.v1 import network_pb2, node_pb2, segment_pb2
 from tests.system import frames
-from tests.system.cloud import Cloud, Scene, Vm, bridges
+from tests.system.cloud import PATIENCE, Cloud, Guest, Scene, Vm, bridges
 
 TUNNELS = ("vxlan", "geneve", "gre")
 TYPES = (*TUNNELS, "vlan", "flat", "local")
@@ -24,7 +25,7 @@ LARGEST = {"vxlan": (1 << 24) - 1, "geneve": (1 << 24) - 1, "gre": (1 << 32) - 1
 MTU = {"vxlan": 1550, "geneve": 1550, "gre": 1558, "vlan": 1600, "flat": 1600, "local": 1600}
 PROJECTS = ("demo", "other")
 HEADERS = 28  # IPv4 and ICMP
-MACS = [f"fa:16:3e:00:05:{number:02x}" for number in range(1, 4)]
+MACS = [f"fa:16:3e:00:05:{number:02x}" for number in range(1, 5)]
 
 
 def map_bridges(cloud: Cloud, host: Host, **mappings: str) -> None:
@@ -60,7 +61,7 @@ def network(scene: Scene, kind: str, number: int = 0, cidr: str = "10.5.0.0/24",
     return scene.network(cidr=cidr, **kinds, **fields)
 
 
-def three(scene: Scene, made: Any, places: tuple[Host, ...]) -> list[Vm]:
+def workloads(scene: Scene, made: Any, places: tuple[Host, ...]) -> list[Vm]:
     """Workloads with the addresses and MACs that those of every other network have."""
     return [
         scene.vm(made, host, ip=f"10.5.0.{10 + number}", mac_address=mac)
@@ -87,11 +88,19 @@ def seen_on(wire: Path, marker: bytes) -> list[int]:
     return [frames.tag_of(frame) for frame in frames.captured(wire) if marker in frame]
 
 
-def exchange(cloud: Cloud, groups: dict[str, list[Vm]], folder: Path) -> dict[str, dict[str, tuple[list[Any], list[int]]]]:
+def exchange(
+    cloud: Cloud, groups: dict[str, list[Vm]], folder: Path, kinds: dict[str, str] | None = None
+) -> dict[str, dict[str, tuple[list[Any], list[int]]]]:
     """Each first sends to all others of its network, one by one and by broadcast; only they may hear, and each once.
+
+    groups: by network, whose type `kinds` says; it is the name of the network when not given.
 
     Returns, by network and receiver, how it crossed: (kind, number, ends) on the underlay, VLANs on the provider's wire.
     """
+
+    def is_local(name: str) -> bool:
+        return (kinds or {}).get(name, name) == "local"
+
     underlay, provider = folder / "underlay.pcap", folder / "provider.pcap"
     markers: dict[str, dict[str, bytes]] = {}
     for vms in groups.values():
@@ -106,13 +115,13 @@ def exchange(cloud: Cloud, groups: dict[str, list[Vm]], folder: Path) -> dict[st
             )
         for name, (first, *others) in groups.items():
             for vm in others:
-                if name != "local" or vm.host is first.host:
+                if not is_local(name) or vm.host is first.host:
                     vm.guest.wait_for(markers[name][vm.ip])
                     vm.guest.wait_for(markers[name]["all"])
     for name, vms in groups.items():
         for vm in vms:
             heard = [(other, to) for other, sent in markers.items() for to, mark in sent.items() if vm.guest.has(mark)]
-            reached = vm is not vms[0] and (name != "local" or vm.host is vms[0].host)
+            reached = vm is not vms[0] and (not is_local(name) or vm.host is vms[0].host)
             assert heard == ([(name, vm.ip), (name, "all")] if reached else []), f"{vm.ip} of {name}"
             for marker in markers[name].values():
                 assert sum(marker in frame for frame in vm.guest.seen()) <= 1, "no copy too many"
@@ -155,9 +164,229 @@ def test_a_64_all_types_at_once_with_one_number_and_the_same_addresses(
         made = network(scene, kind, NUMBER, project_id=PROJECTS[position % 2])
         numbers[kind] = made.segmentation_id
         assert made.mtu == MTU[kind]
-        groups[kind] = three(scene, made, (h1, h2, h1) if kind in ("vxlan", "vlan", "local") else (h1, h2))
+        groups[kind] = workloads(scene, made, (h1, h2, h1) if kind in ("vxlan", "vlan", "local") else (h1, h2))
     found = exchange(cloud, groups, tmp_path)
     for kind, vms in groups.items():
         assert_crossed(kind, numbers[kind], vms, found[kind], 4)
         last = vms[1] if kind != "local" else vms[2]
         assert_fits(vms[0], last.ip, MTU[kind])
+
+
+@pytest.fixture
+def machine(cloud: Cloud, wire: None, h3: Host) -> Iterator[Place]:
+    """A physical machine on VLAN 77 of the wire: a router with a global address, and the world behind it, 198.51.100.1.
+
+    It hangs on a switch that is not ours, a bridge br-wire of h3, which is NIC phy1's.
+    """
+    made = h3.add_workload("machine")
+    h3.run("""
+        ovs-vsctl add-br br-wire -- set bridge br-wire datapath_type=netdev -- add-port br-wire phy1
+        ip link add wire0 mtu 1600 type veth peer name eth0 mtu 1600 address 02:00:00:00:00:77 netns machine
+        ip link set wire0 up
+        ethtool -K wire0 tx off >/dev/null
+        ip netns exec machine ethtool -K eth0 tx off >/dev/null
+        ip -n machine address add 203.0.113.1/24 dev eth0
+        ip -n machine address add 198.51.100.1/32 dev lo
+        ip -n machine link set eth0 up
+        ovs-vsctl add-port br-wire wire0 tag=77
+    """)
+    yield made
+    h3.remove_workload("machine")
+    h3.run("ovs-vsctl del-br br-wire")
+
+
+def test_b_net_02_a_workload_with_a_global_address_straight_on_a_provider_vlan(
+    scene: Scene, cloud: Cloud, machine: Place, h1: Host, h2: Host, h3: Host, tmp_path: Path
+) -> None:
+    """B-NET-07: the operator's VLAN; machines and workloads reach each other, on our bridge and on a foreign one."""
+    made = network(scene, "vlan", 77, "203.0.113.0/24", subnet={"gateway_ip": "203.0.113.1"})
+    one, two = scene.vm(made, h1), scene.vm(made, h2)
+    for vm in (one, two):
+        vm.workload.run("ip address flush dev eth0")
+        assert vm.workload.dhcp()["router"] == "203.0.113.1"
+        assert vm.workload.ping("198.51.100.1", count=2, interval=0.05).received == 2, "through the machine"
+        assert machine.ping(vm.ip, count=2, interval=0.05).received == 2
+    # The bridge of h3 is somebody else's: it is used, and keeps everything that it has.
+    before = h3.run("ovs-vsctl get bridge br-wire fail_mode external_ids")
+    map_bridges(cloud, h3, phys="br-wire")
+    three = scene.vm(made, h3)
+    assert three.sees(one)
+    assert machine.ping(three.ip, count=2, interval=0.05).received == 2
+    assert sorted(h3.run("ovs-vsctl list-ports br-wire").split()) == ["phy-br-wire", "phy1", "wire0"]
+    scene.remove(three)
+    map_bridges(cloud, h3)
+    assert h3.run("ovs-vsctl get bridge br-wire fail_mode external_ids") == before
+    assert sorted(h3.run("ovs-vsctl list-ports br-wire").split()) == ["phy1", "wire0"]
+
+
+def test_b_net_02_what_is_unknown_goes_to_the_wire_alone_and_nothing_returns_to_it(
+    scene: Scene, cloud: Cloud, machine: Place, h1: Host, h2: Host, tmp_path: Path
+) -> None:
+    made = network(scene, "vlan", 77, "203.0.113.0/24")
+    one, beside, away = scene.vm(made, h1), scene.vm(made, h1), scene.vm(made, h2)
+    eth0 = "02:00:00:00:00:77"
+    path = tmp_path / "provider.pcap"
+    outward = {name: os.urandom(16) for name in ("nobody", "broadcast", "multicast", "beside", "away")}
+    with cloud.lab.capture("provider", write=path):
+        one.guest.send(
+            datagram(one, "fa:16:3e:99:99:99", "203.0.113.99", outward["nobody"]),
+            datagram(one, frames.BROADCAST, "255.255.255.255", outward["broadcast"]),
+            datagram(one, "01:00:5e:01:02:03", "224.1.2.3", outward["multicast"]),
+            datagram(one, beside.mac, beside.ip, outward["beside"]),
+            frames.arp(one.mac, one.ip, "203.0.113.99"),
+            frames.arp(one.mac, one.ip, away.ip),
+            datagram(one, away.mac, away.ip, outward["away"]),
+        )
+        away.guest.wait_for(outward["away"])
+        away.guest.wait_for(outward["multicast"])
+        # The wire speaks: to everybody, to a workload, and to somebody it does not know.
+        inward = {name: os.urandom(16) for name in ("broadcast", "nobody", "one")}
+        guest = Guest(machine, "eth0")
+        guest.send(
+            frames.echo(eth0, frames.BROADCAST, "203.0.113.1", "255.255.255.255", inward["broadcast"], frames.ECHO_REPLY),
+            frames.echo(eth0, "fa:16:3e:99:99:99", "203.0.113.1", "203.0.113.99", inward["nobody"], frames.ECHO_REPLY),
+            frames.echo(eth0, one.mac, "203.0.113.1", one.ip, inward["one"], frames.ECHO_REPLY),
+        )
+        one.guest.wait_for(inward["one"])
+        for vm in (one, beside, away):
+            vm.guest.wait_for(inward["broadcast"])
+        guest.close()
+    on_wire = list(frames.captured(path))
+    for name, marker in (outward | {f"in-{name}": marker for name, marker in inward.items()}).items():
+        tags = [frames.tag_of(frame) for frame in on_wire if marker in frame]
+        assert tags == ([] if name == "beside" else [77]), f"{name}: once, with the network's tag, and not back"
+    asked = [frame[42:46] for frame in on_wire if frame[16:18] == b"\x08\x06" and frame[24:26] == b"\0\x01"]
+    assert frames.ip_bytes("203.0.113.99") in asked, "somebody on the wire may have it"
+    assert frames.ip_bytes(away.ip) not in asked, "B-NET-20: known, and so answered on the spot"
+    for vm in (beside, away):
+        assert not vm.guest.has(outward["nobody"])
+        assert not vm.guest.has(inward["nobody"])
+    for vm in (one, beside, away):
+        for marker in (*outward.values(), *inward.values()):
+            assert sum(marker in frame for frame in vm.guest.seen()) <= 1
+
+
+def test_b_net_02_a_node_that_is_not_on_the_physical_network_says_so_and_nothing_else_suffers(
+    scene: Scene, cloud: Cloud, wire: None, h1: Host, h3: Host
+) -> None:
+    made, other = network(scene, "vlan", 99), scene.network()
+    near = scene.vm(made, h1)
+    fine = [scene.vm(other, host) for host in (h1, h3)]
+    lost = scene.vm(made, h3, plug=False)
+    lost.plug()
+
+    def condition() -> Any:
+        port = cloud.admin.get(lost.port)
+        return next((item for item in port.conditions if item.type == "Wired" and item.reason != "NOT_YET_APPLIED"), None)
+
+    wait_until(lambda: condition() is not None, "the node says what is wrong", PATIENCE)
+    assert condition().reason == "SEGMENT_NOT_ON_NODE"
+    assert "physical network phys is not in the bridge_mappings of node h3" in condition().message
+    assert fine[1].sees(fine[0])
+    assert f"kumi-{made.id}" not in h3.workloads
+    # A mapping to what the host does not have is told as what it is, and is made good at once.
+    node = cloud.admin.update(node_pb2.Node(id="h3", bridge_mappings={"phys": "eth7"}), "bridge_mappings")
+    wait_until(lambda: "eth7 on br-phys" in condition().message, "the node says what is wrong", PATIENCE)
+    assert [item.reason for item in cloud.admin.get(node).conditions if item.type == "Applied"] == ["INTERFACE"]
+    assert fine[1].sees(fine[0])
+    map_bridges(cloud, h3, phys="phy1")
+    lost.active()
+    lost.set_address()
+    assert lost.sees(near)
+    scene.remove(lost)
+    map_bridges(cloud, h3)
+
+
+def test_b_net_12_an_underlay_that_is_too_narrow_is_told_by_the_network(
+    scene: Scene, cloud: Cloud, wire: None, h2: Host
+) -> None:
+    """The switch drops what is too large for the wire, and says nothing."""
+    tunnel, vlan = scene.network(), network(scene, "vlan", 5)
+    vms = [scene.vm(made, h2) for made in (tunnel, vlan)]
+    assert vms
+
+    def told(made: Any) -> list[str]:
+        return [item.message for item in cloud.admin.get(made).conditions if item.reason == "UNDERLAY_MTU"]
+
+    assert told(tunnel) == told(vlan) == []
+    for nic, made, text in (
+        ("phy0", tunnel, "mtu is 1550, and such a packet takes 1600 bytes on br-phy, which carries 1599"),
+        ("phy1", vlan, "mtu is 1600, and such a packet takes 1600 bytes on br-phys, which carries 1599"),
+    ):
+        h2.run(f"ip link set {nic} mtu 1599")
+        try:
+            wait_until(lambda made=made: bool(told(made)), "it is told", PATIENCE)  # type: ignore[misc]
+            assert text in told(made)[0]
+            assert told(made)[0].startswith("node h2: ")
+            cloud.admin.wait(cloud.admin.get(made).revision)
+        finally:
+            h2.run(f"ip link set {nic} mtu 1600; ip link set br-phy mtu 1600")
+        wait_until(lambda made=made: not told(made), "it is taken back", PATIENCE)  # type: ignore[misc]
+
+
+def test_a_75_a_changed_tunnel_address_converges_all_peers(
+    scene: Scene, cloud: Cloud, h1: Host, h2: Host, h3: Host, tmp_path: Path
+) -> None:
+    made = scene.network()
+    one, two, three = (scene.vm(made, host) for host in (h1, h2, h3))
+    new = "192.168.50.102"
+    path = tmp_path / "underlay.pcap"
+    for address in (new, h2.underlay):
+        h2.run(f"ip address add {address}/24 dev br-phy 2>/dev/null || true")
+        node = cloud.admin.update(node_pb2.Node(id="h2", tunnel_ip=address), "tunnel_ip")
+        cloud.admin.wait(node.revision)
+        path.unlink(missing_ok=True)
+        marker = os.urandom(16)
+        with cloud.lab.capture("underlay", write=path):
+            assert one.sees(two)
+            assert two.sees(three)
+            one.guest.send(datagram(one, two.mac, two.ip, marker))
+            two.guest.wait_for(marker)
+        ends = {end for packet in frames.tunnelled(path) for end in (packet.source, packet.target)}
+        assert ends == {h1.underlay, address, h3.underlay}
+    h2.run(f"ip address del {new}/24 dev br-phy")
+
+
+def test_b_net_03_to_05_over_an_ipv6_underlay(cloud6: Cloud, tmp_path: Path) -> None:
+    """Every tunnel type at once, all numbers equal; the MTU is 20 less."""
+    scene, (one, two) = Scene(cloud6), cloud6.hosts
+    groups = {}
+    for kind in TUNNELS:
+        made = network(scene, kind, NUMBER)
+        assert made.mtu == MTU[kind] - 20
+        groups[kind] = workloads(scene, made, (one, two))
+    found = exchange(cloud6, groups, tmp_path)
+    for kind, vms in groups.items():
+        assert_crossed(kind, NUMBER, vms, found[kind], 6)
+        assert_fits(vms[0], vms[1].ip, MTU[kind] - 20)
+    assert {"kumi-vxlan", "kumi-geneve", "kumi-gre"} <= set(one.run("ovs-vsctl list-ports br-int").split())
+    scene.close()
+
+
+@pytest.mark.skipif(not os.environ.get("KUMI_FULL"), reason="the whole matrix, with KUMI_FULL=1")
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_64_two_projects_on_three_hosts_in_one_type(
+    kind: str, scene: Scene, cloud: Cloud, wire: None, h1: Host, h2: Host, h3: Host, tmp_path: Path
+) -> None:
+    """Neighbours within one type, at the ends of its numbers; every pair of workloads, on one host and across."""
+    map_bridges(cloud, h3, phys="phy1")
+    groups, numbers, kinds = {}, {}, {}
+    for project, number in zip(PROJECTS, (1, LARGEST.get(kind, 0)), strict=True):
+        if kind == "flat" and groups:
+            break  # a physical network carries one
+        made = network(scene, kind, number, project_id=project)
+        numbers[project] = made.segmentation_id
+        groups[project] = workloads(scene, made, (h1, h2, h3, h1))
+        kinds[project] = kind
+    for turn in range(4):
+        turned = {project: [*vms[turn:], *vms[:turn]] for project, vms in groups.items()}
+        found = exchange(cloud, turned, tmp_path, kinds)
+        for project, vms in turned.items():
+            assert_crossed(kind, numbers[project], vms, found[project], 4)
+    for project, vms in groups.items():
+        for sender in vms:
+            for vm in vms:
+                if vm is not sender and (kind != "local" or vm.host is sender.host):
+                    assert sender.sees(vm), f"{sender.ip} to {vm.ip} of {project}"
+        reached = vms[3] if kind == "local" else vms[1]
+        assert_fits(vms[0], reached.ip, MTU[kind])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -100,8 +101,8 @@ SPOOFED = (
 class Attack:
     """A sender, and a victim on its own host and on another."""
 
-    def __init__(self, scene: Scene, h1: Host, h2: Host, **fields: object) -> None:
-        network = scene.network()
+    def __init__(self, scene: Scene, h1: Host, h2: Host, network: Any = None, **fields: object) -> None:
+        network = network or scene.network()
         self.sender = scene.vm(network, h1, **fields)  # type: ignore[arg-type]
         self.victims = [scene.vm(network, host) for host in (h1, h2)]
         # Without an address its kernel sends nothing by itself: every count is the test's.

@@ -108,6 +108,8 @@ RULES = {
         "agent.model",
         "agent.facts.model",
         "agent.mirror.state",
+        "controlplane.values.eui64",
+        "controlplane.values.overhead",
         "controlplane.values.service_mac",
     ),
     "agent.drivers": ("agent.model", "agent.facts.ovsdb", "agent.faults"),

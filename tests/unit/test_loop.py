@@ -11,6 +11,7 @@ from agent.compile import FEATURES
 from agent.compile.engine import Engine
 from agent.facts.model import HostFacts, Interface
 from agent.mirror.state import State
+from agent.model.pipeline import Table
 from agent.reconcile.lane import Lane
 from agent.reconcile.loop import Loop
 from agent.reconcile.status import Status
@@ -66,6 +67,9 @@ class Cloud:
 
     async def host_facts(self) -> HostFacts:
         return HostFacts(dict(self.interfaces), ("netdev",), "3.1.0", ())
+
+    def look_again(self) -> None:
+        """Nothing changes here."""
 
     def plug(self, name: str, ofport: int, port_id: str | None) -> None:
         self.interfaces[name] = Interface(name, "br-int", ofport, port_id, "", "")
@@ -145,6 +149,29 @@ async def test_c_06_a_revision_that_changes_nothing_here_is_applied_too() -> Non
                 **{keys.bindings(NET) + PORT: binding, keys.change_of_network(NET): store_pb2.ChangeRecord()}
             )
             await until(lambda revision=revision: cloud.applied() == revision, "the revision is applied")
+
+
+async def test_c_06_a_network_is_not_applied_while_its_tunnel_port_has_no_number() -> None:
+    async with running() as (cloud, driver):
+        network = network_pb2.Network(id=NET, key=1, segmentation_id=100, network_type=network_pb2.NETWORK_TYPE_GENEVE)
+        cloud.write(
+            **{
+                keys.node("h1"): node_pb2.Node(id="h1", key=1, tunnel_ip="192.0.2.1"),
+                keys.node("h2"): node_pb2.Node(id="h2", key=2, tunnel_ip="192.0.2.2"),
+                keys.network(NET): network,
+            }
+        )
+        cloud.plug("tap1", 11, PORT)
+        await until(lambda: ("ovs-port", "br-int", "kumi-geneve") in driver.there, "the tunnel port is made")
+        await until(lambda: any(key[:2] == ("flow", Table.NODE) and key[3] for key in driver.there), "what can be, is applied")
+        cloud.plug("tap9", 19, PORTS[9])
+        await until(
+            lambda: b"PORT_UNKNOWN" in cloud.said.get(keys.port_status("h1", PORTS[9]), b""), "status is said after that"
+        )
+        assert cloud.applied() == 0
+        cloud.plug("kumi-geneve", 12, None)
+        await until(lambda: cloud.applied() == cloud.revision, "it is applied")
+        assert any(key[:2] == ("flow", Table.GENEVE) and key[3] for key in driver.there)
 
 
 async def test_c_06_what_fails_is_said_and_the_revision_does_not_count() -> None:

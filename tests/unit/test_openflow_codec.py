@@ -49,7 +49,7 @@ ORACLE_NAMES = {
     "nd_sll": "ipv6_nd_sll",
     "nd_tll": "ipv6_nd_tll",
 }
-UNKNOWN_TO_ORACLE = {"ct_state", "ct_zone", "ct_mark"} | {f"xxreg{n}" for n in range(4)}
+UNKNOWN_TO_ORACLE = {"ct_state", "ct_zone", "ct_mark", "nd_reserved", "nd_options_type"} | {f"xxreg{n}" for n in range(4)}
 NAMES = sorted(FIELD_BITS.keys() - UNKNOWN_TO_ORACLE)
 
 
