@@ -3,8 +3,8 @@
 An interface on the integration bridge whose external_ids:iface-id is a port's id is all that the control plane needs;
 libvirt and os-vif make the same one. The host's end of the veth is called `tap` and the last 11 digits of the id.
 
-The only module of the agent that may import from `cli`, and only when a command runs: loading a command for its help
-must not load gRPC.
+Like `kumi node invite` it may import from `cli`, and only when a command runs: loading a command for its help must not load
+gRPC.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def attach(settings: Any, port: str, netns: str, bridge: str, interface: str, wa
         found: Port = client.find("Port", port)
         network = client.call("Networks", "Get", GetRequest(id=found.network_id))
         wiring = Wiring(found.id, found.mac_address, network.mtu, bridge, netns, interface)
-        elsewhere = [binding.node for binding in found.binding if binding.node]
+        elsewhere = [binding.node for binding in found.binding if binding.node and binding.interface]
         _act(_wire(wiring, elsewhere))
         if wait and found.admin_state_up:
             client.wait(found.revision, [found.id], active=True, timeout=timeout)

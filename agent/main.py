@@ -17,7 +17,7 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,17 +28,20 @@ from agent.compile import FEATURES
 from agent.compile.engine import Engine
 from agent.compile.node import INTEGRATION_BRIDGE
 from agent.drivers.dnsmasq import DnsmasqDriver
+from agent.drivers.names import NamesDriver
 from agent.drivers.netlink import NetlinkDriver
 from agent.drivers.openflow.driver import OpenFlowDriver
 from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.peers import PeerDriver
 from agent.facts.capability import probe
 from agent.facts.ovsdb import Ovsdb, OvsdbError
+from agent.inspection.look import Look
+from agent.inspection.service import Method, Service, source_address
 from agent.mirror.snapshot import Recorder
 from agent.mirror.snapshot import load as load_snapshot
 from agent.mirror.state import State
 from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_ours
-from agent.reconcile import alive
+from agent.reconcile import alive, counters
 from agent.reconcile.lane import Lane
 from agent.reconcile.loop import Loop
 from agent.reconcile.status import Status
@@ -120,9 +123,15 @@ async def _work(settings: Settings) -> None:
     )
     netlink = NetlinkDriver()
     flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost, loop.drifts)
-    host = Lane("host", [netlink, OvsdbDriver(ovsdb), DnsmasqDriver()], loop.wake, drifts=loop.drifts)
+    host = Lane("host", [netlink, OvsdbDriver(ovsdb), NamesDriver(), DnsmasqDriver()], loop.wake, drifts=loop.drifts)
     peers = Lane("peers", [PeerDriver(RUNDIR)], loop.wake, lost=switch.lost, drifts=loop.drifts)
     loop.use(flows, host, peers)
+    look = Look(
+        state,
+        ovsdb,
+        [OvsdbDriver(ovsdb), DnsmasqDriver(), PeerDriver(RUNDIR)],
+        lambda port: status.get(keys.port_status(settings.node, port)),
+    )
     begun = asyncio.Event()
 
     def away() -> None:
@@ -144,8 +153,17 @@ async def _work(settings: Settings) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(follow_store())
             await begun.wait()
-            work = (flows.run(), host.run(), peers.run(), loop.run(), recorder.run(), _describe(status, settings.node, ovsdb))
-            for part in work:
+            _introduce(status, settings.node)
+            for part in (
+                flows.run(),
+                host.run(),
+                peers.run(),
+                loop.run(),
+                recorder.run(),
+                _describe(status, settings.node, ovsdb),
+                _answer(settings, state, status, {"Inspect": look.inspect}),
+                counters.run(state, switch, status),
+            ):
                 group.create_task(part)
     finally:
         netlink.close()
@@ -188,10 +206,15 @@ async def _until_status_is_read(store: Store, status: Status, node: str, away: C
         await asyncio.sleep(pause)
 
 
-async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
-    """What the agent says of itself and of what the host can do: at its start, and when bridges or the switch change."""
+def _introduce(status: Status, node: str) -> None:
+    """What the agent says of itself, at its start; others add to it."""
     about = store_pb2.AgentStatus(version=version("kumihimo"))
     about.start_time.GetCurrentTime()
+    status.set(keys.agent_status(node), about)
+
+
+async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
+    """What the host can do: now, whenever bridges or the switch change, and every `PROBE`, for not everything tells of it."""
     changed = asyncio.Event()
     ovsdb.on_change(changed.set)
     seen: object = None
@@ -202,6 +225,7 @@ async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
         if due or now != seen:
             seen = now
             found = await probe(facts, ovsdb.interface_types, INTEGRATION_BRIDGE, RUNDIR)
+            about = store_pb2.AgentStatus.FromString(status.get(keys.agent_status(node)) or b"")
             del about.capabilities[:]
             for capability in found:
                 about.capabilities.add(name=capability.name, on=capability.on, reason=capability.reason)
@@ -214,8 +238,29 @@ async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
                 await changed.wait()
             due = False
         except TimeoutError:
-            due = True  # not everything that it depends on tells of a change
+            due = True
         changed.clear()
+
+
+async def _answer(settings: Settings, state: State, status: Status, methods: Mapping[str, Method]) -> None:
+    """Answer questions of API and operators, and say in status where."""
+
+    def address() -> str:
+        own = state.nodes.get(settings.node)
+        return (own.management_ip if own is not None else "") or source_address(settings.etcd)
+
+    def told(where: str, why_not: str) -> None:
+        key = keys.agent_status(settings.node)
+        about = store_pb2.AgentStatus.FromString(status.get(key) or b"")
+        about.address = where
+        about.features.pop("inspect", "")
+        if why_not:
+            about.features["inspect"] = f"off: {why_not}"
+        status.set(key, about)
+
+    if settings.etcd_tls is None:
+        return told("", "etcd_ca, etcd_certificate and etcd_key are not set, so nobody can be known")
+    return await Service(settings.etcd_tls, methods, address, told).run()
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from cli import nouns, tracing
+from cli import nouns, plugins, tracing
 from cli.apply import apply
 from cli.care import capabilities, drift
 from cli.completion import completion
@@ -26,8 +26,6 @@ from cli.tracing import Trace
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-PLUGINS = "kumihimo.commands"
-
 
 class Root(click.Group):
     """Nouns from the descriptors, own commands, and commands that other packages bring by entry point."""
@@ -41,41 +39,27 @@ class Root(click.Group):
         if cmd_name in kinds():
             return nouns.group(kinds()[cmd_name])
         plugin = _plugins().get(cmd_name)
-        return _load(plugin, quiet=ctx.resilient_parsing) if plugin else None
+        return plugins.load(plugin, quiet=ctx.resilient_parsing) if plugin else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Every verb of every noun; a plug-in is named without loading it."""
         with formatter.section("Nouns and their verbs"):
-            formatter.write_dl([(noun, ", ".join(nouns.verbs(kind))) for noun, kind in kinds().items()])
-        rows = []
+            formatter.write_dl(
+                [(noun, ", ".join([*nouns.verbs(kind), *plugins.found(noun)])) for noun, kind in kinds().items()]
+            )
+        own = []
         for name, command in self.commands.items():
-            verbs = f" ({', '.join(command.commands)})" if isinstance(command, click.Group) else ""
-            rows.append((name, command.get_short_help_str(limit=100) + verbs))
+            below = f" ({', '.join(command.commands)})" if isinstance(command, click.Group) else ""
+            own.append((name, command.get_short_help_str(limit=100) + below))
         with formatter.section("Commands"):
-            formatter.write_dl(rows)
-        if plugins := _plugins():
+            formatter.write_dl(own)
+        if others := _plugins():
             with formatter.section("Commands of other packages"):
-                formatter.write_dl([(name, f"from {plugin.module}") for name, plugin in sorted(plugins.items())])
+                formatter.write_dl([(name, f"from {plugin.module}") for name, plugin in sorted(others.items())])
 
 
 def _plugins() -> dict[str, EntryPoint]:
-    from importlib.metadata import entry_points
-
-    return {plugin.name: plugin for plugin in entry_points(group=PLUGINS)}
-
-
-def _load(plugin: EntryPoint, *, quiet: bool) -> click.Command | None:
-    """A plug-in's command. One that cannot be loaded is a line that names it; while completing it is not there."""
-    try:
-        command = plugin.load()
-        if not isinstance(command, click.Command):
-            raise TypeError("it is no click command")
-    except Exception as error:
-        # Foreign code may fail in any way, and must not take the other commands along.
-        if quiet:
-            return None
-        raise CliError(f"the command '{plugin.name}' ({plugin.value}) cannot be loaded: {error}") from error
-    return command
+    return plugins.found()
 
 
 @click.group(

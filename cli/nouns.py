@@ -9,7 +9,7 @@ from typing import Any
 import click
 from google.protobuf.descriptor import FieldDescriptor
 
-from cli import completion, methods, options, render, values
+from cli import completion, methods, options, plugins, render, values
 from cli.errors import DENIED, NOT_FOUND, UNAVAILABLE, CliError
 from cli.kinds import Kind, kind_named, option_name, required, rules
 from kumihimo.v1 import resource_pb2
@@ -27,11 +27,24 @@ class ObjectName(click.ParamType[str]):
         return completion.objects(ctx, self.kind, incomplete) if self.kind else []
 
 
+class Noun(click.Group):
+    """The verbs of a kind: those of its service, and those that other packages bring."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(dict.fromkeys([*super().list_commands(ctx), *plugins.found(self.name or "")]))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if own := super().get_command(ctx, cmd_name):
+            return own
+        plugin = plugins.found(self.name or "").get(cmd_name)
+        return plugins.load(plugin, quiet=ctx.resilient_parsing) if plugin else None
+
+
 def group(kind: Kind) -> click.Group:
     """The commands of one kind: a verb for each method that its service has."""
     from cli.docs import message_comment
 
-    noun = click.Group(
+    noun = Noun(
         kind.noun,
         help=message_comment(kind.descriptor) or f"{kind.plural.capitalize()}.",
         epilog=f"\b\nExample:\n  kumi {kind.noun} list",
@@ -39,7 +52,7 @@ def group(kind: Kind) -> click.Group:
     for method in kind.service.methods:
         if method.name in VERBS:
             noun.add_command(VERBS[method.name][1](kind))
-        elif not method.server_streaming:
+        elif method.name != LIVE and not method.server_streaming:
             noun.add_command(methods.command(kind, method, _target(kind)))
     return noun
 
@@ -49,7 +62,7 @@ def verbs(kind: Kind) -> list[str]:
     return [
         VERBS[method.name][0] if method.name in VERBS else methods.verb(method)
         for method in kind.service.methods
-        if method.name in VERBS or not method.server_streaming
+        if method.name in VERBS or (method.name != LIVE and not method.server_streaming)
     ]
 
 
@@ -111,13 +124,31 @@ def _place(ctx: click.Context, arguments: Sequence[FieldDescriptor], positional:
 
 
 def _show(kind: Kind) -> click.Command:
-    def callback(ctx: click.Context, target: str, at: int, output: str) -> None:
-        from cli import client
+    has_live = LIVE in kind.service.methods_by_name
 
+    def callback(ctx: click.Context, target: str, at: int, output: str, **params: Any) -> None:
+        from cli import client, live
+
+        wanted = params.get("live")
+        if at and (wanted or params.get("svg")):
+            raise click.UsageError("what was is not live: leave --at out", ctx)
         with client.connect(ctx.obj) as api:
-            render.single(api.find(kind.name, target, at), output)
+            item = api.find(kind.name, target, at)
+            found = None
+            if has_live and not at and (params["svg"] or (output == "table" if wanted is None else wanted)):
+                found = live.ask(api, kind, item.id)
+        if params.get("svg"):
+            live.draw(found, params["svg"])
+        live.show(item, found, output)
 
-    shared = options.decorate(callback, [options.at, options.output])
+    own = [options.at, options.output]
+    if has_live:
+        own = [
+            click.option("--live/--no-live", default=None, help="Also what is there now.  [default: in tables]"),
+            click.option("--svg", metavar="FILE", default="", help="Draw what is there now."),
+            *own,
+        ]
+    shared = options.decorate(callback, own)
     return _command(kind, "show", f"Show a {kind.options.singular}.", _mine(kind), shared, [_target(kind)])
 
 
@@ -318,6 +349,9 @@ def _sample(kind: Kind, field: FieldDescriptor) -> str:
         return "10.0.0.0/24"
     return _mine(kind) if field.name in ("id", "name") else _metavar(field)
 
+
+# The method that tells what is there now: a part of `show`.
+LIVE = "Inspect"
 
 # Method of the service -> its verb, and what makes the command.
 VERBS: dict[str, tuple[str, Callable[[Kind], click.Command]]] = {

@@ -32,13 +32,22 @@ def sentences(port: Any) -> list[str]:
     title = f"Port {port.name} ({port.id})" if port.name else f"Port {port.id}"
     addresses = values.text(fields["fixed_ips"], port.fixed_ips) or "no address"
     said = [f"{title} has {addresses} and MAC {port.mac_address} on network {port.network_id}."]
-    places = [f"node {place.node}" + (f" as {place.interface}" if place.interface else "") for place in port.binding]
+    asked = [place for place in port.binding if not place.active and not place.interface]
+    places = [
+        f"node {place.node}" + (f" as {place.interface}" if place.interface else "")
+        for place in port.binding
+        if place not in asked
+    ]
     said.append(f"It is on {' and '.join(places)}." if places else "It is on no node: no interface carries its id.")
+    said += [f"It shall be on node {place.node}, and is not plugged there." for place in asked]
     faults = [
         _sentence(f"{condition.type} is false", condition.message, condition.reason)
         for condition in port.conditions
         if not condition.status
     ]
+    drops = ", ".join(f"{port.counters.drops[reason]} {reason}" for reason in sorted(port.counters.drops))
+    if drops:
+        faults.append(f"Of what its workload sent, packets were dropped: {drops}.")
     if port.state == resource_pb2.STATE_ACTIVE:
         return [*said, f"It is wired: applied at revision {port.realization.realized_revision}.", *faults]
     said.append(f"It is not wired: its state is {values.text(fields['state'], port.state) or 'unknown'}.")

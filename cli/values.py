@@ -210,6 +210,7 @@ _SHORT: dict[str, tuple[str, Callable[[str], dict[str, str]]]] = {
     "IpRange": ("START-END", _split("-", "start", "end")),
     "HostRoute": ("DESTINATION=NEXTHOP", _split("=", "destination", "nexthop")),
     "AddressPair": ("ADDRESS[,MAC]", _address_pair),
+    "DhcpOption": ("NAME=VALUE", _split("=", "name", "value")),
 }
 
 
@@ -240,8 +241,16 @@ def _message_text(value: Any) -> str:
             return f"{value.destination}={value.nexthop}"
         case "AddressPair":
             return f"{value.ip_address},{value.mac_address}".rstrip(",")
+        case "DhcpOption":
+            return f"{value.name}={value.value}"
+        case "DnsAssignment":
+            return f"{value.fqdn} {value.ip_address}"
+        case "PortCounters":
+            drops = text(value.DESCRIPTOR.fields_by_name["drops"], value.drops)
+            said = f"received {value.rx_packets} packets ({value.rx_bytes} bytes), sent {value.tx_packets} ({value.tx_bytes})"
+            return f"{said}, dropped {drops}" if drops else said
         case "Binding":
-            return str(value.node)
+            return str(value.node) if value.active or value.interface else f"{value.node} (asked)"
         case "Condition":
             stated = f"{value.type}={'yes' if value.status else 'no'}"
             return stated if value.status or not value.message else f"{stated}: {value.message} [{value.reason}]"

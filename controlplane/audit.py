@@ -100,6 +100,8 @@ def _port(item: Any) -> Iterator[str]:
     yield keys.claim(keys.mac_pool(item.network_id), item.mac_address)
     for fixed in item.fixed_ips:
         yield keys.claim(keys.ip_pool(item.network_id, fixed.subnet_id), fixed.ip_address)
+    if item.dns_name:
+        yield keys.claim(keys.dns_pool(item.network_id), item.dns_name)
 
 
 def _node(item: Any) -> Iterator[str]:
@@ -173,6 +175,13 @@ def _binding(snapshot: Snapshot, key: str, open_: list[str], value: Any) -> Iter
         yield f"node {value.node} does not list the port", LEAK
 
 
+def _placement(snapshot: Snapshot, key: str, open_: list[str], value: Any) -> Iterator[Fault]:
+    network_id, port = open_
+    found = snapshot.objects.get(("Port", port))
+    if not {network_id, port} & snapshot.broken and (found is None or found.network_id != network_id):
+        yield "its port is gone", LEAK
+
+
 def _bound(snapshot: Snapshot, key: str, open_: list[str], value: Any) -> Iterator[Fault]:
     node_id, port = open_
     if value.node != node_id:
@@ -187,6 +196,7 @@ def _bound(snapshot: Snapshot, key: str, open_: list[str], value: Any) -> Iterat
 
 FAMILIES: tuple[Family, ...] = (
     Family("net/*/bind/*", port_pb2.Binding, _binding),
+    Family("net/*/place/*", store_pb2.Placement, _placement),
     Family("net/*/change", store_pb2.ChangeRecord, _called_for),
     Family("node/.change", store_pb2.ChangeRecord),
     Family("index/bind/*/*", port_pb2.Binding, _bound),
@@ -198,6 +208,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("status/*/net/*", store_pb2.Applied),
     Family("status/*/nodes", store_pb2.Applied),
     Family("status/*/drift", store_pb2.DriftReport),
+    Family("status/*/counters", store_pb2.NodeCounters),
     Family("alive/*", None),
     Family("controller/*", None),
     Family("request/**", store_pb2.RequestRecord),

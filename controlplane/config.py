@@ -22,7 +22,7 @@ quota_bytes = 2147483648             # what etcd was given with --quota-backend-
 underlay_mtu = 1500                  # bytes
     underlay_ip_version = 4              # family of the nodes' tunnel addresses: 4 or 6
 [tracing]
-file = "/var/log/kumihimo/api-spans.jsonl"
+file = "/var/log/kumihimo-api/spans.jsonl"
 """
 
 from __future__ import annotations

@@ -52,8 +52,9 @@ POLICY: Mapping[str, Mapping[str, Role]] = {
     "Network": {**_standard(Role.READER, Role.MEMBER), "GetIpAvailability": Role.READER},
     "AvailabilityZone": _standard(Role.READER, Role.OPERATOR),
     "NetworkSegmentRange": _standard(Role.READER, Role.OPERATOR),
-    "Node": _standard(Role.OPERATOR, Role.OPERATOR),
+    "Node": {**_standard(Role.OPERATOR, Role.OPERATOR), "Inspect": Role.OPERATOR},
     "PhysicalNetwork": _standard(Role.READER, Role.OPERATOR),
+    "Port": {**_standard(Role.READER, Role.MEMBER), **dict.fromkeys(("Bind", "Unbind"), Role.OPERATOR)},
     "Quota": _standard(Role.READER, Role.OPERATOR),
     "Settings": _standard(Role.OPERATOR, Role.OPERATOR),
     "SubnetPool": {

@@ -15,11 +15,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
+from uuid import UUID
 
 from controlplane.store import keys
 from controlplane.store.cache import Cache
 from controlplane.store.client import Entry
-from kumihimo.v1 import resource_pb2, store_pb2
+from kumihimo.v1 import port_pb2, resource_pb2, store_pb2
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ class Progress:
         self._networks: dict[str, dict[str, store_pb2.Applied]] = defaultdict(dict)
         self._nodes: dict[str, store_pb2.Applied] = {}
         self._ports: dict[str, dict[str, store_pb2.PortStatus]] = defaultdict(dict)
+        self._counters: dict[str, dict[bytes, port_pb2.PortCounters]] = {}  # node → port's id in 16 bytes
         self._alive: set[str] = set()
         self._spoken: set[str] = set()  # nodes that have spoken of the cluster that is
         self._taken_over = 0
@@ -59,6 +61,9 @@ class Progress:
                 _set(self._networks, network, node, self._believed(new) if new else None)
             case ["status", node, "port", port]:
                 _set(self._ports, port, node, store_pb2.PortStatus.FromString(new.value) if new else None)
+            case ["status", node, "counters"]:
+                counted = store_pb2.NodeCounters.FromString(new.value).ports if new else ()
+                self._counters[node] = {port.port: port.counters for port in counted}
             case ["status", node, "nodes"]:
                 self._spoken.discard(node)
                 if new:
@@ -94,6 +99,10 @@ class Progress:
     def seen(self, port: str) -> dict[str, store_pb2.PortStatus]:
         """Where a port is plugged, by node: more than one while it moves, or by mistake."""
         return self._ports.get(port, {})
+
+    def counters(self, node: str, port: str) -> port_pb2.PortCounters | None:
+        """What a node last told of a port's traffic."""
+        return self._counters.get(node, {}).get(UUID(port).bytes)
 
     def of_network(self, network: str) -> dict[str, store_pb2.Applied]:
         """The nodes that concern themselves with a network, dead ones included."""

@@ -38,6 +38,11 @@ def node_user(node_id: str) -> str:
     return NODE_PREFIX + node_id
 
 
+def node_name(node_id: str) -> str:
+    """The DNS name in a node's certificate, by which others ask its agent. It is no host's: no name ends so (RFC 2606)."""
+    return f"{node_user(node_id)}.invalid"
+
+
 @dataclass(frozen=True, slots=True)
 class Tls:
     """Files by which this process knows others (ca) and is known. Each is called `{prefix}_ca` and so on in messages."""

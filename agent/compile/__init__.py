@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from agent.compile.base import NODE_SCOPE
 from agent.compile.dhcp import compile_dhcp
 from agent.compile.engine import Features, Unit
+from agent.compile.floating import compile_floating
 from agent.compile.guard6 import compile_nd_guard
 from agent.compile.neighbour import compile_arp, compile_nd
 from agent.compile.network import compile_network
@@ -28,19 +29,21 @@ def _units(token: Token) -> Iterable[Unit]:
         case ("network", network):
             yield "network", network
             yield "dhcp", network
+        case ("floating", network):
+            yield "floating", network
         case ("port", network, port):
             yield "port", network, port
 
 
 def _scope(unit: Unit) -> str:
-    return str(unit[1]) if unit[0] in ("network", "dhcp", "port") else NODE_SCOPE
+    return str(unit[1]) if unit[0] in ("network", "dhcp", "floating", "port") else NODE_SCOPE
 
 
 def _exists(state: State, unit: Unit) -> bool:
     match unit:
         case ("node", str(node_id)):
             return node_id in state.nodes
-        case ("network" | "dhcp", str(network)):
+        case ("network" | "dhcp" | "floating", str(network)):
             return network in state.networks
         case ("port", str(network), str(port)):
             return network in state.networks and (port in state.networks[network].ports or port in state.interface_of)
@@ -57,6 +60,7 @@ FEATURES = Features(
         "node": compile_node,
         "network": compile_network,
         "dhcp": compile_dhcp,
+        "floating": compile_floating,
         "port": compile_port,
     },
     units=_units,

@@ -1,14 +1,19 @@
 """The DHCP service of a network on this node: its namespace, its dnsmasq, and the flows that lead to it.
 
+A DHCPv4 client asks for one address: a port with several gets the first that lies in a subnet with DHCP; its guest sets the
+others.
+
 What the service says carries the flag that keeps it on the host, and is guarded by nothing: it is ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from agent.compile import dhcp6
 from agent.compile.base import ETH_IPV4, UDP, flow, is_up, mac_number
+from agent.compile.dns import dns_config, dns_flows
 from agent.compile.lease import lease_time, tag
 from agent.compile.neighbour import neighbour
 from agent.compile.node import INTEGRATION_BRIDGE
@@ -18,7 +23,9 @@ from agent.model.flow import Flow, Output, Resubmit, SetField, match
 from agent.model.host import DhcpServer, OvsPort, ServiceNamespace
 from agent.model.item import Item
 from agent.model.pipeline import FLAGS, FROM_SERVICE, FROM_TUNNEL, CookieKind, Table, cookie
-from controlplane.values import service_mac
+from controlplane.dhcpoptions import find, written
+from controlplane.names import default_label
+from controlplane.values import Invalid, service_mac
 from kumihimo.v1 import network_pb2, port_pb2
 
 INNER = "dhcp0"
@@ -45,12 +52,15 @@ def compile_dhcp(view: View, network_id: str) -> Iterable[Item]:
     owner = (("kumihimo", "service"), ("kumihimo-network", network_id))
     yield OvsPort(INTEGRATION_BRIDGE, outer, "", (), owner)
     four, six = dhcp6.split(served)
-    hosts = [*_hosts(view, network_id, four), *dhcp6.hosts(view, network_id, six)]
-    yield DhcpServer(network_id, namespace, config(network, served), tuple(sorted(hosts)))
+    told = dict(_hosts(view, network, four))
+    hosts = [*((port, line) for port, (line, _) in told.items()), *dhcp6.hosts(view, network_id, six)]
+    more = [*dns_config(view, network), *(line for _, lines in told.values() for line in lines)]
+    yield DhcpServer(network_id, namespace, config(network, served, more), tuple(sorted(hosts)))
     interface = view.interface(outer)
     if interface is not None and interface.ofport is not None:
         yield from _service_flows(network, four, interface.ofport, mac)
         yield from dhcp6.flows(network, six, interface.ofport)
+        yield from dns_flows(network, served, interface.ofport, mac)
 
 
 def _service_flows(network: network_pb2.Network, served: list[network_pb2.Subnet], ofport: int, mac: str) -> Iterator[Flow]:
@@ -72,28 +82,47 @@ def _service_flows(network: network_pb2.Network, served: list[network_pb2.Subnet
         yield neighbour(network.key, subnet.dhcp_server_ip, mac_number(mac), mark)
 
 
-def _hosts(view: View, network_id: str, served: list[network_pb2.Subnet]) -> Iterator[tuple[str, str]]:
-    """(port id, dhcp-host line) of every local port with an address that DHCP serves."""
+def _hosts(
+    view: View, network: network_pb2.Network, served: list[network_pb2.Subnet]
+) -> Iterator[tuple[str, tuple[str, list[str]]]]:
+    """(port id, (dhcp-host line, lines of its options)) of every local port with an address that DHCP serves, by id."""
     by_id = {subnet.id: subnet for subnet in served}
-    for port_id in view.local_ports(network_id):
-        port = view.port(network_id, port_id)
+    for port_id in view.local_ports(network.id):
+        port = view.port(network.id, port_id)
         if port is None:
             continue
         fixed = next((fixed for fixed in port.fixed_ips if fixed.subnet_id in by_id), None)
         if fixed is not None:
-            yield port_id, host_line(port, fixed)
+            yield port_id, (host_line(port, fixed), options(port))
 
 
 def host_line(port: port_pb2.Port, fixed: port_pb2.FixedIp) -> str:
-    """dnsmasq's dhcp-host: MAC, tag, address, name."""
-    name = "host-" + fixed.ip_address.replace(".", "-")
-    return f"{port.mac_address},set:{tag(fixed.subnet_id)},{fixed.ip_address},{name}"
+    """dnsmasq's dhcp-host: MAC, tag of the port's own options, address, name."""
+    own = f"set:{tag(port.id)}," if options(port) else ""
+    return f"{port.mac_address},{own}{fixed.ip_address},{port.dns_name or default_label(fixed.ip_address)}"
 
 
-def config(network: network_pb2.Network, served: list[network_pb2.Subnet]) -> str:
-    """dnsmasq's configuration for one network (dnsmasq(8)); the driver adds what its own folder needs."""
+def options(port: port_pb2.Port) -> list[str]:
+    """dnsmasq's lines for what this port alone is told, whether its guest asks for it or not.
+
+    What this release cannot read (a later API has accepted it) is left out: it must not cost the others their leases.
+    """
+    told: dict[int, str] = {}
+    for name in ("domain-name", "domain-search") if port.dns_domain else ():
+        told[find(name).code] = written(name, port.dns_domain)
+    for option in port.extra_dhcp_opts:
+        if option.ip_version != network_pb2.IP_VERSION_IPV6:
+            with suppress(Invalid):
+                told[find(option.name).code] = written(option.name, option.value)
+    return [f"dhcp-option-force=tag:{tag(port.id)},{line}" for line in told.values()]
+
+
+def config(network: network_pb2.Network, served: list[network_pb2.Subnet], more: Iterable[str] = ()) -> str:
+    """dnsmasq's configuration for one network (dnsmasq(8)); the driver adds what its own folder needs.
+
+    more: lines of DNS and of ports; of two values of an option dnsmasq takes the first.
+    """
     lines = [
-        "port=0",
         "no-hosts",
         "no-resolv",
         "no-ping",
@@ -101,7 +130,8 @@ def config(network: network_pb2.Network, served: list[network_pb2.Subnet]) -> st
         f"interface={INNER}",
         "except-interface=lo",
         "dhcp-authoritative",
-        f"domain={network.dns_domain}",
+        *([f"domain={network.dns_domain}"] if network.dns_domain else []),
+        *more,
     ]
     four, six = dhcp6.split(served)
     lines += dhcp6.config(network, six, INNER)
@@ -114,8 +144,10 @@ def config(network: network_pb2.Network, served: list[network_pb2.Subnet]) -> st
         # Without a value the option is not sent; left out, dnsmasq would name itself.
         router = f",{subnet.gateway_ip}" if subnet.gateway_ip else ""
         lines.append(f"dhcp-option=tag:{name},option:router{router}")
-        servers = "".join(f",{server}" for server in subnet.dns_nameservers)
-        lines.append(f"dhcp-option=tag:{name},option:dns-server{servers}")
+        servers = ",".join(subnet.dns_nameservers) or subnet.dhcp_server_ip
+        lines.append(f"dhcp-option=tag:{name},option:dns-server,{servers}")
+        if network.dns_domain:
+            lines.append(f"dhcp-option=tag:{name},option:domain-search,{network.dns_domain}")
         if subnet.host_routes:
             routes = [(route.destination, route.nexthop) for route in subnet.host_routes]
             # A client that takes option 121 ignores the router option (RFC 3442), so the default route goes here too.

@@ -44,9 +44,8 @@ def config(network: pb.Network, served: Sequence[pb.Subnet], interface: str) -> 
         name = tag(subnet.id)
         first, length = subnet.cidr.split("/")
         yield f"dhcp-range=set:{name},{first},{MODES[subnet.ipv6_ra_mode]},{length},{lease_time(subnet)}"
-        # Without a value the option is not sent; left out, dnsmasq would name itself.
-        servers = "".join(f",[{server}]" for server in subnet.dns_nameservers)
-        yield f"dhcp-option=tag:{name},option6:dns-server{servers}"
+        servers = ",".join(f"[{server}]" for server in subnet.dns_nameservers or [subnet.dhcp_server_ip])
+        yield f"dhcp-option=tag:{name},option6:dns-server,{servers}"
         if network.dns_domain:
             yield f"dhcp-option=tag:{name},option6:domain-search,{network.dns_domain}"
 

@@ -95,7 +95,7 @@ class Engine:
         fresh = Engine(self._state, self._features)
         fresh._dirty |= set(self._items) | set(self._failed)
         for network, state in self._state.networks.items():
-            fresh.touch([("network", network), *(("port", network, port) for port in state.ports)])
+            fresh.touch([("network", network), ("floating", network), *(("port", network, port) for port in state.ports)])
         fresh.touch(("node", node) for node in self._state.nodes)
         fresh.run()
         return fresh.items()

@@ -18,8 +18,16 @@ from agent.compile.base import (
 )
 from agent.compile.guard6 import guard_ipv6
 from agent.model.flow import Action, Flow, Resubmit, match
-from agent.model.pipeline import SOURCE, Reason, Table
+from agent.model.pipeline import SOURCE, CookieKind, Reason, Table, cookie
 from kumihimo.v1 import port_pb2
+
+TAGGED = (0x1000, 0x1000)  # vlan_vid and mask: any tag, that of VLAN 0 (priority) too
+
+
+def untagged() -> Iterator[Flow]:
+    """No workload sends VLAN tags, with port security or without: the network would carry them to its other members."""
+    tagged = match(vlan_vid=TAGGED)
+    yield flow(Table.PORT_SECURITY, 200, tagged, *drop(Reason.VLAN_TAG), cookie=cookie(CookieKind.BASE))
 
 
 def guard(port: port_pb2.Port, ofport: int, mark: int) -> Iterator[Flow]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from agent.compile.base import drop, flow
+from agent.compile.guard import untagged
 from agent.compile.view import View
 from agent.model.flow import Resubmit, SetField, match
 from agent.model.host import Bridge
@@ -47,6 +48,7 @@ def _always() -> Iterator[Item]:
     }
     for table, reason in ends.items():
         yield flow(table, 0, match(), *drop(reason), cookie=base)
+    yield from untagged()
     yield flow(Table.SERVICES, 0, match(), Resubmit(Table.L2), cookie=base)
     yield flow(
         Table.ARP_REPLY,

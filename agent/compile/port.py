@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from agent.compile.base import drop, flow, is_ipv6, is_up, link_local, mac_number, speaks_ipv6
+from agent.compile.dns import name
 from agent.compile.guard import guard
 from agent.compile.neighbour import floating, neighbour, own_address
 from agent.compile.segment import missing, to_node
@@ -37,6 +38,9 @@ def verdict(view: View, network_id: str, port_id: str) -> Verdict:
     bound = view.bound_to(network_id, port_id)
     if bound and bound != view.node_id:
         return Verdict(False, "BOUND_ELSEWHERE", f"the port is bound to node {bound}")
+    asked = view.asked_to(network_id, port_id)
+    if not bound and asked not in ("", view.node_id) and view.node(asked) is not None:
+        return Verdict(False, "ASKED_ELSEWHERE", f"the port shall be on node {asked}; kumi port bind or unbind changes that")
     if interface.ofport is None:
         return Verdict(False, "INTERFACE_ERROR", f"interface {interface.name}: {interface.error or 'has no ofport yet'}")
     if view.node(view.node_id) is None:
@@ -47,11 +51,12 @@ def verdict(view: View, network_id: str, port_id: str) -> Verdict:
 
 
 def compile_port(view: View, network_id: str, port_id: str) -> Iterable[Item]:
-    """Flows of one port, here or elsewhere."""
+    """Flows and names of one port, here or elsewhere."""
     network, port = view.network(network_id), view.port(network_id, port_id)
     if network is None or port is None:
         return
     mark = cookie(CookieKind.PORT, port_id)
+    yield from name(network, port)
     interface = view.plugged(network_id, port_id)
     up = is_up(network) and is_up(port)
     found = verdict(view, network_id, port_id)

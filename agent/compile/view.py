@@ -68,6 +68,12 @@ class View:
         state = self._listed(network)
         return state.bindings.get(port, "") if state else ""
 
+    def asked_to(self, network: str, port: str) -> str:
+        """The node a port shall be on; "" when any will do."""
+        self.reads.add(("port", network, port))
+        state = self._listed(network)
+        return state.places.get(port, "") if state else ""
+
     def plugged(self, network: str, port: str) -> Interface | None:
         """The interface of this host that names the port."""
         self.reads.add(("port", network, port))
@@ -83,6 +89,18 @@ class View:
         self.reads.add(("members", network))
         state = self._listed(network)
         return sorted(node for node in state.members if node != self.node_id) if state else []
+
+    def domains(self, network: str) -> Sequence[str]:
+        """Domains that ports of the network have of their own, in place of the network's."""
+        self.reads.add(("domains", network))
+        state = self._listed(network)
+        return sorted(state.domains) if state else []
+
+    def floating_macs(self, network: str) -> dict[str, Sequence[str]]:
+        """MACs of allowed address pairs that are not the port's own, each with the ports that have it, by id."""
+        self.reads.add(("floating", network))
+        state = self._listed(network)
+        return {mac: sorted(state.floating[mac]) for mac in sorted(state.floating)} if state else {}
 
     def interface(self, name: str) -> Interface | None:
         """An interface of Open vSwitch by name."""

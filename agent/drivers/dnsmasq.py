@@ -1,11 +1,11 @@
-"""One dnsmasq per network and node, for DHCP and router advertisements.
+"""One dnsmasq per network and node, for DHCP, DNS and router advertisements.
 
 A server's folder {state_dir}/{network_id} holds dnsmasq.conf, hosts/ (a file for each port and family, which dnsmasq
-watches) and leases, which survive a power-off; its pid file lies in run_dir. The daemon detaches itself and outlives the
-agent; a later agent adopts it when /proc says that the process was started with this folder's file.
+watches), names/ (drivers/names.py) and leases, which survive a power-off; its pid file lies in run_dir. The daemon detaches
+itself and outlives the agent; a later agent adopts it when /proc says that the process was started with this folder's file.
 
-The file is our own lines, the mark, then DhcpServer.config as it is. Ours: pid-file, dhcp-leasefile, dhcp-hostsdir
-and the quiet-* lines. All the rest is the item's: `port=0`, `no-hosts`, `no-resolv`, `bind-dynamic`, `interface`,
+The file is our own lines, the mark, then DhcpServer.config as it is. Ours: pid-file, dhcp-leasefile, dhcp-hostsdir,
+hostsdir and the quiet-* lines. All the rest is the item's: `no-hosts`, `no-resolv`, `bind-dynamic`, `interface`,
 `dhcp-authoritative`, `dhcp-range`, `dhcp-option` and so on. A host is the value of a dhcp-host line, for example
 `fa:16:3e:00:00:01,set:TAG,10.0.0.5` or `fa:16:3e:00:00:01,[fd00::5]`. dnsmasq logs to syslog, which limits the rate:
 a guest could fill the disk through a file of its own. It gives root up, so the folders must be readable by all.
@@ -35,9 +35,12 @@ from agent.model.item import Failure, Item, Key
 
 MARK = "# configuration\n"
 NAMESPACE = "# namespace "
+NAMES = "names"
+SERVER_FILES = ("leases", "dnsmasq.conf")  # in this order: the last one says that there is a server
+PART = ".part"
 STOP_SECONDS = 5.0
 NETNS = Path("/run/netns")
-_LOOK = 4.0  # seconds between two looks
+LOOK = 4.0  # seconds between two looks
 Address = IPv4Address | IPv6Address
 
 
@@ -55,7 +58,7 @@ class DnsmasqDriver:
     async def changed(self) -> None:
         """Return when files or processes are not what they were when they were last read."""
         while True:
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(LOOK)
             if await asyncio.to_thread(self._marks) != self._seen:
                 return
 
@@ -64,7 +67,7 @@ class DnsmasqDriver:
         return {folder.name: (_marks_of(folder), self._runs(folder)) for folder in self._folders()}
 
     def _folders(self) -> list[Path]:
-        return sorted(folder for folder in self._state.glob("*") if folder.is_dir())
+        return sorted(folder for folder in self._state.glob("*") if _has_server(folder))
 
     def _runs(self, folder: Path) -> bool:
         namespace = self._namespaces.get(folder.name) or _configuration(folder)[0]
@@ -109,10 +112,8 @@ class DnsmasqDriver:
 
     async def _put(self, item: DhcpServer) -> None:
         folder = self._state / item.network_id
-        for readable in (self._state, folder, folder / "hosts", self._run):
-            # dnsmasq drops its privileges and reads its hosts as nobody, whatever our umask is.
-            readable.mkdir(parents=True, exist_ok=True)
-            readable.chmod(0o755)
+        for readable in (self._state, folder, folder / "hosts", folder / NAMES, self._run):
+            make_folder(readable)
             point("dhcp: folder made")
         wanted, present = dict(item.hosts), _hosts(folder)
         gone = {port: line for port, line in present.items() if wanted.get(port) != line}
@@ -126,12 +127,12 @@ class DnsmasqDriver:
             for port in gone:
                 (folder / "hosts" / port).unlink()
                 point("dhcp: host removed")
-            _write(folder, "dnsmasq.conf", self._lines(folder, item.namespace) + item.config)
+            write(folder, "dnsmasq.conf", self._lines(folder, item.namespace) + item.config)
             point("dhcp: configured")
             running = False
         for port, line in wanted.items():
             if present.get(port) != line:
-                _write(folder, f"hosts/{port}", line + "\n")
+                write(folder, f"hosts/{port}", line + "\n")
                 point("dhcp: host written")
         if not running:
             # dnsmasq detaches only when it has its sockets and has written its pid file, else it says why not.
@@ -142,10 +143,13 @@ class DnsmasqDriver:
         folder = self._state / item.network_id
         await self._stop(folder)
         point("dhcp: stopped for good")
-        # The folder goes last: it is what a later process knows the server by.
         self._pid_file(folder).unlink(missing_ok=True)
         point("dhcp: pid file removed")
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder / "hosts", ignore_errors=True)
+        for file in SERVER_FILES:
+            (folder / file).unlink(missing_ok=True)
+            point("dhcp: server file removed")
+        remove_if_empty(folder)
 
     def _lines(self, folder: Path, namespace: str) -> str:
         lines = (
@@ -153,6 +157,7 @@ class DnsmasqDriver:
             f"pid-file={self._pid_file(folder)}",
             f"dhcp-leasefile={folder / 'leases'}",
             f"dhcp-hostsdir={folder / 'hosts'}",
+            f"hostsdir={folder / NAMES}",
             "quiet-dhcp",
             "quiet-dhcp6",
             "quiet-ra",
@@ -204,6 +209,25 @@ async def _ended(handle: int, seconds: float) -> bool:
     return True
 
 
+def make_folder(folder: Path) -> None:
+    """dnsmasq drops its privileges and reads its hosts as nobody, whatever our umask is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """A network's folder goes with the last thing in it. While there is a server it watches its folders: they stay."""
+    if not _has_server(folder):
+        (folder / PART).unlink(missing_ok=True)
+        for each in (folder / NAMES, folder):
+            with contextlib.suppress(OSError):
+                each.rmdir()
+
+
+def _has_server(folder: Path) -> bool:
+    return (folder / "dnsmasq.conf").exists() or (folder / "hosts").exists()
+
+
 def _is_ours(folder: Path, pid: int) -> bool:
     try:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -229,9 +253,13 @@ def _marks_of(folder: Path) -> object:
         with contextlib.suppress(FileNotFoundError):
             for entry in os.scandir(place):
                 if entry.name != "leases":
-                    stat = entry.stat()
-                    found.append((entry.name, stat.st_ino, stat.st_mtime_ns, stat.st_size))
+                    found.append((entry.name, *mark_of(entry.stat())))
     return sorted(found)
+
+
+def mark_of(stat: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file does."""
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _head(folder: Path) -> str:
@@ -273,7 +301,7 @@ def _free(folder: Path, addresses: Sequence[Address]) -> None:
     lines = leases.read_text().splitlines(keepends=True)
     kept = [line for line in lines if _leased(line) not in addresses]
     if kept != lines:
-        _write(folder, "leases", "".join(kept))
+        write(folder, "leases", "".join(kept))
 
 
 def _leased(line: str) -> Address | None:
@@ -285,9 +313,9 @@ def _leased(line: str) -> Address | None:
         return None
 
 
-def _write(folder: Path, name: str, text: str) -> None:
+def write(folder: Path, name: str, text: str) -> None:
     """Write by rename, from outside the folder of hosts: dnsmasq reads whatever appears in that."""
-    part = folder / ".part"
+    part = folder / PART
     part.write_text(text)
     part.chmod(0o644)
     point("dhcp: file written beside")

@@ -6,8 +6,8 @@ what changed; compile records the tokens it reads, so that exactly the units con
 Interest closure: ports plugged here → their networks (through index/port/…) → everything below net/{net}/; and all nodes.
 
 Tokens: ("node", id) · ("network", net) · ("subnets", net) · ("port", net, id): port, binding, or its interface ·
-("local", net): the set of ports plugged here · ("members", net): the set of other nodes with ports · ("interface", name) ·
-("host",): bridges,
+("local", net): the set of ports plugged here · ("members", net): the set of other nodes with ports · ("domains", net): the set
+of domains that ports have of their own · ("floating", net): MACs of address pairs · ("interface", name) · ("host",): bridges,
 addresses · ("bridge", name): what its interfaces carry.
 """
 
@@ -41,7 +41,10 @@ class NetworkState:
     subnets: dict[str, network_pb2.Subnet] = field(default_factory=dict)
     ports: dict[str, port_pb2.Port] = field(default_factory=dict)
     bindings: dict[str, str] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)  # port → node that it shall be on
     members: dict[str, int] = field(default_factory=dict)  # node → number of ports bound to it
+    domains: dict[str, int] = field(default_factory=dict)  # dns_domain → number of ports that have it as their own
+    floating: dict[str, set[str]] = field(default_factory=dict)  # MAC of an address pair, not the port's own → ports
     trace_context: str = ""
     keys: set[str] = field(default_factory=set)
 
@@ -92,6 +95,14 @@ class State:
         """Ports of a network that are plugged here. Not to be changed."""
         return self._local.get(network, _NONE)
 
+    def ports_by_number(self) -> dict[int, str]:
+        """Ports that exist and are plugged here, by their number in the switch."""
+        return {
+            interface.ofport: port
+            for port, interface in self.interface_of.items()
+            if interface.ofport is not None and self.located.get(port)
+        }
+
     # -- facts --------------------------------------------------------------------------------------------------------
 
     def take_facts(self, facts: HostFacts) -> set[Token]:
@@ -138,7 +149,7 @@ class State:
         for network in [network for network in self.networks if network not in wanted]:
             gone = self.networks.pop(network)
             self._local.pop(network, None)
-            tokens |= {("network", network), ("subnets", network), ("local", network), ("members", network)}
+            tokens |= {(what, network) for what in ("network", "subnets", "local", "members", "domains", "floating")}
             tokens |= {("port", network, port) for port in gone.ports}
             for key in [key for key in self.unreadable if key.startswith(keys.scope(network))]:
                 del self.unreadable[key]
@@ -175,7 +186,7 @@ class State:
                 tokens |= self._guarded(key, entry, lambda key, entry: self._take_network(network, state, key, entry))
             if listed and not state.listed:
                 state.listed = True
-                tokens |= {("network", network), ("subnets", network), ("local", network), ("members", network)}
+                tokens |= {(what, network) for what in ("network", "subnets", "local", "members", "domains", "floating")}
             state.revision = revision
             if isinstance(notice, Listed):
                 state.cluster = notice.cluster
@@ -241,16 +252,40 @@ class State:
                     state.subnets[subnet] = network_pb2.Subnet.FromString(entry.value)
                 return {("subnets", network)}
             case ["net", _, "port", port]:
-                if entry is None:
-                    state.ports.pop(port, None)
-                else:
-                    state.ports[port] = port_pb2.Port.FromString(entry.value)
-                return {("port", network, port)}
+                return self._take_port(network, state, port, entry)
             case ["net", _, "bind", port]:
                 return self._take_binding(network, state, port, entry)
+            case ["net", _, "place", port]:
+                if entry is None:
+                    state.places.pop(port, None)
+                else:
+                    state.places[port] = store_pb2.Placement.FromString(entry.value).node
+                return {("port", network, port)}
             case ["net", _, "change"] if entry is not None:
                 state.trace_context = store_pb2.ChangeRecord.FromString(entry.value).trace_context
         return set()
+
+    def _take_port(self, network: str, state: NetworkState, port: str, entry: Entry | None) -> set[Token]:
+        new = port_pb2.Port.FromString(entry.value) if entry else None
+        old = state.ports.pop(port, None)
+        if new is not None:
+            state.ports[port] = new
+        tokens: set[Token] = {("port", network, port)}
+        before, after = old.dns_domain if old else "", new.dns_domain if new else ""
+        if before != after:
+            known = set(state.domains)
+            _count(state.domains, before, after)
+            if set(state.domains) != known:
+                tokens.add(("domains", network))
+        if (before_macs := _pair_macs(old)) != (after_macs := _pair_macs(new)):
+            for mac in before_macs - after_macs:
+                state.floating[mac].discard(port)
+                if not state.floating[mac]:
+                    del state.floating[mac]
+            for mac in after_macs - before_macs:
+                state.floating.setdefault(mac, set()).add(port)
+            tokens.add(("floating", network))
+        return tokens
 
     def _take_binding(self, network: str, state: NetworkState, port: str, entry: Entry | None) -> set[Token]:
         old = state.bindings.get(port, "")
@@ -262,12 +297,7 @@ class State:
         if old == new:
             return set()
         before = set(state.members)
-        if old:
-            state.members[old] -= 1
-            if not state.members[old]:
-                del state.members[old]
-        if new:
-            state.members[new] = state.members.get(new, 0) + 1
+        _count(state.members, old, new)
         tokens: set[Token] = {("port", network, port)}
         if set(state.members) != before:
             tokens.add(("members", network))
@@ -284,3 +314,20 @@ def _mtus(interfaces: Iterable[Interface]) -> dict[str, int]:
         if not interface.type and interface.mtu:
             found[interface.bridge] = min(interface.mtu, found.get(interface.bridge, interface.mtu))
     return found
+
+
+def _pair_macs(port: port_pb2.Port | None) -> set[str]:
+    """MACs that the port may send with, beside its own."""
+    if port is None:
+        return set()
+    return {pair.mac_address for pair in port.allowed_address_pairs} - {"", port.mac_address}
+
+
+def _count(numbers: dict[str, int], old: str, new: str) -> None:
+    """One that was `old` is `new` now; "" is nothing."""
+    if old:
+        numbers[old] -= 1
+        if not numbers[old]:
+            del numbers[old]
+    if new:
+        numbers[new] = numbers.get(new, 0) + 1

@@ -73,8 +73,8 @@ class ServiceNamespace:
 class DhcpServer:
     """A dnsmasq in a service namespace, detached: it outlives the agent.
 
-    config is the whole configuration file less what the driver adds about its own folder (pid, lease, hosts and log
-    files). hosts are (name, dhcp-host line) for the ports that this node serves, sorted; the name is the port's id, with
+    config is the whole configuration file less what the driver adds about its own folder (pid, lease, hosts, names and
+    log files). hosts are (name, dhcp-host line) for the ports that this node serves, sorted; the name is the port's id, with
     `.6` behind for DHCPv6.
     """
 
@@ -87,6 +87,19 @@ class DhcpServer:
     @property
     def key(self) -> Key:
         return ("dhcp", self.network_id)
+
+
+@dataclass(frozen=True, slots=True)
+class PortName:
+    """What DNS says of a port, wherever the port is: lines of hosts(5), one for each address."""
+
+    network_id: str
+    port_id: str
+    lines: tuple[str, ...]
+
+    @property
+    def key(self) -> Key:
+        return ("name", self.network_id, self.port_id)
 
 
 @dataclass(frozen=True, slots=True)

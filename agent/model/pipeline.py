@@ -3,7 +3,7 @@
 Stages, in the order a packet meets them:
 
     0 CLASSIFY      in_port → network and port; tunnel and tun_id → network
-    10 PORT_SECURITY  MAC, address, ARP, DHCP-server and RA guard of a local port; one default drop per kind
+    10 PORT_SECURITY  VLAN tag, MAC, address, ARP, DHCP-server and RA guard of a local port; one default drop per kind
     11 ND_GUARD     what IPv6 neighbour discovery of a local port may say
     30 SERVICES     ARP request → 44, 31; neighbour solicitation → 45, 32; DHCP, RS → the service namespace
     31 ARP_REPLY    turns the request into its answer
@@ -120,6 +120,7 @@ class Reason(IntEnum):
     DHCPV6_SERVER = 19
     ND_UNKNOWN = 20
     ND_OWN = 21
+    VLAN_TAG = 22
 
 
 # What can befall a packet that a given local port sends; each has a counter for each port.
@@ -141,6 +142,7 @@ REASONS_OF_SENDER = (
     Reason.DHCPV6_SERVER,
     Reason.ND_UNKNOWN,
     Reason.ND_OWN,
+    Reason.VLAN_TAG,
 )
 
 

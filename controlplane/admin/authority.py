@@ -7,6 +7,7 @@ for is read from the certificate. Invariants:
 - `renew` keeps the key and replaces the certificate alone, so nobody who re-reads the two finds a pair that does not match.
 - Who may be what is said by the certificate alone: etcd takes a client for the user its common name says, and a peer for a
   member by the name `etcd`; so those names are never given to a certificate for another use.
+- A node's certificate serves its agent's own calls, by a name that no host can have: with it nobody can play etcd or API.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from controlplane.tls import API_USER, ETCD_NAME, NODE_PREFIX, node_user
+from controlplane.tls import API_USER, ETCD_NAME, NODE_PREFIX, node_name, node_user
 
 CA = "ca"
 CA_DAYS = 3650
@@ -119,18 +120,17 @@ class Authority:
         if name == CA or not _NAME.fullmatch(name):
             raise AuthorityError(f"{name!r} is no name for a certificate: 1-63 of A-Z a-z 0-9 . _ -, and not {CA!r}")
         subject = _subject(common_name(use, name))
-        names = {Use.ETCD: [ETCD_NAME, "localhost"], Use.API: [API_USER, "localhost"]}.get(use, [])
-        general = [_general_name(item) for item in dict.fromkeys([*names, *sans])]
+        general = [_general_name(item) for item in dict.fromkeys([*_own_names(use, name), *sans])]
         self._must_be_free(name)
-        usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
-        if use in (Use.ETCD, Use.API):
-            usage.append(ExtendedKeyUsageOID.SERVER_AUTH)
         key = ec.generate_private_key(ec.SECP256R1())
-        self._write_pair(name, key, self._signed(subject, key.public_key(), general, usage, timedelta(days=days)))
+        self._write_pair(name, key, self._signed(subject, key.public_key(), general, _purposes(use), timedelta(days=days)))
         return self._read(name)
 
     def renew(self, name: str, days: int | None = None) -> Issued:
-        """The same certificate with new dates, for as long as the last one or `days`; the key stays."""
+        """The same certificate with new dates, for as long as the last one or `days`; the key stays.
+
+        What its use brings by now (names, purposes) it has from then on, whatever release made it.
+        """
         old = self._load(name)
         span = timedelta(days=days) if days else old.not_valid_after_utc - old.not_valid_before_utc - BACKDATED
         if name == CA:
@@ -139,9 +139,17 @@ class Authority:
             key = old.public_key()
             if not isinstance(key, ec.EllipticCurvePublicKey):
                 raise AuthorityError(f"{self.certificate(name)} was not made by `kumi pki issue`, and is not renewed by it")
-            new = self._signed(old.subject, key, _names(old), _usage(old), span)
+            user = _common_name(old)
+            use = _use(user)
+            own = [_general_name(item) for item in _own_names(use, user.removeprefix(NODE_PREFIX))]
+            names = list(dict.fromkeys([*own, *_names(old)]))
+            new = self._signed(old.subject, key, names, _purposes(use), span)
         _put(self.certificate(name), new.public_bytes(Encoding.PEM), 0o644, replace=True)
         return self._read(name)
+
+    def find(self, name: str) -> Issued | None:
+        """The certificate of that name; None when there is none."""
+        return self._read(name) if self.certificate(name).exists() else None
 
     def list(self) -> list[Issued]:
         """All certificates, the authority's own first."""
@@ -209,7 +217,7 @@ class Authority:
 
     def _read(self, name: str) -> Issued:
         found = self._load(name)
-        user = "".join(str(item.value) for item in found.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
+        user = _common_name(found)
         names = tuple(str(item.value) for item in _names(found))
         use = CA if name == CA else _use(user)
         return Issued(name, use, user, names, found.not_valid_after_utc, self.certificate(name), self.key(name))
@@ -274,8 +282,26 @@ def _use(user: str) -> Use:
     return {ETCD_NAME: Use.ETCD, API_USER: Use.API}.get(user, Use.CLIENT)
 
 
-def _usage(certificate: x509.Certificate) -> Sequence[x509.ObjectIdentifier]:
-    return list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+def _common_name(certificate: x509.Certificate) -> str:
+    return "".join(str(item.value) for item in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
+
+
+def _own_names(use: Use, name: str) -> list[str]:
+    """The names that a use brings, for a certificate called `name`."""
+    match use:
+        case Use.ETCD:
+            return [ETCD_NAME, "localhost"]
+        case Use.API:
+            return [API_USER, "localhost"]
+        case Use.NODE:
+            return [node_name(name)]
+    return []
+
+
+def _purposes(use: Use) -> list[x509.ObjectIdentifier]:
+    if use is Use.CLIENT:
+        return [ExtendedKeyUsageOID.CLIENT_AUTH]
+    return [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
 
 
 def _names(certificate: x509.Certificate) -> list[x509.GeneralName]:

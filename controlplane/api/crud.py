@@ -216,7 +216,7 @@ class Crud:
         reply.revision = reply.revision or revision
         if not request.validate_only:
             reply.etag = format(reply.revision, "x")
-            await caught_up(self._cache, reply.revision)
+            await caught_up(self._cache, max(reply.revision, revision))
         return self._output.fill(reply, context.caller)
 
     def _load(self, stored: bytes, revision: int) -> Any:

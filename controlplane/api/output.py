@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from controlplane import redaction
+from controlplane import names, redaction
 from controlplane.identity import Caller
 from controlplane.progress import Lag, Progress
 from controlplane.registry import KINDS
@@ -92,12 +92,20 @@ class Output:
         message.realization.lagging.extend(lag.message_of() for lag in (lagging + dead)[:LAGGING_SHOWN])
 
     def _port(self, message: Any) -> None:
+        network = self._cache.message(KINDS["Network"], keys.network(message.network_id))
+        message.dns_assignments.extend(names.assignments(message, network.dns_domain if network else ""))
         self._scope(message, message.network_id, message.admin_state_up)
         entry = self._cache.get(keys.bindings(message.network_id) + message.id)
         seen = self._progress.seen(message.id)
+        asked = self._asked(message)
         if entry is None:
             message.state = resource_pb2.STATE_DOWN
-            if seen:
+            self._places(message, asked, None, network)
+            if seen and asked:
+                nodes = ", ".join(sorted(seen))
+                text = f"seen on {nodes}, and it shall be on {asked}; plug it there, or kumi port unbind {message.id}"
+                _condition(message, "Attached", False, "ASKED_ELSEWHERE", text)
+            elif seen:
                 nodes = ", ".join(sorted(seen))
                 _condition(message, "Attached", False, "NOT_YET_BOUND", f"seen on {nodes}, and not yet bound to it")
             else:
@@ -105,7 +113,10 @@ class Output:
                 _condition(message, "Attached", False, "NOT_ATTACHED", text)
             return
         binding = port_pb2.Binding.FromString(entry.value)
-        message.binding.append(binding)
+        self._places(message, asked, binding, network)
+        counters = self._progress.counters(binding.node, message.id)
+        if counters is not None:
+            message.counters.CopyFrom(counters)
         status = seen.get(binding.node)
         here = f"interface {binding.interface} of node {binding.node}"
         _condition(message, "Attached", True, "ATTACHED", f"attached to {here}")
@@ -117,6 +128,23 @@ class Output:
         for other in sorted(set(seen) - {binding.node}):
             text = f"an interface on node {other} names this port too; it is bound to {binding.node} and not wired there"
             _condition(message, "Unique", False, "PLUGGED_TWICE", text)
+
+    def _asked(self, message: Any) -> str:
+        """The node that a port shall be on; "" when none was asked for, or it is deleted."""
+        entry = self._cache.get(keys.placements(message.network_id) + message.id)
+        node = store_pb2.Placement.FromString(entry.value).node if entry else ""
+        return node if node and self._cache.get(keys.node(node)) is not None else ""
+
+    def _places(self, message: Any, asked: str, bound: port_pb2.Binding | None, network: Any) -> None:
+        """Where it is, then where it shall be, with what an interface needs that stands for it there."""
+        if bound is not None:
+            message.binding.add(node=bound.node, interface=bound.interface, active=True)
+        if asked and (bound is None or asked != bound.node):
+            message.binding.add(node=asked)
+        for place in message.binding:
+            place.vif_type = "ovs"
+            details = {"bridge": "br-int", "iface-id": message.id, "mac_address": message.mac_address}
+            place.vif_details.update(details, mtu=str(network.mtu if network else 0))
 
     def _wired(self, message: Any, status: store_pb2.PortStatus | None, node: str, revision: int) -> None:
         applied = self._progress.of_network(message.network_id).get(node)
@@ -175,6 +203,7 @@ class Output:
             message.agent.start_time.CopyFrom(status.start_time)
             message.agent.features.update(status.features)
             message.agent.capabilities.extend(status.capabilities)
+            message.agent.address = status.address
         applied = self._progress.of_nodes().get(message.id)
         message.agent.applied_revision = applied.revision if applied else 0
         message.agent.alive = alive
@@ -212,7 +241,8 @@ def hide(message: Any, caller: Caller) -> None:
             del message.used[:], message.available[:]
     if "binding" in message.DESCRIPTOR.fields_by_name:
         for binding in message.binding:
-            binding.node = binding.interface = ""
+            binding.node = binding.interface = binding.vif_type = ""
+            binding.vif_details.clear()
     for lag in message.realization.lagging:
         lag.node = lag.message = ""
     for condition in message.conditions:

@@ -21,6 +21,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from controlplane import config, telemetry
 from controlplane.api import body, public
+from controlplane.api.agents import Agents, Inspect
 from controlplane.api.apply import Apply
 from controlplane.api.changes import Changes
 from controlplane.api.crud import Crud
@@ -40,6 +41,7 @@ from controlplane.progress import Progress
 from controlplane.registry import KINDS, OPERATIONS
 from controlplane.services import RULES
 from controlplane.services.defaults import Installation
+from controlplane.serving import credentials
 from controlplane.store import health as store_health
 from controlplane.store import restored
 from controlplane.store.access import Access, CannotProtect
@@ -57,7 +59,7 @@ _log = structlog.get_logger("kumihimo.api")
 
 
 def handlers(
-    dispatch: Dispatch, installation: Installation, committer: Committer, progress: Progress
+    dispatch: Dispatch, installation: Installation, committer: Committer, progress: Progress, agents: Agents
 ) -> list[grpc.GenericRpcHandler]:
     """A gRPC handler per service, made from the descriptors."""
     store, cache = committer.store, committer.cache
@@ -77,6 +79,8 @@ def handlers(
         }
         verbs.update((name, crud.change(method)) for name, method in RULES[kind.name].changes.items())
         verbs.update((name, crud.read(method)) for name, method in RULES[kind.name].reads.items())
+        if kind.name == "Node":
+            verbs["Inspect"] = Inspect(cache, agents).inspect
         found.append(_service(kind.service, kind.name, verbs, dispatch))
     operations = {
         "Wait": Wait(cache, progress, output).wait,
@@ -147,10 +151,11 @@ async def serve(settings: config.Config) -> None:
         for controller in controllers:
             tasks.append(group.create_task(runner.run(controller, replica)))
         dispatch = Dispatch(tokens, installation, committer.hints)
-        server = _server(handlers(dispatch, installation, committer, progress))
+        agents = Agents(cache, settings.etcd_tls)
+        server = _server(handlers(dispatch, installation, committer, progress, agents))
         for address in settings.listen:
             # Credentials of its own for each: their first configuration is taken by one listener.
-            _listen(server, address, _credentials(Watched(Tls(None, settings.tls_certificate, settings.tls_key, prefix="tls"))))
+            _listen(server, address, credentials(Watched(Tls(None, settings.tls_certificate, settings.tls_key, prefix="tls"))))
         await server.start()
         _spare_the_collector()
         _log.info("serving", listen=", ".join(settings.listen), revision=cache.revision)
@@ -189,20 +194,6 @@ async def _store_answers(store: Store) -> None:
                     return
     except TimeoutError:
         raise Unfit(f"etcd at {store.endpoints} has not answered for {STORE_DEADLINE:.0f} s; is it running?") from None
-
-
-def _credentials(files: Watched) -> grpc.ServerCredentials:
-    """Our certificate towards clients. gRPC asks at each handshake whether there is another."""
-
-    def current() -> grpc.ServerCertificateConfiguration:
-        return grpc.ssl_server_certificate_configuration([(files.loaded.key, files.loaded.certificate)])
-
-    def changed() -> grpc.ServerCertificateConfiguration | None:
-        # None, nearly always: gRPC puts another in place without a lock, and with one a handshake two at once end the process.
-        return current() if files.changed() else None
-
-    fetcher: Any = changed  # its stub knows no None
-    return grpc.dynamic_ssl_server_credentials(current(), fetcher)
 
 
 # What strangers can make the server hold. Times in ms.

@@ -117,7 +117,7 @@ class Wait:
             self._output.fill(port, caller)
             if port.state != resource_pb2.STATE_ACTIVE:
                 last = port.conditions[-1] if port.conditions else resource_pb2.Condition(reason="NOT_YET_APPLIED")
-                node = port.binding[0].node if port.binding else ""
+                node = next((place.node for place in port.binding if place.active), "")
                 found.append(Lag(node, 0, last.reason, f"port {port.id}: {last.message}"))
         return found
 

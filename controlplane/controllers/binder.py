@@ -1,7 +1,9 @@
 """Decides where a port is: turns "seen on a node" into `net/{net}/bind/{port}`.
 
-Rules: a port seen on one node is bound to it. A port seen on several stays where it is bound while it is seen there or
-while that node's agent is dead (its traffic goes on); else the node it is seen on takes it. A port seen nowhere is unbound.
+Rules: a port that is asked to be on a node (`net/{net}/place/{port}`) is bound there when it is seen there, and is never bound
+to another; until then it stays where it is bound, so that a move has no gap. Otherwise: a port seen on one node is bound to
+it. A port seen on several stays where it is bound while it is seen there or while that node's agent is dead (its traffic goes
+on); else the node it is seen on takes it. A port seen nowhere is unbound.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from controlplane.registry import KINDS
 from controlplane.store import keys
 from controlplane.store.client import Entry
 from controlplane.store.txn import Origin, Transaction
-from kumihimo.v1 import port_pb2
+from kumihimo.v1 import port_pb2, store_pb2
 
 ORIGIN = Origin(actor="binder", project_id="", method="controller/binder")
 
@@ -28,7 +30,7 @@ class Binder(Controller):
 
     def changed(self, key: str, new: Entry | None) -> None:
         match keys.split(key):
-            case ["status", _, "port", port] | ["net", _, "bind", port]:
+            case ["status", _, "port", port] | ["net", _, "bind" | "place", port]:
                 self.mark(port)
             case ["net", _, "port", port] if self.progress.seen(port):
                 self.mark(port)
@@ -65,7 +67,8 @@ class Binder(Controller):
         key = keys.bindings(port.network_id) + port_id
         entry = transaction.read(key)
         old = port_pb2.Binding.FromString(entry.value) if entry else None
-        new = self._place(old, port_id)
+        asked = transaction.read(keys.placements(port.network_id) + port_id)
+        new = self._place(old, port_id, store_pb2.Placement.FromString(asked.value).node if asked else "")
         if new == old:
             return 0
         transaction.require(keys.place(KINDS["Port"], port_id, port.network_id))
@@ -88,13 +91,17 @@ class Binder(Controller):
             transaction.put(keys.bound_to(new.node, port_id), new)
         return 1
 
-    def _place(self, old: port_pb2.Binding | None, port_id: str) -> port_pb2.Binding | None:
+    def _place(self, old: port_pb2.Binding | None, port_id: str, asked: str) -> port_pb2.Binding | None:
+        """asked: the node it shall be on; one that is deleted asks for nothing."""
         seen = {
             node: status for node, status in self.progress.seen(port_id).items() if self.cache.get(keys.node(node)) is not None
         }
-        if old is not None and old.node in seen:
-            return port_pb2.Binding(node=old.node, interface=seen[old.node].interface)
-        if seen:
+        if asked in seen:
+            node = asked
+        elif old is not None and old.node in seen:
+            node = old.node
+        elif seen and (not asked or self.cache.get(keys.node(asked)) is None):
             node = min(seen)
-            return port_pb2.Binding(node=node, interface=seen[node].interface)
-        return None
+        else:
+            return None
+        return port_pb2.Binding(node=node, interface=seen[node].interface)

@@ -51,6 +51,8 @@ MADE_AT_READ = (
     "used",
     "available",
     "nodes",
+    "dns_assignments",
+    "counters",
 )
 _MADE: dict[str, tuple[str, ...]] = {}
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from controlplane.errors import ApiError, Code, Violation, exhausted, fault, precondition, taken
+from controlplane import dhcpoptions, names
+from controlplane.errors import ApiError, Code, Violation, exhausted, fault, precondition, reference_not_found, taken
 from controlplane.registry import KINDS
+from controlplane.services import kernel
 from controlplane.services.base import Context, Rules, claim, label, network_of, release, subnets_of
 from controlplane.services.subnet import forms_addresses, ranges, usable
 from controlplane.store import keys
+from controlplane.store.client import Entry
 from controlplane.store.txn import Transaction
-from controlplane.values import address, eui64, prefix
+from controlplane.values import Invalid, address, eui64, prefix
+from kumihimo.v1 import network_pb2, store_pb2
 from kumihimo.v1 import port_pb2 as pb
-from kumihimo.v1 import store_pb2
 
 MAC_TRIES = 100
 SERVICE = "network:"  # begins the device_owner of a port that a service made for itself
@@ -23,6 +26,9 @@ class PortRules(Rules):
     """See the module."""
 
     kind = "Port"
+
+    def __init__(self) -> None:
+        self.changes = {"Bind": _bind, "Unbind": _unbind}
 
     def complete(self, new: Any, context: Context) -> None:
         if not new.HasField("admin_state_up"):
@@ -46,6 +52,13 @@ class PortRules(Rules):
                 "FEATURE_NOT_SUPPORTED",
                 f"no node supports vnic_type {pb.VnicType.Name(new.vnic_type)}; NORMAL is accepted",
                 Code.UNIMPLEMENTED,
+            )
+        yield from _check_options(new)
+        if names.is_default(new.dns_name):
+            yield Violation(
+                "dns_name",
+                "STRING_INVALID",
+                f"dns_name {new.dns_name} has the form of a name that follows from an address; leave it out, or take another",
             )
         for number, pair in enumerate(new.allowed_address_pairs):
             yield from self._check_pair(f"allowed_address_pairs[{number}]", pair, new.mac_address)
@@ -85,6 +98,7 @@ class PortRules(Rules):
         if not new.fixed_ips and not new.no_fixed_ips and "fixed_ips" not in context.stated:
             self._default_addresses(transaction, new, subnets)
         self._claim_addresses(transaction, new, subnets, {}, context)
+        _claim_name(transaction, new, "")
 
     def _default_security(self, new: Any, network: Any) -> None:
         """Unset is the network's value, never "off"."""
@@ -123,6 +137,7 @@ class PortRules(Rules):
         for ip, subnet_id in held.items():
             if ip not in kept:
                 release(transaction, keys.ip_pool(old.network_id, subnet_id), ip)
+        _claim_name(transaction, new, old.dns_name)
 
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
         if old.device_owner.startswith(SERVICE) and not context.caller.is_operator:
@@ -142,9 +157,14 @@ class PortRules(Rules):
                 )
             transaction.delete(key)
             transaction.delete(keys.bound_to(binding.node, old.id))
+        place = keys.placements(old.network_id) + old.id
+        if transaction.read(place) is not None:
+            transaction.delete(place)
         release(transaction, keys.mac_pool(old.network_id), old.mac_address)
         for fixed in old.fixed_ips:
             release(transaction, keys.ip_pool(old.network_id, fixed.subnet_id), fixed.ip_address)
+        if old.dns_name:
+            release(transaction, keys.dns_pool(old.network_id), old.dns_name)
 
     # -- MAC ----------------------------------------------------------------------------------------------------------
 
@@ -310,6 +330,74 @@ def _refuse_lost(new: Any, formed: dict[str, str], held: dict[str, str]) -> None
                 f"fixed_ips leaves out {ip}, which guests of Subnet {subnet_id} form by themselves; state it as well, or"
                 " set no_fixed_ips",
             )
+
+
+def _bind(transaction: Transaction, request: Any, context: Context) -> Any:
+    """Ask for a place. A key of its own, like the binding: where a port is changes nothing that its users have stated."""
+    _, port = kernel.find(transaction, KINDS["Port"], request.id, context)
+    if transaction.require(keys.node(request.node_id)) is None or not keys.names_object(request.node_id):
+        raise reference_not_found("node_id", "Node", request.node_id)
+    key = keys.placements(port.network_id) + port.id
+    _note_place(transaction, port, transaction.read(key), store_pb2.Placement(node=request.node_id))
+    return kernel.copy(port)
+
+
+def _unbind(transaction: Transaction, request: Any, context: Context) -> Any:
+    _, port = kernel.find(transaction, KINDS["Port"], request.id, context)
+    _note_place(transaction, port, transaction.read(keys.placements(port.network_id) + port.id), None)
+    return kernel.copy(port)
+
+
+def _note_place(transaction: Transaction, port: Any, old: Entry | None, new: store_pb2.Placement | None) -> None:
+    after = new.SerializeToString() if new else b""
+    before = old.value if old else b""
+    if before == after:
+        return
+    key = keys.placements(port.network_id) + port.id
+    if new is None:
+        transaction.delete(key)
+    else:
+        transaction.put(key, new)
+    transaction.record("Placement", port.id, project=port.project_id, name=port.name, before=before, after=after)
+
+
+def _check_options(new: Any) -> Iterator[Violation]:
+    """extra_dhcp_opts: names, values, and no option by its name and by its code."""
+    seen: dict[int, str] = {}
+    for number, given in enumerate(new.extra_dhcp_opts):
+        place = f"extra_dhcp_opts[{number}]"
+        if given.ip_version == network_pb2.IP_VERSION_IPV6:
+            text = f"{place}: options of DHCPv6 are not acted upon by this release; ip_version IPV4 is accepted"
+            yield Violation(f"{place}.ip_version", "FEATURE_NOT_SUPPORTED", text, Code.UNIMPLEMENTED)
+            continue
+        try:
+            option = dhcpoptions.find(given.name)
+        except Invalid as error:
+            yield Violation(f"{place}.name", error.reason, f"{place}.name: {error.message}")
+            continue
+        if option.code in seen and seen[option.code] != given.name:
+            text = f"{place}: {given.name} is option {option.code}, which {seen[option.code]} is too; give it once"
+            yield Violation(f"{place}.name", "DUPLICATE_VALUE", text)
+        seen[option.code] = given.name
+        try:
+            dhcpoptions.written(given.name, given.value)
+        except Invalid as error:
+            yield Violation(f"{place}.value", error.reason, f"{place}.value: {error.message}")
+
+
+def _claim_name(transaction: Transaction, new: Any, old: str) -> None:
+    """dns_name is the port's alone in its network, whatever the domain: the short name alone finds it too."""
+    if new.dns_name == old:
+        return
+    pool = keys.dns_pool(new.network_id)
+    if new.dns_name:
+        owner, project = new.id, new.project_id
+        holder = claim(transaction, pool, new.dns_name, owner=owner, project=project, network=new.network_id)
+        if holder is not None:
+            name = _holder(transaction, holder)
+            raise taken("NAME_TAKEN", f"dns_name {new.dns_name} is taken in the network by {name}", name)
+    if old:
+        release(transaction, pool, old)
 
 
 def _has_room(transaction: Transaction, subnet: Any) -> bool:

@@ -64,6 +64,7 @@ class Repeat(Generic[T]):
     def remember(self, transaction: Transaction, result: T) -> None:
         record = store_pb2.RequestRecord(digest=self.digest, reply=self.dump(result))
         transaction.create(self.key, record, transaction.request_lease)
+        transaction.record_key = transaction.record_key or self.key  # what changes nothing has no change record
 
     def first_result(self, entry: Entry) -> T:
         record = store_pb2.RequestRecord.FromString(entry.value)
@@ -312,24 +313,30 @@ class Committer:
     async def _batch(self) -> Batch:
         return Batch(self.cache, await self._history.current(), await self._requests.current())
 
+    async def _happened(self, batch: Batch) -> int:
+        """The revision at which a batch was written; 0 when it was not."""
+        record = await self.store.get(batch.record_key)
+        return record.mod_revision if record is not None and batch.is_record(record) else 0
+
     async def _write(self, batch: Batch) -> int:
         """The revision written at; 0 when a comparison failed. Raises StoreUnavailable when the outcome stays unknown."""
         compare, operations = batch.compare(), batch.operations()
         for turn in range(UNKNOWN_ATTEMPTS):
             try:
                 # The one before may have happened, or happen while we look: then ours fails its comparison.
-                record = await self.store.get(batch.record_key) if turn else None
-                if record is None:
-                    written = await self.store.transact(compare, operations)
-                    if written.succeeded:
-                        return written.revision
-                    record = await self.store.get(batch.record_key) if turn else None
-                return record.mod_revision if record else 0
+                revision = await self._happened(batch) if turn else 0
+                if revision:
+                    return revision
+                written = await self.store.transact(compare, operations)
+                if written.succeeded:
+                    return written.revision
+                return await self._happened(batch) if turn else 0
             except StoreUnavailable:
                 # A store that was restored from a backup does not know our leases.
                 self._history.forget()
                 self._requests.forget()
-                if turn == UNKNOWN_ATTEMPTS - 1:
+                # A controller's statement has no record: it looks again what is to be done.
+                if turn == UNKNOWN_ATTEMPTS - 1 or not batch.record_key:
                     raise
                 # A connection that broke takes more than one call with it.
                 await asyncio.sleep(UNKNOWN_PAUSE)

@@ -2,6 +2,7 @@
 
     net/{net}/network            the network              net/{net}/subnet/{id}   net/{net}/port/{id}
     net/{net}/bind/{port}        where a port is (binder)
+    net/{net}/place/{port}       where a port shall be (Ports.Bind); none: wherever it is plugged
     net/{net}/change             who changed the network last; rewritten by every transaction that changes the scope, so
                                  its mod revision is the revision of the scope, deletions included
     node/{id}                    a node                   node/.change            the same for all nodes
@@ -11,11 +12,12 @@
     status/{node}/net/{net}      revision of the network up to which that node's data plane is complete
     status/{node}/nodes          the same for the node scope
     status/{node}/drift          what it found changed by others, and what is foreign on it
+    status/{node}/counters       traffic and drops of all its ports
     alive/{node}                 leased
     index/{kind}/{id}            the network that holds an object, and its quota slot
     index/bind/{node}/{port}     ports bound to a node
     claim/{pool}/{value}         a unique value in use; pools: vxlan, vlan/{physical network}, flat, network-key, node-key,
-                                 tunnel-ip, net/{net}/mac, net/{net}/ip/{subnet}, quota/{project}/{plural},
+                                 tunnel-ip, net/{net}/mac, net/{net}/ip/{subnet}, net/{net}/dns, quota/{project}/{plural},
                                  prefix/{subnet pool}, scope/{address scope}, default-subnet-pool
     request/{actor}/{project}/{id}   first result of a named request, leased for 24 h
     apply/{project}              rewritten by each apply that makes objects by name: it knows that no other has
@@ -111,6 +113,10 @@ def bindings(network_id: str) -> str:
     return f"{NETWORKS}{network_id}/bind/"
 
 
+def placements(network_id: str) -> str:
+    return f"{NETWORKS}{network_id}/place/"
+
+
 def change_of_network(network_id: str) -> str:
     return f"{NETWORKS}{network_id}/change"
 
@@ -144,6 +150,10 @@ def drift_status(node_id: str) -> str:
     return f"{STATUS}{node_id}/drift"
 
 
+def counters(node_id: str) -> str:
+    return f"{STATUS}{node_id}/counters"
+
+
 def alive(node_id: str) -> str:
     return ALIVE + node_id
 
@@ -162,6 +172,11 @@ def claim(pool: str, value: object = "") -> str:
 
 def mac_pool(network_id: str) -> str:
     return f"net/{network_id}/mac"
+
+
+def dns_pool(network_id: str) -> str:
+    """The dns_names of a network's ports."""
+    return f"net/{network_id}/dns"
 
 
 def ip_pool(network_id: str, subnet_id: str) -> str:

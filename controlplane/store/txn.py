@@ -95,6 +95,10 @@ class Batch:
     def puts(self, key: str) -> bool:
         return key in self._put
 
+    def is_record(self, entry: Entry) -> bool:
+        """Whether what stands at `record_key` is what this batch wanted to put there."""
+        return entry.value == self._put[self.record_key][0]
+
     def puts_in(self, folder: str) -> int:
         return self._puts.get(folder, 0)
 
@@ -147,7 +151,7 @@ class Transaction:
         self.puts: dict[str, tuple[bytes, int]] = {}
         self.deleted: dict[str, bool] = {}
         self.shared: dict[str, bytes] = {}
-        self.record_key = ""
+        self.record_key = ""  # of something that nobody else creates: if it is there, this was carried out
         # Keys put, and deleted, by folder; prefixes deleted whole.
         self._puts_in: dict[str, set[str]] = {}
         self._deleted_in: dict[str, set[str]] = {}
@@ -314,7 +318,6 @@ class Transaction:
         key = keys.change(object_id, time_ordered_id())
         # Nobody reads it here: it goes past the folders.
         self.puts[key] = (record.SerializeToString(), self._batch.history_lease)
-        # Settles what came of a commit whose answer was lost.
         self.record_key = self.record_key or key
         self.compare[key, "create"] = 0
 

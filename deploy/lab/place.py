@@ -77,7 +77,7 @@ class Pings:
         replies = re.findall(r"icmp_seq=(\d+) ttl=\d+ time=([\d.]+) ms(?! \(DUP)", text)
         summary = re.search(r"(\d+) packets transmitted, (\d+) received", text)
         sent, received = map(int, summary.groups()) if summary else (0, 0)
-        return cls(sent, received, interval, tuple(int(n) for n, _ in replies), tuple(float(t) for _, t in replies))
+        return cls(sent, received, interval, _whole([int(n) for n, _ in replies]), tuple(float(t) for _, t in replies))
 
     @property
     def lost(self) -> int:
@@ -89,6 +89,16 @@ class Pings:
         """The longest time without an answered request, in seconds; the interval when nothing was lost."""
         edges = (0, *self.answered, self.sent + 1)
         return max(after - before for before, after in itertools.pairwise(edges)) * self.interval
+
+
+def _whole(numbers: list[int]) -> tuple[int, ...]:
+    """Sequence numbers as counted, of which a packet carries the last 16 bits."""
+    found: list[int] = []
+    for number in numbers:
+        near = found[-1] if found else 0
+        # Of all that end in these bits, the one that is nearest to its neighbour.
+        found.append(near + (number - near + 0x8000) % 0x10000 - 0x8000)
+    return tuple(found)
 
 
 class RunningPing(Background):

@@ -28,16 +28,22 @@ SETTLED = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What the lab does of a unit file: the command line, folders made before it, the working directory and the umask."""
+    """What the lab does of a unit file: the command line, folders made before it, the working directory, the umask, and
+    what the program may do: its capabilities, None: all, and whether it can get more."""
 
     argv: tuple[str, ...]
     folders: tuple[str, ...] = ()
     directory: str = "/"
     umask: str = "0022"
+    capabilities: tuple[str, ...] | None = None
+    no_new_privileges: bool = False
 
     @classmethod
-    def read(cls, name: str) -> Unit:
-        """Read deploy/systemd/NAME.service; LabError when it is not there or starts nothing."""
+    def read(cls, name: str, programs: Path = Path(sys.prefix) / "bin") -> Unit:
+        """Read deploy/systemd/NAME.service, with the programs of an environment.
+
+        LabError when it is not there or starts nothing.
+        """
         path = UNITS / f"{name}.service"
         # Unit files may repeat a key, and their % signs are their own.
         parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters="=")
@@ -48,11 +54,25 @@ class Unit:
             line = service["ExecStart"]
         except (OSError, configparser.Error, KeyError) as error:
             raise LabError(f"{path}: no ExecStart could be read: {error}") from error
-        programs = Path(sys.prefix) / "bin"
         argv = tuple(word.replace(INSTALLED, f"{programs}/", 1) for word in shlex.split(line))
         run = [f"/run/{word}" for word in service.get("RuntimeDirectory", "").split()]
         state = [f"/var/lib/{word}" for word in service.get("StateDirectory", "").split()]
-        return cls(argv, tuple(run + state), umask=service.get("UMask", "0022"))
+        bounds = service.get("CapabilityBoundingSet")
+        return cls(
+            argv,
+            tuple(run + state),
+            umask=service.get("UMask", "0022"),
+            capabilities=None if bounds is None else tuple(word.removeprefix("CAP_").lower() for word in bounds.split()),
+            no_new_privileges=service.get("NoNewPrivileges") == "yes",
+        )
+
+    @property
+    def bounded(self) -> list[str]:
+        """The beginning of a command line that gives a program no more than the unit does; empty: all."""
+        argv = ["--no-new-privs"] if self.no_new_privileges else []
+        if self.capabilities is not None:
+            argv += ["--inh-caps=-all", "--bounding-set=" + ",".join(["-all", *(f"+{name}" for name in self.capabilities)])]
+        return ["setpriv", *argv] if argv else []
 
 
 class Service:
@@ -90,7 +110,7 @@ class Service:
         if self.unit.folders:
             self.host.run(["mkdir", "-p", *self.unit.folders])
         masked = ["sh", "-c", f'umask {self.unit.umask}; exec "$@"', "sh"]
-        into = [*masked, "setsid", "--fork", "env", f"--chdir={self.unit.directory}"]
+        into = [*masked, "setsid", "--fork", *self.unit.bounded, "env", f"--chdir={self.unit.directory}"]
         detach([*self.host.enter(), *into, *self.unit.argv], self.log, self.env)
         started = time.monotonic()
 

@@ -24,10 +24,11 @@ deconfig)
     ip link set "$interface" up
     ;;
 bound | renew)
-    for name in ip mask subnet router staticroutes mtu dns domain hostname lease serverid; do
+    for name in ip mask subnet router staticroutes mtu dns domain search hostname ntpsrv tftp bootfile lease serverid; do
         eval "value=\\${$name-}"
         [ -z "$value" ] || echo "$name=$value"
     done
+    env | grep '^opt[0-9]*=' || true # what udhcpc has no name for: code and hex
     [ -z "$mtu" ] || ip link set "$interface" mtu "$mtu"
     ip -4 address replace "$ip/$mask" dev "$interface"
     # RFC 3442: where classless routes are given, the router option is not to be used.
@@ -77,8 +78,8 @@ class Workload(Place):
     def dhcp(self, interface: str = "eth0", tries: int = 15) -> dict[str, str]:
         """Ask for a lease once a second up to `tries` times, set what it says, and return it.
 
-        The names are udhcpc's: ip, mask (prefix length), router, staticroutes, mtu, dns, domain, lease (seconds),
-        serverid. LabError when no server answers.
+        The names are udhcpc's: ip, mask (prefix length), router, staticroutes, mtu, dns, domain, search, lease (seconds),
+        serverid, opt224 (hex) and so on. LabError when no server answers.
         """
         argv = [*self._udhcpc(interface), "-n", "-q", "-t", str(tries)]
         return lease(self.run(argv, timeout=tries + 10))
@@ -127,7 +128,7 @@ class Workload(Place):
             return lease(client.text())
 
     def _udhcpc(self, interface: str) -> list[str]:
-        options = ["-O", "staticroutes", "-O", "mtu"]
+        options = ["-O", "staticroutes", "-O", "mtu", "-O", "search"]
         return ["udhcpc", "-f", "-i", interface, "-s", str(self.host.lab.lease_script), "-T", "1", "-A", "1", *options]
 
 

@@ -23,7 +23,7 @@ from controlplane.store.feed import Feed
 from tests.component.cloud import Cloud
 from tests.fakes.driver import FakeDriver
 
-KINDS = frozenset({"flow", "group", "bridge", "ovs-port", "namespace", "dhcp", "peer"})
+KINDS = frozenset({"flow", "group", "bridge", "ovs-port", "namespace", "dhcp", "name", "peer"})
 
 
 class SimulatedAgent:

@@ -12,7 +12,7 @@ import pytest
 
 from controlplane.registry import KINDS
 from controlplane.store.txn import time_ordered_id
-from tests.component import rows
+from tests.component import dhcp, rows
 from tests.component.cloud import Client, Cloud, refused
 from tests.component.rows import (
     DENIED,
@@ -317,12 +317,11 @@ PORT = [
         "extra_dhcp_opts[0].value",
         "at most 255",
     ),
-    Row("Port", option("mtu"), LATER, "extra_dhcp_opts", "leave it out", UNIMPLEMENTED),
+    *dhcp.ROWS,
     Row("Port", {"dns_name": "a.b"}, "STRING_INVALID", "dns_name", "RFC 1123"),
     Row("Port", {"dns_name": "a" * 64}, "STRING_TOO_LONG", "dns_name", "at most 63"),
-    Row("Port", {"dns_name": "web"}, LATER, "dns_name", "leave it out", UNIMPLEMENTED),
+    Row("Port", {"dns_name": "host-10-0-0-5"}, "STRING_INVALID", "dns_name", "follows from an address"),
     Row("Port", {"dns_domain": "a."}, "STRING_INVALID", "dns_domain", "'a' would be accepted"),
-    Row("Port", {"dns_domain": "a.org"}, LATER, "dns_domain", "leave it out", UNIMPLEMENTED),
     Row("Port", {"qos_policy_id": NOWHERE}, GONE, "qos_policy_id", NOWHERE, NOT_FOUND),
     Row("Port", {"vnic_type": 99}, "ENUM_INVALID", "vnic_type", "one of NORMAL"),
     Row("Port", {"vnic_type": "VNIC_TYPE_DIRECT"}, LATER, "vnic_type", "NORMAL is accepted", UNIMPLEMENTED),
@@ -439,6 +438,9 @@ EDGES = [
     Edge("Port", pair(*[(f"10.7.0.{number}/32", "fa:16:3e:bb:00:01") for number in range(10)])),
     Edge("Port", pair(("0.0.0.0/0", ""))),
     Edge("Port", {"port_security_enabled": False}),
+    *dhcp.EDGES,
+    Edge("Port", {"dns_name": "Web-1", "dns_domain": "Example.ORG"}, {"dns_name": "web-1", "dns_domain": "example.org"}),
+    Edge("Port", {"dns_name": "a" * 63}),
 ]
 
 

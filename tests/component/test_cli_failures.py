@@ -24,6 +24,7 @@ from cli import client, values
 from cli.errors import DENIED, ERROR, EXIT_CODES, UNAVAILABLE
 from cli.kinds import kind_named, kinds, option_name, required, rules
 from cli.main import root
+from controlplane.admin.authority import Authority
 from controlplane.errors import StoreUnavailable
 from controlplane.store.client import put
 from kumihimo.v1 import resource_pb2
@@ -33,7 +34,7 @@ from tests.fakes.api import Result, make_certificate
 from tests.waiting import DEADLINE
 
 ID = "0192f0c4-7a3e-7c1d-8f2a-00000000000a"
-# What goes behind commands that are no verb of a noun. None: it asks no API.
+# What goes behind commands that are no verb of a noun. FILE: objects for `apply`. PKI: an authority's folder.
 OTHERS: dict[str, list[str]] = {
     "apply": ["-f", "FILE"],
     "export": ["--all"],
@@ -47,8 +48,11 @@ OTHERS: dict[str, list[str]] = {
     "subnet-pool add-prefixes": [ID, "10.0.0.0/8"],
     "subnet-pool remove-prefixes": [ID, "10.0.0.0/8"],
     "subnet-pool onboard": [ID, ID],
+    "port bind": [ID, "h1"],
+    "port unbind": [ID],
     "network get-ip-availability": [ID],
     "settings create": ["installation"],
+    "node invite": ["x-3", "--pki", "PKI", "--etcd", "192.0.2.1:2379", "--to", "PKI"],
 }
 # The same of those that ask no API. PLACE: a folder of their own, in which `pki init ca` was done.
 LOCAL: dict[str, list[str]] = {
@@ -62,6 +66,7 @@ LOCAL: dict[str, list[str]] = {
     "pki renew": ["PLACE/ca", "ca"],
     "pki list": ["PLACE/ca"],
     "restore": ["PLACE/client.toml", "--data-dir", "PLACE/new"],
+    "node join": ["PLACE/client.toml"],
     "completion": ["bash"],
     "help": [],
 }
@@ -89,7 +94,8 @@ def _words(path: str, file: str = "") -> list[str] | None:
     if path in LOCAL or path in STORE:
         return None
     if path in OTHERS:
-        return [*path.split(), *(file if word == "FILE" else word for word in OTHERS[path])]
+        places = {"FILE": file, "PKI": str(Path(file).parent / "pki")}
+        return [*path.split(), *(places.get(word, word) for word in OTHERS[path])]
     noun, verb = path.split()
     kind = kind_named(noun)
     assert kind is not None, f"{path} has no sample words"
@@ -144,6 +150,8 @@ def kumi(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def _all(kumi: Kumi) -> list[list[str]]:
     file = kumi.file("{kind: network, name: x}")
+    if not (Path(file).parent / "pki").exists():
+        Authority(Path(file).parent / "pki").init()
     return [words for path in ASKING if (words := _words(path, file))]
 
 
@@ -266,7 +274,7 @@ async def test_disk_full_of_output(kumi: Kumi) -> None:
     file = kumi.file("{kind: network, name: x}")
     told = [f"{noun} list" for noun in kinds()] + ["network show", "export", "history"]
     lines = [_words(path, file) or [] for path in told] + [
-        _local(path, kumi.folder) for path in sorted(set(LOCAL) - WRITING - {"restore"})
+        _local(path, kumi.folder) for path in sorted(set(LOCAL) - WRITING - {"restore", "node join"})
     ]
     full = os.open("/dev/full", os.O_WRONLY)
     try:

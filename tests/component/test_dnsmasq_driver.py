@@ -182,7 +182,7 @@ async def test_death_of_the_agent_at_every_step(driver, monkeypatch):
     async def dying(*_args):
         raise Died
 
-    for step in ("_free", "_write", "run"):
+    for step in ("_free", "write", "run"):
         assert not await driver.apply([before], [])
         assert ask("a") == "10.0.0.5"
         with monkeypatch.context() as patch:

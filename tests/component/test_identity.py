@@ -43,10 +43,10 @@ READABLE = {**dict.fromkeys(READ, "reader"), **dict.fromkeys(WRITE, "operator")}
 DECIDED: dict[str, dict[str, str]] = {
     "Network": {**TENANTS, "GetIpAvailability": "reader"},
     "Subnet": TENANTS,
-    "Port": TENANTS,
+    "Port": {**TENANTS, **dict.fromkeys(("Bind", "Unbind"), "operator")},
     "SubnetPool": {**TENANTS, **dict.fromkeys(("AddPrefixes", "RemovePrefixes", "Onboard"), "member")},
     "AddressScope": TENANTS,
-    "Node": OPERATORS,
+    "Node": {**OPERATORS, "Inspect": "operator"},
     "Settings": OPERATORS,
     "PhysicalNetwork": READABLE,
     "NetworkSegmentRange": READABLE,

@@ -376,17 +376,26 @@ async def test_synchronize_does_not_wait_for_the_revalidator_timer(driver: OpenF
 
 async def test_synchronize_at_once_by_many(driver: OpenFlowDriver) -> None:
     await asyncio.gather(*(driver.synchronize() for _ in range(5)))
-    assert await driver.flow_counters(MARKER["marker_table"]) == []
+    assert await driver.flow_counters(MARKER["marker_table"], idle=True) == []
 
 
 async def test_flow_counters(driver: OpenFlowDriver, rundir: Path) -> None:
     flows = [Flow(20, 1, match(in_port=1), (Output(2),), OURS), Flow(0, 1, (), (Resubmit(20),), OURS)]
     assert not await driver.apply(flows, [])
+    before = await driver.port_counters()
     async with unixctl.connect(rundir) as control:
         for _ in range(3):
             await control.call("netdev-dummy/receive", "p1", PACKET)
     await driver.synchronize()
     assert await driver.flow_counters(20) == [(flows[0], 3, 318)]
+    more = Flow(20, 2, match(in_port=2), (), OURS)
+    assert not await driver.apply([more], [])
+    assert await driver.flow_counters(20) == [(flows[0], 3, 318)], "what has seen nothing is left out"
+    assert sorted(packets for _, packets, _ in await driver.flow_counters(20, idle=True)) == [0, 3]
+    after = await driver.port_counters()
+    assert (after[1].rx_packets - before[1].rx_packets, after[1].rx_bytes - before[1].rx_bytes) == (3, 318)
+    assert (after[2].tx_packets - before[2].tx_packets, after[2].tx_bytes - before[2].tx_bytes) == (3, 318)
+    assert (after[1].tx_packets, after[2].rx_packets) == (before[1].tx_packets, before[2].rx_packets)
 
 
 async def test_a_new_connection_after_a_loss(rundir: Path) -> None:

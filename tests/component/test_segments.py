@@ -239,6 +239,24 @@ async def test_b_net_12_the_physical_network_bounds_the_mtu_of_what_it_carries(c
     await consistent(cloud.store)
 
 
+async def test_b_net_07_what_is_taken_of_a_wire_names_its_holder(cloud: Cloud) -> None:
+    api = cloud.api
+    await api.create("PhysicalNetwork", id="p")
+    await api.create("PhysicalNetwork", id="q")
+    for fields, what in (
+        ({"network_type": FLAT}, "physical_network p"),
+        ({"network_type": VLAN, "segmentation_id": 7}, "segmentation_id 7"),
+    ):
+        holder = await api.create("Network", name=f"first {what}", physical_network="p", **fields)
+        error = await refused(api.create("Network", physical_network="p", **fields))
+        assert (error.code, error.reason) == (Code.ALREADY_EXISTS, "SEGMENT_TAKEN")
+        assert f"{what} is taken by Network first {what} ({holder.id})" in error.message
+        assert (await api.create("Network", physical_network="q", **fields)).segmentation_id == holder.segmentation_id
+        error = await refused(api.create("Network", by="anna", physical_network="p", **fields))
+        assert (error.code, error.reason) == (Code.PERMISSION_DENIED, "FIELD_FORBIDDEN")
+    await consistent(cloud.store)
+
+
 async def test_b_net_12_types_and_family_of_the_underlay_decide_the_default_mtu(cloud: Cloud) -> None:
     """Underlay less overhead: VXLAN and Geneve 50, GRE 42, and 20 more over IPv6."""
     api, kinds = cloud.api, {VXLAN: 50, GENEVE: 50, GRE: 42, LOCAL: 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +15,7 @@ import pytest
 from aetcd.rpc import rpc_pb2 as pb
 
 from controlplane.admin.authority import Authority, Use
-from controlplane.errors import StoreUnavailable
+from controlplane.errors import ApiError, StoreUnavailable
 from controlplane.store import client, keys
 from controlplane.store.cache import NOT_KEPT, Cache
 from controlplane.store.client import Entry, Store
@@ -301,11 +302,14 @@ async def test_a_silent_stream_is_noticed(etcd: Etcd, store: Store) -> None:
 # -- unknown outcomes -------------------------------------------------------------------------------------------------
 
 
+_numbers = itertools.count(1)
+
+
 def _contexts(authority: Authority) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """For the side of those who connect, and for the side of etcd."""
     found = []
     for use, protocol in ((Use.ETCD, ssl.PROTOCOL_TLS_SERVER), (Use.API, ssl.PROTOCOL_TLS_CLIENT)):
-        held = authority.issue(f"proxy-{use}", use)
+        held = authority.issue(f"proxy{next(_numbers)}", use)
         context = ssl.SSLContext(protocol)
         context.load_verify_locations(authority.certificate())
         context.load_cert_chain(held.certificate, held.key)
@@ -437,6 +441,45 @@ async def test_c_13_a_commit_whose_outcome_is_unknown_happens_once(etcd: Etcd, s
         # etcd counts how often a key was written.
         reply = await store.call(store.kv.Range, pb.RangeRequest(key=counter.encode()))
         assert reply.kvs[0].version == 20
+
+
+@pytest.mark.parametrize("after", [True, False], ids=["answer-lost", "request-lost"])
+async def test_c_13_a_request_that_changes_nothing_is_carried_out_once_when_answers_are_lost(cloud: Cloud, after: bool) -> None:
+    """It writes its request record and no change record."""
+    network = await cloud.api.create("Network", name="as it is")
+    async with Proxy(cloud.etcd.endpoint, cloud.authority) as proxy:
+        api = await cloud.replica(proxy.endpoint)
+        try:
+            for turn in range(10):
+                proxy.arm(keys.REQUESTS.encode(), after=after)
+                request = {"request_id": f"same-{after}-{turn}"}
+                same = await api.update("Network", network.id, name="as it is", request=request)
+                assert same.revision == network.revision
+                assert await cloud.api.update("Network", network.id, name="as it is", request=request) == same
+            assert proxy.cuts == 10
+        finally:
+            cloud.replicas[-1].stop()
+
+
+@pytest.mark.parametrize("after", [True, False], ids=["answer-lost", "request-lost"])
+async def test_c_13_a_statement_without_a_record_is_unavailable_when_its_outcome_is_unknown(
+    etcd: Etcd, store: Store, after: bool
+) -> None:
+    """As a controller writes: it looks again and says it again."""
+    async with Proxy(etcd.endpoint) as proxy, followed(store) as (cache, _):
+        behind = Store([proxy.endpoint])
+        committer = Committer(behind, cache)
+        running = asyncio.create_task(committer.run())
+        try:
+            await behind.revision()
+            proxy.arm(f"{PLACE}statement".encode(), after=after)
+            with pytest.raises(ApiError, match="store does not answer"):
+                await committer.commit(lambda t: t.put(f"{PLACE}statement", store_pb2.Claim(owner="x")), ORIGIN)
+            assert proxy.cuts == 1
+            await committer.commit(lambda t: t.put(f"{PLACE}statement", store_pb2.Claim(owner="y")), ORIGIN)
+        finally:
+            running.cancel()
+            await behind.close()
 
 
 async def test_c_13_clients_of_an_api_that_loses_answers_get_one_object_each(cloud: Cloud) -> None:

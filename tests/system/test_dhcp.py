@@ -44,13 +44,87 @@ def test_b_sub_03_b_net_12_all_that_a_lease_says(scene: Scene, cloud: Cloud, h1:
     assert "mtu 1400" in vm.workload.run("ip link show eth0")
 
 
-def test_a_lease_without_options_names_no_router_and_no_dns(scene: Scene, h1: Host) -> None:
+def test_b_sub_02_a_lease_without_options_names_no_router_and_the_service_as_resolver(
+    scene: Scene, cloud: Cloud, h1: Host
+) -> None:
     network = scene.network(subnet={"disable_gateway": True})
     vm = scene.vm(network, h1)
+    subnet = cloud.admin.client.find("Subnet", cloud.admin.get(network).subnets[0])
     given = vm.workload.dhcp()
     assert (given["ip"], given["lease"]) == (vm.ip, "86400")
     assert given["mtu"] == str(network.mtu) == "1550", "B-NET-12: an underlay of 1600 less VXLAN's 50"
-    assert [name for name in ("router", "dns", "staticroutes") if given.get(name)] == []
+    assert given["dns"] == subnet.dhcp_server_ip
+    assert (given["domain"], given["search"]) == (network.dns_domain, network.dns_domain)
+    assert [name for name in ("router", "staticroutes") if given.get(name)] == []
+
+
+def test_b_sub_05_an_option_of_a_port_is_in_its_lease_and_in_no_other(scene: Scene, cloud: Cloud, h1: Host) -> None:
+    network = scene.network(subnet={"dhcp_lease_duration": {"seconds": -1}})
+    options = {
+        "ntp-server": "10.0.0.3,10.0.0.4",
+        "router": "10.0.0.77",
+        "mtu": "1300",
+        "classless-static-route": "192.0.2.0/24,10.0.0.7",
+        "tftp-server": "10.0.0.9",
+        "bootfile-name": "boot\\x64, #1.com",
+        "224": 'say "hello"',
+    }
+    told = [port_pb2.DhcpOption(name=name, value=value) for name, value in options.items()]
+    vm = scene.vm(network, h1, extra_dhcp_opts=told, dns_name="web", dns_domain="other.example")
+    plain = scene.vm(network, h1)
+    expected = {
+        "ntpsrv": "10.0.0.3 10.0.0.4",
+        "router": "10.0.0.77",
+        "mtu": "1300",
+        "staticroutes": "192.0.2.0/24 10.0.0.7",
+        "tftp": "10.0.0.9",
+        "bootfile": options["bootfile-name"],
+        "opt224": options["224"].encode().hex(),
+        "hostname": "web",
+        "domain": "other.example",
+        "search": "other.example",
+        "lease": "4294967295",
+    }
+    given = vm.workload.dhcp()
+    assert {name: given.get(name) for name in expected} == expected
+    given = plain.workload.dhcp()
+    assert given["router"] == "10.0.0.1"
+    assert given["hostname"] == "host-" + plain.ip.replace(".", "-")
+    assert [name for name in ("ntpsrv", "opt224", "bootfile", "staticroutes") if given.get(name)] == []
+    # Withdrawn, it is told no more; without a value, not even what the subnet says.
+    changed = cloud.admin.update(
+        port_pb2.Port(id=vm.id, extra_dhcp_opts=[port_pb2.DhcpOption(name="router")]), "extra_dhcp_opts"
+    )
+    cloud.admin.wait(changed.revision, vm.id)
+    given = vm.workload.dhcp()
+    assert given["mtu"] == "1550"
+    assert [name for name in ("router", "ntpsrv", "opt224") if given.get(name)] == []
+
+
+def test_b_sub_15_a_subnet_that_is_enlarged_keeps_its_leases(scene: Scene, cloud: Cloud, h1: Host, h2: Host) -> None:
+    network = scene.network(cidr="10.0.1.0/24")
+    vm, other = scene.vm(network, h1), scene.vm(network, h2)
+    vm.workload.run("ip address flush dev eth0")
+    subnet = cloud.admin.client.find("Subnet", cloud.admin.get(network).subnets[0])
+    with vm.workload.start_dhcp() as client:
+        client.wait_for("event=bound")
+        held = h1.run("cat /var/lib/kumihimo/dhcp/*/leases")
+        assert vm.ip in held
+        wider = network_pb2.Subnet(
+            id=subnet.id, cidr="10.0.0.0/22", allocation_pools=[network_pb2.IpRange(start="10.0.2.0", end="10.0.2.9")]
+        )
+        changed = cloud.admin.update(wider, "cidr", "allocation_pools")
+        cloud.admin.wait(changed.revision, network.id)
+        assert h1.run("cat /var/lib/kumihimo/dhcp/*/leases") == held
+        assert vm.sees(other)
+        assert other.sees(vm)
+        client.signal(signal.SIGUSR1)
+        wait_until(lambda: lease(client.text()).get("mask") == "22", "the new length is told at the next renewal")
+        assert lease(client.text())["ip"] == vm.ip
+    more = scene.vm(network, h2)
+    assert more.ip == "10.0.2.0"
+    assert more.workload.dhcp()["mask"] == "22"
+    assert vm.sees(more)
 
 
 def test_a_changed_option_is_told_at_the_next_renewal(scene: Scene, cloud: Cloud, h1: Host) -> None:

@@ -6,6 +6,7 @@ What keeps them apart is the type and the number on the wire alone, so each test
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import pytest
 
 from deploy.lab import Host, wait_until
 from deploy.lab.place import Place
-from kumihimo.v1 import network_pb2, node_pb2, segment_pb2
+from kumihimo.v1 import network_pb2, node_pb2, port_pb2, segment_pb2
 from tests.system import frames
 from tests.system.cloud import PATIENCE, Cloud, Guest, Scene, Vm, bridges
+from tests.system.test_outages import durations, state, wait_compiled
 
 TUNNELS = ("vxlan", "geneve", "gre")
 TYPES = (*TUNNELS, "vlan", "flat", "local")
@@ -170,6 +172,21 @@ def test_a_64_all_types_at_once_with_one_number_and_the_same_addresses(
         assert_crossed(kind, numbers[kind], vms, found[kind], 4)
         last = vms[1] if kind != "local" else vms[2]
         assert_fits(vms[0], last.ip, MTU[kind])
+    assert_adopted(cloud, h1, groups["vlan"][0])
+
+
+def assert_adopted(cloud: Cloud, host: Host, vm: Vm) -> None:
+    """C-07: an agent that starts again finds everything of every type as it should be, and replaces nothing."""
+    before, ages, began, written = state(host), durations(host), time.monotonic(), host.agent.log.stat().st_size
+    host.kill_agent()
+    host.start_agent()
+    wait_compiled(host, written)
+    touched = cloud.admin.update(port_pb2.Port(id=vm.id, description="seen"), "description")
+    cloud.admin.wait(touched.revision, vm.id)
+    passed = time.monotonic() - began
+    assert state(host) == before
+    now = durations(host)
+    assert [flow for flow, age in ages.items() if now[flow] < age + passed - 0.5] == []
 
 
 @pytest.fixture
@@ -217,6 +234,16 @@ def test_b_net_02_a_workload_with_a_global_address_straight_on_a_provider_vlan(
     map_bridges(cloud, h3)
     assert h3.run("ovs-vsctl get bridge br-wire fail_mode external_ids") == before
     assert sorted(h3.run("ovs-vsctl list-ports br-wire").split()) == ["phy1", "wire0"]
+
+
+def test_b_net_06_a_flat_network_reaches_what_is_outside(scene: Scene, cloud: Cloud, wire: None, h1: Host, h2: Host) -> None:
+    """Untagged, straight on the wire, with a global address: the lab's outside is 203.0.113.1."""
+    made = network(scene, "flat", cidr="203.0.113.0/24")
+    one, two = scene.vm(made, h1), scene.vm(made, h2)
+    for vm in (one, two):
+        assert vm.workload.ping("203.0.113.1", count=2, interval=0.05, size=1600 - HEADERS).received == 2
+        assert cloud.lab.outside.ping(vm.ip, count=2, interval=0.05).received == 2
+    assert one.sees(two)
 
 
 def test_b_net_02_what_is_unknown_goes_to_the_wire_alone_and_nothing_returns_to_it(

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from agent.model.pipeline import Reason
+from cli.status import sentences
 from deploy.lab import Host, wait_until
 from kumihimo.v1 import port_pb2
 from tests.system import frames
-from tests.system.cloud import Cloud, Scene, Vm, drops
+from tests.system.cloud import PATIENCE, Cloud, Scene, Vm, drops
 
 FORGED_MAC = "fa:16:3e:66:66:66"
 FORGED_IP = "10.0.0.66"
@@ -58,6 +59,18 @@ def version_6(me: Vm, to: Vm, marker: bytes) -> bytes:
     return frames.ipv6(me.mac, to.mac, marker)
 
 
+def tagged(me: Vm, to: Vm, marker: bytes) -> bytes:
+    """Honest but for a tag of VLAN 100."""
+    frame = frames.udp(me.mac, to.mac, me.ip, to.ip, (7, 7), marker)
+    return frame[:12] + b"\x81\x00\x00\x64" + frame[12:]
+
+
+def priority_tagged(me: Vm, to: Vm, marker: bytes) -> bytes:
+    """The same, of no VLAN: only the priority is said."""
+    frame = frames.echo(me.mac, to.mac, me.ip, to.ip, marker)
+    return frame[:12] + b"\x81\x00\xe0\x00" + frame[12:]
+
+
 def to_nobody(me: Vm, to: Vm, marker: bytes) -> bytes:
     return frames.udp(me.mac, FORGED_MAC, me.ip, FORGED_IP, (7, 7), marker)
 
@@ -80,6 +93,8 @@ REFUSED = {
     dhcp_server: Reason.DHCP_SERVER,
     other_protocol: Reason.PROTOCOL,
     version_6: Reason.IPV6,
+    tagged: Reason.VLAN_TAG,
+    priority_tagged: Reason.VLAN_TAG,
     to_nobody: Reason.UNKNOWN_UNICAST,
     arp_for_nobody: Reason.ARP_UNKNOWN,
     arp_for_itself: Reason.ARP_OWN,
@@ -132,7 +147,7 @@ def attack(scene: Scene, h1: Host, h2: Host) -> Attack:
     return Attack(scene, h1, h2)
 
 
-def test_b_prt_05_forged_frames_are_dropped_and_counted_by_reason(attack: Attack) -> None:
+def test_b_prt_05_forged_frames_are_dropped_and_counted_by_reason(attack: Attack, cloud: Cloud) -> None:
     expected: dict[Reason, int] = {}
     assert attack.drops() == {}
     for forge, reason in REFUSED.items():
@@ -142,6 +157,27 @@ def test_b_prt_05_forged_frames_are_dropped_and_counted_by_reason(attack: Attack
         attack.wait_dropped(reason, expected[reason])
         assert attack.drops() == expected, f"{forge.__name__} is counted once, and only as {reason.name}"
     assert drops(attack.sender.host, attack.victims[0].ofport) == {}, "nobody else is blamed"
+    told(cloud, attack, expected)
+
+
+def told(cloud: Cloud, attack: Attack, expected: dict[Reason, int]) -> None:
+    """The API and the command line say it of this port, and of no other."""
+    by_name = {reason.name: count for reason, count in expected.items()}
+
+    def shown() -> bool:
+        counters = cloud.admin.get(attack.sender.port).counters
+        return dict(counters.drops) == by_name and counters.tx_packets >= sum(by_name.values())
+
+    wait_until(shown, "the API shows what the node has told", PATIENCE)
+
+    def victims() -> list[port_pb2.PortCounters]:
+        return [cloud.admin.get(victim.port).counters for victim in attack.victims]
+
+    wait_until(lambda: all(each.rx_packets and each.rx_bytes and each.tx_packets for each in victims()), "theirs too", PATIENCE)
+    assert [dict(each.drops) for each in victims()] == [{}, {}]
+    said = " ".join(sentences(cloud.admin.get(attack.sender.port)))
+    assert f"packets were dropped: {by_name['ARP_OWN']} ARP_OWN, {by_name['ARP_UNKNOWN']} ARP_UNKNOWN, " in said
+    assert f"{by_name['VLAN_TAG']} VLAN_TAG." in said
 
 
 def test_b_prt_05_without_port_security_they_pass(scene: Scene, cloud: Cloud, h1: Host, h2: Host) -> None:
@@ -149,6 +185,7 @@ def test_b_prt_05_without_port_security_they_pass(scene: Scene, cloud: Cloud, h1
     for forge in SPOOFED:
         assert all(attack.send(forge).values()), f"{forge.__name__} arrives"
     assert attack.drops() == {}
+    assert not any(attack.send(tagged).values()), "a tag is none of its business all the same"
     port = port_pb2.Port(id=attack.sender.id, port_security_enabled=True)
     changed = cloud.admin.update(port, "port_security_enabled")
     cloud.admin.wait(changed.revision, port.id)

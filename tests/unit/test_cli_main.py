@@ -19,6 +19,7 @@ from cli.errors import EXIT_CODES
 from cli.kinds import kinds
 from cli.main import root
 from cli.options import FieldOption
+from cli.plugins import PLUGINS
 from cli.tracing import Trace
 from tests.fakes.api import FakeApi, Fault, Kumi
 
@@ -43,7 +44,7 @@ def _all(command: click.Command, context: click.Context) -> Iterator[tuple[str, 
 
 
 def test_a46_every_verb_is_listed(kumi: Kumi, plugins: dict[str, EntryPoint]) -> None:
-    plugins["attach"] = EntryPoint("attach", "nowhere.at_all:attach", main.PLUGINS)
+    plugins["attach"] = EntryPoint("attach", "nowhere.at_all:attach", PLUGINS)
     result = kumi("--help")
     assert (result.code, result.err) == (0, "")
     lines = [" ".join(line.split()) for line in result.out.splitlines()]
@@ -103,9 +104,9 @@ def test_help_loads_no_more_than_it_needs() -> None:
 
 
 def test_plugin_is_loaded_only_when_it_is_named(kumi: Kumi, plugins: dict[str, EntryPoint]) -> None:
-    plugins["broken"] = EntryPoint("broken", "nowhere.at_all:command", main.PLUGINS)
-    plugins["odd"] = EntryPoint("odd", "json:dumps", main.PLUGINS)
-    plugins["fine"] = EntryPoint("fine", "cli.status:wait", main.PLUGINS)
+    plugins["broken"] = EntryPoint("broken", "nowhere.at_all:command", PLUGINS)
+    plugins["odd"] = EntryPoint("odd", "json:dumps", PLUGINS)
+    plugins["fine"] = EntryPoint("fine", "cli.status:wait", PLUGINS)
     assert kumi("--help").code == 0
     result = kumi("broken", "--help")
     assert (result.code, result.err) == (
@@ -131,7 +132,7 @@ def complete(
     capsys: pytest.CaptureFixture[str],
 ) -> Kumi:
     """What the shell is offered after the words."""
-    plugins["broken"] = EntryPoint("broken", "nowhere.at_all:command", main.PLUGINS)
+    plugins["broken"] = EntryPoint("broken", "nowhere.at_all:command", PLUGINS)
 
     def offered(*words: str) -> list[str]:
         monkeypatch.setenv("_KUMI_COMPLETE", "bash_complete")

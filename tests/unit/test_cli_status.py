@@ -58,7 +58,7 @@ def test_each_reason_why_not(kumi: Kumi, api: FakeApi) -> None:
         api,
         state="STATE_PENDING",
         admin_state_up=False,
-        binding=[port_pb2.Binding(node="h1")],
+        binding=[port_pb2.Binding(node="h1", active=True)],
         conditions=[
             resource_pb2.Condition(type="Bound", status=True),
             resource_pb2.Condition(type="Wired", reason="NO_TUNNEL", message="h1 has no tunnel to h2."),

@@ -117,6 +117,13 @@ def port(number: int, network: int, address: int, *, up: bool = True, guarded: b
     message.fixed_ips.add(subnet_id=NETWORKS[network], ip_address=f"10.0.{network}.{address}")
     if number % 7 == 0 and guarded:
         message.allowed_address_pairs.add(ip_address="10.0.9.0/24")
+        if up:
+            message.allowed_address_pairs.add(ip_address="10.0.9.9/32", mac_address=f"00:00:5e:00:01:{number % 3:02x}")
+    if number % 5 == 0:
+        message.dns_name = f"name{number}"
+    if number % 20 == 0 and up:
+        message.dns_domain = f"domain{number % 3}.example"
+        message.extra_dhcp_opts.add(name="ntp-server", value="10.0.0.3")
     return message
 
 

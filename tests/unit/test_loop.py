@@ -101,7 +101,7 @@ class Cloud:
 async def running(refuse: bool = False) -> AsyncIterator[tuple[Cloud, FakeDriver]]:
     """A loop over fakes, with one network of one port in the store."""
     cloud = Cloud()
-    driver = FakeDriver(frozenset({"flow", "group", "bridge", "ovs-port", "namespace", "dhcp", "peer"}))
+    driver = FakeDriver(frozenset({"flow", "group", "bridge", "ovs-port", "namespace", "dhcp", "name", "peer"}))
     network = network_pb2.Network(id=NET, key=1, segmentation_id=100, admin_state_up=True)
     cloud.write(
         **{

@@ -56,11 +56,12 @@ def test_each_use_has_its_user_its_names_and_its_purpose(authority: Authority) -
     assert [item.user for item in (etcd, api, node, client)] == ["etcd", "kumi-api", "node-h1", "root"]
     assert etcd.names == ("etcd", "localhost", "192.0.2.1", "etcd1.example.org")
     assert api.names == ("kumi-api", "localhost")
-    assert (node.names, client.names) == ((), ())
+    assert (node.names, client.names) == (("node-h1.invalid",), ())
     both = {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH}
     assert usage(etcd.certificate) == usage(api.certificate) == both
-    # Root of a node must not be able to play a server with what it has.
-    assert usage(node.certificate) == usage(client.certificate) == {ExtendedKeyUsageOID.CLIENT_AUTH}
+    # Root of a node can play no server with what it has but that node's agent.
+    assert usage(node.certificate) == both
+    assert usage(client.certificate) == {ExtendedKeyUsageOID.CLIENT_AUTH}
     key = loaded(node.certificate).public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
     assert isinstance(key.curve, ec.SECP256R1)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from agent.model.pipeline import REASONS_OF_SENDER
 from cli.kinds import kinds
 from cli.main import root
 from docs import generate
 from tests.unit.test_imports import modules
 
 # Algorithms, environment, alarms of etcd, usage texts: words in capitals that are no reasons.
-OTHERS = re.compile(r"(RS|PS|ES)\d+|UNSPECIFIED|NAMES?|NONE|USER|SIZE|CORRUPT|NOSPACE|GRPC_VERBOSITY|ETCDCTL_API")
+OTHERS = re.compile(r"(RS|PS|ES)\d+|UNSPECIFIED|NAMES?|FILE|BUNDLE|NONE|USER|SIZE|CORRUPT|NOSPACE|GRPC_VERBOSITY|ETCDCTL_API")
 _WORD = re.compile(r"(?=.{4})[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
 
 
@@ -33,6 +34,11 @@ def reasons_in(files: list[Path]) -> set[str]:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and _WORD.fullmatch(node.value):
                 found.add(node.value)
     return {word for word in found if not OTHERS.fullmatch(word)}
+
+
+def test_every_reason_of_a_port_for_a_drop_is_explained() -> None:
+    text = (generate.PAGES / "errors.md").read_text().partition("## Why packets of a port are dropped")[2]
+    assert set(re.findall(r"[A-Z][A-Z0-9_]{3,}", text)) >= {reason.name for reason in REASONS_OF_SENDER}
 
 
 def documented(page: str) -> list[str]:

@@ -47,7 +47,7 @@ BARRIER_REQUEST, BARRIER_REPLY, BUNDLE_CONTROL, BUNDLE_ADD = 20, 21, 33, 34
 OPEN, COMMIT, DISCARD = 0, 4, 6
 _BUNDLE_FLAGS = 1 | 2
 
-_FLOW_DESC, _GROUP_DESC, FLOW_MONITOR = 1, 7, 16
+_FLOW_DESC, _PORT_STATS, _GROUP_DESC, FLOW_MONITOR = 1, 4, 7, 16
 _ADD, _DELETE_STRICT = 0, 4
 _GROUP_DELETE, _GROUP_ADD_OR_MODIFY, _ALL = 2, 0x8000, 0
 _OUTPUT, _GROUP, _SET_FIELD, _COPY_FIELD, _VENDOR_ACTION = 0, 22, 25, 28, 0xFFFF
@@ -73,6 +73,8 @@ _FLOW_ENTRY = Struct("!H2xBxHHHHHQ")
 _LENGTH = Struct("!H")
 _GROUP_ENTRY = Struct("!HBxIH6x")
 _MONITOR_REQUEST = Struct("!IIIHBB")
+_PORT_REQUEST = Struct("!I4x")
+_PORT_ENTRY = Struct("!H2xI8xQQQQ")
 _TYPE_LENGTH = Struct("!HH")
 _INSTRUCTION = Struct("!HH4x")
 _OUTPUT_ACTION = Struct("!HHIH6x")
@@ -91,6 +93,16 @@ class FlowStats:
     flow: Flow
     packets: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PortStats:
+    """What a port of the switch has received and sent."""
+
+    rx_packets: int
+    tx_packets: int
+    rx_bytes: int
+    tx_bytes: int
 
 
 def message(kind: int, xid: int, body: bytes = b"") -> bytes:
@@ -175,6 +187,11 @@ def flows_request(
 def groups_request() -> bytes:
     """The body of a multipart request for all groups."""
     return _MULTIPART.pack(_GROUP_DESC, 0) + _GROUP_ACTION.pack(0xFFFF, 0xFFFC, 0)
+
+
+def ports_request() -> bytes:
+    """The body of a multipart request for the counters of all ports."""
+    return _MULTIPART.pack(_PORT_STATS, 0) + _PORT_REQUEST.pack(_ANY)
 
 
 # Of a flow monitor (1.5.1, section 7.3.5.19): what is told of, and the update that stands for a change of our own.
@@ -283,19 +300,30 @@ def flows_known(body: bytes, known: Mapping[bytes, Flow]) -> Iterator[tuple[byte
         offset += max(length, 8)
 
 
-def decode_flows(body: bytes) -> Iterator[FlowStats]:
-    """The flows in one multipart reply."""
+def decode_flows(body: bytes, idle: bool = True) -> Iterator[FlowStats]:
+    """The flows in one multipart reply; without idle, only those that have seen a packet."""
     offset = _MULTIPART.size
     while offset < len(body):
         length, table, priority, _idle, _hard, _flags, _importance, cookie = _FLOW_ENTRY.unpack_from(body, offset)
         end, position = offset + length, offset + _FLOW_ENTRY.size
-        _, match_length = _TYPE_LENGTH.unpack_from(body, position)
-        matched = decode_match(body[position + 4 : position + match_length])
+        matched, (_, match_length) = position + 4, _TYPE_LENGTH.unpack_from(body, position)
+        matched_end = position + match_length
         position += (match_length + 7) // 8 * 8
         _, stats_length = _TYPE_LENGTH.unpack_from(body, position)
         packets, octets = _decode_counters(body, position + 4, position + stats_length)
         position += (stats_length + 7) // 8 * 8
-        yield FlowStats(Flow(table, priority, matched, decode_instructions(body[position:end]), cookie), packets, octets)
+        if packets or idle:
+            actions = decode_instructions(body[position:end])
+            yield FlowStats(Flow(table, priority, decode_match(body[matched:matched_end]), actions, cookie), packets, octets)
+        offset += max(length, 8)
+
+
+def decode_ports(body: bytes) -> Iterator[tuple[int, PortStats]]:
+    """(number of the port, its counters) for the ports in one multipart reply."""
+    offset = _MULTIPART.size
+    while offset < len(body):
+        length, number, rx_packets, tx_packets, rx_bytes, tx_bytes = _PORT_ENTRY.unpack_from(body, offset)
+        yield number, PortStats(rx_packets, tx_packets, rx_bytes, tx_bytes)
         offset += max(length, 8)
 
 

@@ -141,10 +141,19 @@ class OpenFlowDriver:
         bodies = await self._multipart(codec.groups_request())
         return {group.group_id: group for body in bodies for group in codec.decode_groups(body)}
 
-    async def flow_counters(self, table: int) -> list[tuple[Flow, int, int]]:
-        """The flows of one table, ours or not, with the packets and bytes they have seen."""
-        bodies = await self._multipart(codec.flows_request(table))
-        return [(entry.flow, entry.packets, entry.bytes) for body in bodies for entry in codec.decode_flows(body)]
+    async def flow_counters(self, table: int, idle: bool = False) -> list[tuple[Flow, int, int]]:
+        """The flows of one table, ours or not, with their packets and bytes; without idle, those that have seen any."""
+        found = []
+        for body in await self._multipart(codec.flows_request(table)):
+            found += [(entry.flow, entry.packets, entry.bytes) for entry in codec.decode_flows(body, idle)]
+            await asyncio.sleep(0)  # there may be thousands, and whoever waits for the loop has more urgent work
+        return found
+
+    async def port_counters(self) -> Mapping[int, codec.PortStats]:
+        """What each port of the bridge has received and sent, by its number."""
+        return {
+            number: stats for body in await self._multipart(codec.ports_request()) for number, stats in codec.decode_ports(body)
+        }
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """Put and delete in one atomic bundle: lookups see all of it or nothing.

@@ -1,0 +1,27 @@
+"""Certificates of a gRPC server of ours, which are taken up anew when their files change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from controlplane.tls import Watched
+
+
+def credentials(files: Watched, *, clients: bool = False) -> grpc.ServerCredentials:
+    """Our certificate towards clients; with `clients` they must show one of the files' authority.
+
+    gRPC asks at each handshake whether there is another.
+    """
+
+    def current() -> grpc.ServerCertificateConfiguration:
+        held = files.loaded
+        return grpc.ssl_server_certificate_configuration([(held.key, held.certificate)], held.ca if clients else None)
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        # None, nearly always: gRPC puts another in place without a lock, and with one a handshake two at once end the process.
+        return current() if files.changed() else None
+
+    fetcher: Any = changed  # its stub knows no None
+    return grpc.dynamic_ssl_server_credentials(current(), fetcher, require_client_authentication=clients)
