@@ -19,6 +19,7 @@ from agent.model.host import PortName
 from agent.model.item import Failure, Item, Key
 
 OWNER = " # "
+UUID_LENGTH = 36
 
 # Lines by port.
 _Names = dict[str, tuple[str, ...]]
@@ -66,7 +67,7 @@ class NamesDriver:
         for items, deleting in ((delete, True), (put, False)):
             for item in items:
                 if isinstance(item, PortName):
-                    file = self._state / item.network_id / NAMES / item.port_id[-1]
+                    file = self._state / item.network_id / NAMES / _file_of(item.port_id)
                     files[file][item.port_id] = None if deleting else item
         return await asyncio.to_thread(_write_all, files)
 
@@ -99,6 +100,10 @@ def _change(file: Path, changes: Mapping[str, PortName | None]) -> None:
         point("names: file written")
 
 
+def _file_of(port_id: str) -> str:
+    return port_id[-1] if len(port_id) == UUID_LENGTH else port_id
+
+
 def _read(file: Path) -> _Names:
     names: _Names = {}
     try:
@@ -107,5 +112,7 @@ def _read(file: Path) -> _Names:
         return names
     for line in text.splitlines():
         said, _, port = line.partition(OWNER)
+        if _file_of(port) != file.name:
+            port = file.name  # a stranger's line goes by the file that it stands in
         names[port] = (*names.get(port, ()), said)
     return names

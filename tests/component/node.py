@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from agent.drivers.dnsmasq import DnsmasqDriver
+from agent.drivers.names import NamesDriver
 from agent.drivers.netlink import NetlinkDriver
 from agent.drivers.openflow.driver import OpenFlowDriver
 from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.peers import PeerDriver
 from agent.facts.ovsdb import Ovsdb
 from agent.model.flow import Flow, Group, Output, Resubmit, SetField, ToGroup, match
-from agent.model.host import Bridge, DhcpServer, OvsPort, Peer, ServiceNamespace
+from agent.model.host import Bridge, DhcpServer, OvsPort, Peer, PortName, ServiceNamespace
 from agent.model.item import Failure, Item, Key
 from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_ours
 from agent.reconcile.drift import Drifts
@@ -72,6 +73,7 @@ def everything() -> list[Item]:
         ServiceNamespace(NAMESPACE, "kd000005", "dhcp0", "fa:16:3e:00:00:01", ("10.0.0.2/24",), 1450),
         OvsPort("br-int", "kd000005", "", (), (("kumihimo", "service"),)),
         DhcpServer(NETWORK, NAMESPACE, CONFIG, ((PORT_A, "fa:16:3e:00:01:0a,10.0.0.5"),)),
+        PortName(NETWORK, PORT_A, ("10.0.0.5 a",)),
         Peer("192.0.2.2"),
         *flows(),
     ]
@@ -96,6 +98,8 @@ def changed() -> list[Item]:
             CONFIG.replace("86400s", "3600s"),
             ((PORT_A, "fa:16:3e:00:01:0a,10.0.0.6"), (PORT_B, "fa:16:3e:00:01:0b,10.0.0.5")),
         ),
+        PortName(NETWORK, PORT_A, ("10.0.0.6 a",)),
+        PortName(NETWORK, PORT_B, ("10.0.0.5 b",)),
         Peer("192.0.2.3"),
         *flows(8),
     ]
@@ -113,7 +117,7 @@ class Node:
         self.drifts = Drifts(lambda key: f"Network {NETWORK}" if key[0] == "flow" else "", lambda: None)
         self.switch = switch()
         self.netlink = NetlinkDriver()
-        host = [self.netlink, OvsdbDriver(ovsdb), DnsmasqDriver()]
+        host = [self.netlink, OvsdbDriver(ovsdb), NamesDriver(), DnsmasqDriver()]
         self.lanes = [
             Lane("flows", [self.switch], self._progressed, self.switch.synchronize, self.switch.lost, self.drifts),
             Lane("host", host, self._progressed, drifts=self.drifts),
@@ -121,7 +125,7 @@ class Node:
         ]
         # Drivers remember what they saw: who looks from outside has his own.
         self.outside = switch()
-        self._others = [NetlinkDriver(), OvsdbDriver(ovsdb), DnsmasqDriver(), self.outside]
+        self._others = [NetlinkDriver(), OvsdbDriver(ovsdb), NamesDriver(), DnsmasqDriver(), self.outside]
         self.number = 0
         self._desired: dict[Key, Item] = {}
 

@@ -70,6 +70,8 @@ DAMAGES = {
     "dnsmasq's lease file line": Damage(f"sed -i s/leasefile=.*/leasefile=x/ {FOLDER}/dnsmasq.conf", "dhcp", "own lines"),
     "dnsmasq's host altered": Damage(f"echo fa:16:3e:00:01:0a,10.0.0.9 >{FOLDER}/hosts/{PORT_A}", "dhcp", "10.0.0.9"),
     "dnsmasq's host deleted": Damage(f"rm {FOLDER}/hosts/{PORT_A}", "dhcp", "hosts was none"),
+    "names altered": Damage(f"echo 10.9.9.9 evil >{FOLDER}/names/a", "name", "missing"),
+    "names deleted": Damage(f"rm {FOLDER}/names/a", "name", "missing"),
     "dnsmasq's folder deleted": Damage(f"rm -r {FOLDER}", "dhcp", "missing"),
 }
 
