@@ -8,15 +8,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from controlplane.values import eui64
 from deploy.lab import Host, wait_until
 from deploy.lab.place import Place
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2, segment_pb2
-from tests.system import frames
+from tests.system import frames, frames6
 from tests.system.cloud import PATIENCE, Cloud, Guest, Scene, Vm, bridges
 from tests.system.test_outages import durations, state, wait_compiled
 
@@ -242,6 +244,38 @@ def test_b_net_02_a_workload_with_a_global_address_straight_on_a_provider_vlan(
     map_bridges(cloud, h3)
     assert h3.run("ovs-vsctl get bridge br-wire fail_mode external_ids") == before
     assert sorted(h3.run("ovs-vsctl list-ports br-wire").split()) == ["phy1", "wire0"]
+
+
+def test_b_net_02_ipv6_straight_on_a_provider_vlan_with_the_wires_own_router(
+    scene: Scene, cloud: Cloud, machine: Place, h1: Host, h2: Host, h3: Host
+) -> None:
+    """Neighbours are found in both directions; a router of the wire is heard, and asked, beside our own advertisements."""
+    made = network(scene, "vlan", 77, "203.0.113.0/24")
+    cloud.admin.create(network_pb2.Subnet(network_id=made.id, cidr="fd00:77::/64"))
+    machine.run("ip address add fd00:77::1/64 dev eth0 nodad")
+    router = Guest(h3.workload("machine"))
+    try:
+        vms = [scene.vm(made, host) for host in (h1, h2)]
+        for vm in vms:
+            vm.workload.speak6()
+        one, two = (vm.workload.slaac()[0] for vm in vms)
+        assert vms[0].workload.ping(two, count=2, interval=0.05).received == 2
+        for vm, address in zip(vms, (one, two), strict=True):
+            assert vm.workload.ping("fd00:77::1", count=2, interval=0.05).received == 2
+            assert machine.ping(address, count=2, interval=0.05).received == 2
+        heard = router.seen()
+        assert [frame for frame in heard if frames6.icmp_kind(frame) == frames6.RA] == [], "ours stay on their host"
+        for vm, address in zip(vms, (one, two), strict=True):
+            mine = [frame for frame in heard if frame[6:12] == frames.mac_bytes(vm.mac)]
+            assert any(frames6.icmp_kind(frame) == frames6.RS for frame in mine)
+            probed = [frame[62:78] for frame in mine if frames6.icmp_kind(frame) == frames6.NS]
+            assert frames6.ip_bytes(address) in probed, "a machine that has the address could say so"
+        mac = "02:00:00:00:00:77"
+        router.send(frames6.router_advertise(mac, eui64(ip_network("fe80::/64"), mac), os.urandom(16)))
+        for vm in vms:
+            wait_until(lambda vm=vm: "default via fe80::" in vm.workload.run("ip -6 route"), "the router is heard")  # type: ignore[misc]
+    finally:
+        router.close()
 
 
 def test_b_net_06_a_flat_network_reaches_what_is_outside(scene: Scene, cloud: Cloud, wire: None, h1: Host, h2: Host) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agent.compile.dhcp import config, host_line, options
+from agent.compile.dns import dns_flows
 from agent.model.flow import Flow, Group, Output, Resubmit, SetField
 from agent.model.host import DhcpServer, Peer, PortName, ServiceNamespace
 from agent.model.pipeline import NEXT, REASON, CookieKind, Reason, Table, cookie, is_ours
@@ -122,11 +123,19 @@ def test_b_ops_02_questions_of_local_ports_reach_the_service_and_nothing_else_do
                 {"ip_proto": 17, "udp_src": 68, "udp_dst": 67},
                 {"ip_proto": 17, "udp_dst": 53, "eth_dst": mac, "ip_dst": address},
                 {"ip_proto": 6, "tcp_dst": 53, "eth_dst": mac, "ip_dst": address},
-                {"ip_proto": 1, "icmp_type": 8, "icmp_code": 0, "eth_dst": mac, "ip_dst": address},
+                {"ip_proto": 1, "icmp_type": 8, "eth_dst": mac, "ip_dst": address},
             )
         ),
         key=str,
     )
+
+
+def test_b_ops_02_the_ipv6_service_address_answers_too() -> None:
+    subnet = network_pb2.Subnet(cidr="fd00::/64", dhcp_server_ip="fd00::2")
+    flows = list(dns_flows(network_pb2.Network(id=NETWORKS[0], key=1), [subnet], 2, "fa:16:3f:00:00:01"))
+    found = [{name: value for name, value, _ in flow.match} for flow in flows]
+    assert {(each["eth_type"], each["ipv6_dst"] & 0xFF) for each in found} == {(0x86DD, 2)}
+    assert [each.get("udp_dst") or each.get("tcp_dst") or each["icmpv6_type"] for each in found] == [53, 53, 128]
 
 
 def test_b_sub_05_a_port_is_told_its_own_options_before_those_of_its_subnet() -> None:
