@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from agent.compile.base import ETH_ARP, ETH_IPV6, ICMPV6, drop, flow, ip_match, ip_number, is_ipv6
 from agent.compile.view import View
-from agent.model.flow import Flow, InPort, Match, Move, Resubmit, SetField, match
+from agent.model.flow import Action, Flow, InPort, Match, Move, Resubmit, SetField, match
 from agent.model.item import Item
 from agent.model.pipeline import (
     ASKED,
@@ -69,13 +69,16 @@ def _place(address: str) -> tuple[Table, str]:
     return (Table.NEIGHBOURS_6, ASKED_6) if is_ipv6(address) else (Table.NEIGHBOURS, ASKED)
 
 
-def own_address(ofport: int, ip: str, mark: int) -> Flow:
-    """A port that asks for its own address (a probe, an announcement) must get no answer: it would think it is taken."""
+def own_address(ofport: int, ip: str, mark: int, *elsewhere: Action) -> Flow:
+    """A port that asks for its own address (a probe, an announcement) must get no answer: it would think it is taken.
+
+    elsewhere: where others may have the address, as on a wire, and so are to hear of it.
+    """
     if is_ipv6(ip):
         asked, reason = match(**{SOURCE: ofport}, **SOLICITATION, nd_target=ip_number(ip)), Reason.ND_OWN
     else:
         asked, reason = match(**{SOURCE: ofport}, eth_type=ETH_ARP, arp_op=1, arp_tpa=ip_number(ip)), Reason.ARP_OWN
-    return flow(Table.SERVICES, 120, asked, *drop(reason), cookie=mark)
+    return flow(Table.SERVICES, 120, asked, *(elsewhere or drop(reason)), cookie=mark)
 
 
 def compile_arp(_: View) -> Iterable[Item]:

@@ -9,6 +9,7 @@ from agent.compile.base import drop, flow, is_ipv6, is_up, link_local, mac_numbe
 from agent.compile.dns import name
 from agent.compile.guard import guard
 from agent.compile.neighbour import floating, neighbour, own_address
+from agent.compile.provider import PHYSICAL
 from agent.compile.segment import missing, to_node
 from agent.compile.view import View
 from agent.model.flow import Action, Flow, Output, Resubmit, SetField, match
@@ -72,8 +73,9 @@ def compile_port(view: View, network_id: str, port_id: str) -> Iterable[Item]:
             yield from _deliver(ofport, mark)
             to_port = (SetField(TARGET, ofport), Resubmit(Table.INGRESS))
             yield from _reach(network, port, to_port, mark)
+            elsewhere = [Resubmit(Table.L2)] if network.network_type in PHYSICAL else []
             for ip in _addresses(port):
-                yield own_address(ofport, ip, mark)
+                yield own_address(ofport, ip, mark, *elsewhere)
         return
     bound = view.bound_to(network_id, port_id)
     node = view.node(bound) if bound and bound != view.node_id else None

@@ -8,15 +8,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from controlplane.values import eui64
 from deploy.lab import Host, wait_until
 from deploy.lab.place import Place
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2, segment_pb2
-from tests.system import frames
+from tests.system import frames, frames6
 from tests.system.cloud import PATIENCE, Cloud, Guest, Scene, Vm, bridges
 from tests.system.test_outages import durations, state, wait_compiled
 
@@ -85,6 +87,11 @@ def assert_fits(sender: Vm, ip: str, mtu: int) -> None:
     assert f"message too long, mtu={mtu}" in text
 
 
+def wait_captured(marker: bytes, *paths: Path, copies: int = 1) -> None:
+    """Wait until so many copies of a marker are in the capture files, and so everything before them."""
+    wait_until(lambda: sum(path.read_bytes().count(marker) for path in paths) >= copies, "it is captured")
+
+
 def seen_on(wire: Path, marker: bytes) -> list[int]:
     """The VLANs in which a marker crossed the provider's wire."""
     return [frames.tag_of(frame) for frame in frames.captured(wire) if marker in frame]
@@ -120,6 +127,9 @@ def exchange(
                 if not is_local(name) or vm.host is first.host:
                     vm.guest.wait_for(markers[name][vm.ip])
                     vm.guest.wait_for(markers[name]["all"])
+            kind = (kinds or {}).get(name, name)
+            copies = len({vm.host.name for vm in others} - {first.host.name}) if kind in TUNNELS else kind != "local"
+            wait_captured(markers[name]["all"], underlay, provider, copies=copies)
     for name, vms in groups.items():
         for vm in vms:
             heard = [(other, to) for other, sent in markers.items() for to, mark in sent.items() if vm.guest.has(mark)]
@@ -236,6 +246,38 @@ def test_b_net_02_a_workload_with_a_global_address_straight_on_a_provider_vlan(
     assert sorted(h3.run("ovs-vsctl list-ports br-wire").split()) == ["phy1", "wire0"]
 
 
+def test_b_net_02_ipv6_straight_on_a_provider_vlan_with_the_wires_own_router(
+    scene: Scene, cloud: Cloud, machine: Place, h1: Host, h2: Host, h3: Host
+) -> None:
+    """Neighbours are found in both directions; a router of the wire is heard, and asked, beside our own advertisements."""
+    made = network(scene, "vlan", 77, "203.0.113.0/24")
+    cloud.admin.create(network_pb2.Subnet(network_id=made.id, cidr="fd00:77::/64"))
+    machine.run("ip address add fd00:77::1/64 dev eth0 nodad")
+    router = Guest(h3.workload("machine"))
+    try:
+        vms = [scene.vm(made, host) for host in (h1, h2)]
+        for vm in vms:
+            vm.workload.speak6()
+        one, two = (vm.workload.slaac()[0] for vm in vms)
+        assert vms[0].workload.ping(two, count=2, interval=0.05).received == 2
+        for vm, address in zip(vms, (one, two), strict=True):
+            assert vm.workload.ping("fd00:77::1", count=2, interval=0.05).received == 2
+            assert machine.ping(address, count=2, interval=0.05).received == 2
+        heard = router.seen()
+        assert [frame for frame in heard if frames6.icmp_kind(frame) == frames6.RA] == [], "ours stay on their host"
+        for vm, address in zip(vms, (one, two), strict=True):
+            mine = [frame for frame in heard if frame[6:12] == frames.mac_bytes(vm.mac)]
+            assert any(frames6.icmp_kind(frame) == frames6.RS for frame in mine)
+            probed = [frame[62:78] for frame in mine if frames6.icmp_kind(frame) == frames6.NS]
+            assert frames6.ip_bytes(address) in probed, "a machine that has the address could say so"
+        mac = "02:00:00:00:00:77"
+        router.send(frames6.router_advertise(mac, eui64(ip_network("fe80::/64"), mac), os.urandom(16)))
+        for vm in vms:
+            wait_until(lambda vm=vm: "default via fe80::" in vm.workload.run("ip -6 route"), "the router is heard")  # type: ignore[misc]
+    finally:
+        router.close()
+
+
 def test_b_net_06_a_flat_network_reaches_what_is_outside(scene: Scene, cloud: Cloud, wire: None, h1: Host, h2: Host) -> None:
     """Untagged, straight on the wire, with a global address: the lab's outside is 203.0.113.1."""
     made = network(scene, "flat", cidr="203.0.113.0/24")
@@ -266,6 +308,7 @@ def test_b_net_02_what_is_unknown_goes_to_the_wire_alone_and_nothing_returns_to_
         )
         away.guest.wait_for(outward["away"])
         away.guest.wait_for(outward["multicast"])
+        wait_captured(outward["away"], path)
         # The wire speaks: to everybody, to a workload, and to somebody it does not know.
         inward = {name: os.urandom(16) for name in ("broadcast", "nobody", "one")}
         guest = Guest(machine, "eth0")
@@ -278,6 +321,7 @@ def test_b_net_02_what_is_unknown_goes_to_the_wire_alone_and_nothing_returns_to_
         for vm in (one, beside, away):
             vm.guest.wait_for(inward["broadcast"])
         guest.close()
+        wait_captured(inward["one"], path)
     on_wire = list(frames.captured(path))
     for name, marker in (outward | {f"in-{name}": marker for name, marker in inward.items()}).items():
         tags = [frames.tag_of(frame) for frame in on_wire if marker in frame]
@@ -369,6 +413,7 @@ def test_a_75_a_changed_tunnel_address_converges_all_peers(
             assert two.sees(three)
             one.guest.send(datagram(one, two.mac, two.ip, marker))
             two.guest.wait_for(marker)
+            wait_captured(marker, path)
         ends = {end for packet in frames.tunnelled(path) for end in (packet.source, packet.target)}
         assert ends == {h1.underlay, address, h3.underlay}
     h2.run(f"ip address del {new}/24 dev br-phy")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections import deque
+from ipaddress import ip_network
 from typing import Any
 
 import hypothesis.strategies as st
@@ -24,10 +25,12 @@ from agent.model.item import Item, Key
 from controlplane.store import keys
 from controlplane.store.client import Entry
 from controlplane.store.feed import Changed, Listed
+from controlplane.values import eui64
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
 
 NETWORKS = [f"00000000-0000-7000-8000-0000000000{number:02x}" for number in range(4)]
 PORTS = [f"00000000-0000-7000-8000-0000000001{number:02x}" for number in range(200)]
+SIX = [f"00000000-0000-7000-8000-0000000002{number:02x}" for number in range(4)]  # IPv6 subnets
 NODES = ["h1", "h2", "h3", "h4"]
 VXLAN_PORT = TUNNELS[network_pb2.NETWORK_TYPE_VXLAN].port
 # Interfaces whose numbers come and go; numbers below 10 are theirs, so no two interfaces share one.
@@ -115,8 +118,11 @@ def port(number: int, network: int, address: int, *, up: bool = True, guarded: b
         port_security_enabled=guarded,
     )
     message.fixed_ips.add(subnet_id=NETWORKS[network], ip_address=f"10.0.{network}.{address}")
+    if number % 3 == 0:
+        message.fixed_ips.add(subnet_id=SIX[network], ip_address=eui64(ip_network(f"fd00:{network}::/64"), message.mac_address))
     if number % 7 == 0 and guarded:
         message.allowed_address_pairs.add(ip_address="10.0.9.0/24")
+        message.allowed_address_pairs.add(ip_address="fd00:9::/64", mac_address="fa:16:3e:99:99:99")
         if up:
             message.allowed_address_pairs.add(ip_address="10.0.9.9/32", mac_address=f"00:00:5e:00:01:{number % 3:02x}")
     if number % 5 == 0:
@@ -180,10 +186,22 @@ class Incremental(RuleBasedStateMachine):
             enable_dhcp=segment % 3 != 0,
             dhcp_server_ip=f"10.0.{number}.254",
         )
+        mode = segment % 4 + 1
+        six = network_pb2.Subnet(
+            id=SIX[number],
+            network_id=NETWORKS[number],
+            cidr=f"fd00:{number}::/64",
+            ip_version=network_pb2.IP_VERSION_IPV6,
+            ipv6_ra_mode=mode,  # type: ignore[arg-type]
+            ipv6_address_mode=mode,  # type: ignore[arg-type]
+            enable_dhcp=mode != network_pb2.IPV6_MODE_NONE,
+            dhcp_server_ip=f"fd00:{number}::ffff",
+        )
         scope = keys.scope(NETWORKS[number])
         self.cloud.write(
             (keys.network(NETWORKS[number]), network),
             (keys.subnets(NETWORKS[number]) + NETWORKS[number], subnet),
+            (keys.subnets(NETWORKS[number]) + SIX[number], six),
             (scope + "change", store_pb2.ChangeRecord()),
         )
 
@@ -278,6 +296,7 @@ class Incremental(RuleBasedStateMachine):
         # A process that starts now and reads everything comes to the same.
         fresh = Cloud()
         fresh.entries, fresh.revision, fresh.interfaces = self.cloud.entries, self.cloud.revision, self.cloud.interfaces
+        fresh.foreign = self.cloud.foreign
         fresh.settle()
         fresh.engine.run()
         assert self.cloud.engine.items() == fresh.engine.items()
