@@ -107,9 +107,11 @@ async def test_c_08_nothing_is_told_of_what_we_do_and_of_what_was_lost() -> None
     async with running(driver) as harness:
         harness.submit(flow(1, 5), flow(3), flow(4))
         await harness.finished()
+        driver.there[flow(4).key] = flow(4, 9)  # what could not be put is there in part
         driver.meddled.set()
         reads = driver.reads
-        await until(lambda: driver.reads > reads, "it is read back")
+        await until(lambda: driver.reads > reads and not driver.meddled.is_set(), "it is read back")
+        await harness.finished()
         driver.there.clear()
         harness.lane.unsettle()
         await until(lambda: len(driver.there) == 3, "all is there again")
