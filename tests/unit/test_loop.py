@@ -11,6 +11,7 @@ from agent.compile import FEATURES
 from agent.compile.engine import Engine
 from agent.facts.model import HostFacts, Interface
 from agent.mirror.state import State
+from agent.model.flow import Group
 from agent.model.pipeline import Table
 from agent.reconcile.lane import Lane
 from agent.reconcile.loop import Loop
@@ -39,6 +40,7 @@ class Cloud:
         self.asked: list[str] = []
         self.said: dict[str, bytes] = {}
         self._changed: Callable[[], None] = lambda: None
+        self.loop: Any = None
 
     # The store, as Status needs it.
     async def transact(self, _: Any, operations: list[Any]) -> Written:
@@ -116,6 +118,7 @@ async def running(refuse: bool = False) -> AsyncIterator[tuple[Cloud, FakeDriver
     loop = Loop(state, Engine(state, FEATURES), cloud, cloud, status)  # type: ignore[arg-type]
     lane = Lane("all", [driver], loop.wake)
     loop.use(lane)
+    cloud.loop = loop
     tasks = [asyncio.create_task(work) for work in (status.run(), lane.run(), loop.run())]
     try:
         yield cloud, driver
@@ -198,3 +201,20 @@ async def test_c_06_what_fails_is_said_and_the_revision_does_not_count() -> None
         assert before <= cloud.applied()
         driver.refuse.clear()
         await until(lambda: not errors() and cloud.applied() == cloud.revision, "it is applied in the end")
+
+
+async def test_c_08_a_node_says_what_its_lanes_found_and_does_as_its_drift_policy_says() -> None:
+    async with running() as (cloud, _):
+        cloud.plug("tap1", 11, PORT)
+        await until(lambda: cloud.applied() == cloud.revision)
+        group = Group(1, ())
+        assert cloud.loop.drifts.found(group, None)
+        key = keys.drift_status("h1")
+        await until(lambda: key in cloud.said, "it is said")
+        await until(lambda: len(store_pb2.DriftReport.FromString(cloud.said[key]).items) == 1, "what was found is said")
+        (item,) = store_pb2.DriftReport.FromString(cloud.said[key]).items
+        assert (item.object, item.owner, item.outcome) == ("group_id=1", f"Network {NET}", node_pb2.DRIFT_OUTCOME_REPAIRED)
+        only = node_pb2.Node(id="h1", key=1, drift_policy=node_pb2.DRIFT_POLICY_REPORT)
+        cloud.write(**{keys.node("h1"): only, keys.NODES_CHANGE: store_pb2.ChangeRecord()})
+        await until(lambda: not cloud.loop.drifts.repairs, "from now on it only reports")
+        assert not cloud.loop.drifts.found(group, None)
