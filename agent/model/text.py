@@ -7,7 +7,19 @@ from dataclasses import fields, is_dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from agent.model.flow import FIELD_BITS, FieldMatch, Flow, Group, Move, Output, Resubmit, SetField, ToGroup
+from agent.model.flow import (
+    FIELD_BITS,
+    FieldMatch,
+    Flow,
+    Group,
+    Move,
+    Output,
+    PopVlan,
+    PushVlan,
+    Resubmit,
+    SetField,
+    ToGroup,
+)
 from agent.model.item import Item
 
 _LONGEST = 400  # characters of a difference
@@ -83,6 +95,10 @@ def _action(action: Hashable) -> str:
             return f"resubmit(,{table})"
         case ToGroup(group_id):
             return f"group:{group_id}"
+        case PushVlan():
+            return "push_vlan:0x8100"
+        case PopVlan():
+            return "pop_vlan"
     return str(action)
 
 
