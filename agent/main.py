@@ -17,7 +17,7 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,11 +33,14 @@ from agent.drivers.netlink import NetlinkDriver
 from agent.drivers.openflow.driver import OpenFlowDriver
 from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.peers import PeerDriver
+from agent.facts.capability import probe
 from agent.facts.ovsdb import Ovsdb, OvsdbError
 from agent.inspection.look import Look
 from agent.inspection.service import Method, Service, source_address
+from agent.mirror.snapshot import Recorder
+from agent.mirror.snapshot import load as load_snapshot
 from agent.mirror.state import State
-from agent.model.pipeline import CookieKind, Table, cookie, is_ours
+from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_ours
 from agent.reconcile import alive, counters
 from agent.reconcile.lane import Lane
 from agent.reconcile.loop import Loop
@@ -52,7 +55,9 @@ from controlplane.values import Invalid, slug
 from kumihimo.v1 import store_pb2
 
 RUNDIR = Path("/var/run/openvswitch")
+SNAPSHOT = Path("/var/lib/kumihimo/agent/mirror")
 RETRY = 1.0
+PROBE = 60.0  # seconds between two looks at what the host can do
 
 _log = structlog.get_logger("kumihimo.agent")
 
@@ -104,17 +109,22 @@ async def _work(settings: Settings) -> None:
     ovsdb = Ovsdb()
     await _until_ovsdb_answers(ovsdb)
     status = Status(store, settings.node)
-    await _until_status_is_read(store, status, settings.node)
-    await _describe(status, settings.node, ovsdb)
     state = State(settings.node)
     feed = Feed(store)
-    loop = Loop(state, Engine(state, FEATURES), feed, ovsdb, status)
+    recorder = Recorder(SNAPSHOT, settings.node, settings.etcd)
+    loop = Loop(state, Engine(state, FEATURES), feed, ovsdb, status, recorder)
     switch = OpenFlowDriver(
-        INTEGRATION_BRIDGE, is_ours, marker_table=Table.MARKER, marker_cookie=cookie(CookieKind.MARKER), rundir=RUNDIR
+        INTEGRATION_BRIDGE,
+        is_ours,
+        is_our_group,
+        marker_table=Table.MARKER,
+        marker_cookie=cookie(CookieKind.MARKER),
+        rundir=RUNDIR,
     )
-    flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost)
-    host = Lane("host", [NetlinkDriver(), OvsdbDriver(ovsdb), NamesDriver(), DnsmasqDriver()], loop.wake)
-    peers = Lane("peers", [PeerDriver(RUNDIR)], loop.wake, lost=switch.lost)
+    netlink = NetlinkDriver()
+    flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost, loop.drifts)
+    host = Lane("host", [netlink, OvsdbDriver(ovsdb), NamesDriver(), DnsmasqDriver()], loop.wake, drifts=loop.drifts)
+    peers = Lane("peers", [PeerDriver(RUNDIR)], loop.wake, lost=switch.lost, drifts=loop.drifts)
     loop.use(flows, host, peers)
     look = Look(
         state,
@@ -122,21 +132,41 @@ async def _work(settings: Settings) -> None:
         [OvsdbDriver(ovsdb), DnsmasqDriver(), PeerDriver(RUNDIR)],
         lambda port: status.get(keys.port_status(settings.node, port)),
     )
+    begun = asyncio.Event()
+
+    def away() -> None:
+        """The store does not answer: begin from what was known, unless that is done or nothing is."""
+        if not begun.is_set() and (known := load_snapshot(SNAPSHOT, settings.node, settings.etcd)):
+            recorder.begin(known)
+            loop.recall(known)
+            begun.set()
+
+    async def follow_store() -> None:
+        await _until_status_is_read(store, status, settings.node, away)
+        loop.follow()
+        begun.set()
+        async with asyncio.TaskGroup() as following:
+            for part in (feed.run(), status.run(), alive.run(store, settings.node, RUNDIR)):
+                following.create_task(part)
+
     try:
         async with asyncio.TaskGroup() as group:
+            group.create_task(follow_store())
+            await begun.wait()
+            _introduce(status, settings.node)
             for part in (
-                feed.run(),
-                status.run(),
                 flows.run(),
                 host.run(),
                 peers.run(),
                 loop.run(),
-                alive.run(store, settings.node, RUNDIR),
+                recorder.run(),
+                _describe(status, settings.node, ovsdb),
                 _answer(settings, state, status, {"Inspect": look.inspect}),
                 counters.run(state, switch, status),
             ):
                 group.create_task(part)
     finally:
+        netlink.close()
         await switch.close()
         await ovsdb.stop()
         await store.close()
@@ -152,8 +182,9 @@ async def _until_ovsdb_answers(ovsdb: Ovsdb) -> None:
             await asyncio.sleep(RETRY)
 
 
-async def _until_status_is_read(store: Store, status: Status, node: str) -> None:
-    """Wait until etcd answers and knows this node; says what is in the way whenever that is something else."""
+async def _until_status_is_read(store: Store, status: Status, node: str, away: Callable[[], None]) -> None:
+    """Wait until etcd answers and knows this node; says what is in the way whenever that is something else, and `away`
+    whenever etcd does not answer (one that refuses us does: then nothing is begun)."""
     told = ""
     while True:
         try:
@@ -164,6 +195,7 @@ async def _until_status_is_read(store: Store, status: Status, node: str) -> None
             if store.user != node_user(node):
                 event, detail = "waiting for the store", f"{error}; a certificate of {node_user(node)} is needed"
         except StoreUnavailable as error:
+            away()
             event, pause = "waiting for the store; traffic goes on", RETRY
             # What gRPC says of one broken connection differs from attempt to attempt: the obstacle is the same.
             obstacle = await store.fault()
@@ -174,14 +206,40 @@ async def _until_status_is_read(store: Store, status: Status, node: str) -> None
         await asyncio.sleep(pause)
 
 
-async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
-    """What the agent says of itself, once at its start."""
-    facts = await ovsdb.host_facts()
-    about = store_pb2.AgentStatus(version=version("kumihimo"), underlay_ips=facts.underlay_ips)
+def _introduce(status: Status, node: str) -> None:
+    """What the agent says of itself, at its start; others add to it."""
+    about = store_pb2.AgentStatus(version=version("kumihimo"))
     about.start_time.GetCurrentTime()
-    about.features["ovs"] = facts.ovs_version
-    about.features["datapath_types"] = ",".join(facts.datapath_types)
     status.set(keys.agent_status(node), about)
+
+
+async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
+    """What the host can do: now, whenever bridges or the switch change, and every `PROBE`, for not everything tells of it."""
+    changed = asyncio.Event()
+    ovsdb.on_change(changed.set)
+    seen: object = None
+    due = True
+    while True:
+        facts = await ovsdb.host_facts()
+        now = ovsdb.connected, ovsdb.bridges, ovsdb.interface_types, facts.datapath_types, facts.ovs_version
+        if due or now != seen:
+            seen = now
+            found = await probe(facts, ovsdb.interface_types, INTEGRATION_BRIDGE, RUNDIR)
+            about = store_pb2.AgentStatus.FromString(status.get(keys.agent_status(node)) or b"")
+            del about.capabilities[:]
+            for capability in found:
+                about.capabilities.add(name=capability.name, on=capability.on, reason=capability.reason)
+            about.underlay_ips[:] = facts.underlay_ips
+            about.features["ovs"] = facts.ovs_version
+            about.features["datapath_types"] = ",".join(facts.datapath_types)
+            status.set(keys.agent_status(node), about)
+        try:
+            async with asyncio.timeout(PROBE):
+                await changed.wait()
+            due = False
+        except TimeoutError:
+            due = True
+        changed.clear()
 
 
 async def _answer(settings: Settings, state: State, status: Status, methods: Mapping[str, Method]) -> None:

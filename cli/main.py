@@ -12,6 +12,7 @@ import click
 
 from cli import nouns, plugins, tracing
 from cli.apply import apply
+from cli.care import capabilities, drift
 from cli.completion import completion
 from cli.errors import ERROR, EXIT_CODES, INTERRUPTED, USAGE, CliError
 from cli.export import export
@@ -93,7 +94,7 @@ def help_(ctx: click.Context, words: tuple[str, ...]) -> None:
     click.echo(at.get_help())
 
 
-for _command in (apply, export, history, status, wait, profile, completion, help_):
+for _command in (apply, export, history, status, wait, drift, capabilities, profile, completion, help_):
     root.add_command(_command)
 
 

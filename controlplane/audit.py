@@ -207,6 +207,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("status/*/port/*", store_pb2.PortStatus),
     Family("status/*/net/*", store_pb2.Applied),
     Family("status/*/nodes", store_pb2.Applied),
+    Family("status/*/drift", store_pb2.DriftReport),
     Family("status/*/counters", store_pb2.NodeCounters),
     Family("alive/*", None),
     Family("controller/*", None),

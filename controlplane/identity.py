@@ -64,6 +64,7 @@ POLICY: Mapping[str, Mapping[str, Role]] = {
     "Operations": {
         "Apply": Role.MEMBER,  # and each object in it as if it came alone
         "ListChanges": Role.READER,
+        "ListDrift": Role.OPERATOR,
         "Wait": Role.READER,
     },
 }

@@ -72,7 +72,7 @@ def ask(server: str, name: str, kind: str, tcp: bool, edns: bool) -> dict[str, o
                 stream = link.makefile("rb")
                 reply = stream.read(struct.unpack("!H", stream.read(2))[0])
         else:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+            with socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM) as link:
                 link.settimeout(TIMEOUT)
                 link.connect((server, 53))
                 link.send(sent)

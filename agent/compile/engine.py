@@ -79,6 +79,13 @@ class Engine:
         changes.failed = dict(self._failed)
         return changes
 
+    def scope(self, unit: Unit) -> str:
+        return self._features.scope(unit)
+
+    def wanting(self, key: Key) -> list[Unit]:
+        """The units that want a key."""
+        return list(self._owners.get(key, ()))
+
     def items(self) -> dict[Key, Item]:
         """Everything desired."""
         return {key: next(iter(owners.values())) for key, owners in self._owners.items()}

@@ -29,6 +29,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from agent.drivers.exec import ExecError, run
+from agent.faults import point
 from agent.model.host import DhcpServer
 from agent.model.item import Failure, Item, Key
 
@@ -39,6 +40,7 @@ SERVER_FILES = ("leases", "dnsmasq.conf")  # in this order: the last one says th
 PART = ".part"
 STOP_SECONDS = 5.0
 NETNS = Path("/run/netns")
+LOOK = 4.0  # seconds between two looks
 Address = IPv4Address | IPv6Address
 
 
@@ -50,19 +52,50 @@ class DnsmasqDriver:
     def __init__(self, state_dir: str = "/var/lib/kumihimo/dhcp", run_dir: str = "/run/kumihimo/dhcp") -> None:
         self._state = Path(state_dir)
         self._run = Path(run_dir)
+        self._namespaces: dict[str, str] = {}  # of each server, as last read
+        self._seen: dict[str, object] = {}
+
+    async def changed(self) -> None:
+        """Return when files or processes are not what they were when they were last read."""
+        while True:
+            await asyncio.sleep(LOOK)
+            if await asyncio.to_thread(self._marks) != self._seen:
+                return
+
+    def _marks(self) -> dict[str, object]:
+        """Of each server what changes when anything of it does; cheaper than to read it."""
+        return {folder.name: (_marks_of(folder), self._runs(folder)) for folder in self._folders()}
+
+    def _folders(self) -> list[Path]:
+        return sorted(folder for folder in self._state.glob("*") if _has_server(folder))
+
+    def _runs(self, folder: Path) -> bool:
+        namespace = self._namespaces.get(folder.name) or _configuration(folder)[0]
+        return _running(folder, self._pid(folder), namespace)
 
     async def read_owned(self) -> Mapping[Key, Item]:
-        """All servers that have a folder; one that does not run reads back with an empty configuration."""
-        items = await asyncio.to_thread(
-            lambda: [self._read(folder) for folder in sorted(self._state.glob("*")) if _has_server(folder)]
-        )
+        """All servers that have a folder; of one that does not run it is said."""
+        items = await asyncio.to_thread(self._read_all)
         return {item.key: item for item in items}
+
+    def _read_all(self) -> list[DhcpServer]:
+        self._seen = self._marks()
+        items = [self._read(folder) for folder in self._folders()]
+        self._namespaces = {item.network_id: item.namespace for item in items}
+        return items
+
+    async def read_foreign(self) -> Sequence[Item]:
+        """Nothing: all in our folder is ours."""
+        return ()
 
     def _read(self, folder: Path) -> DhcpServer:
         namespace, config = _configuration(folder)
-        if _running(folder, self._pid(folder), namespace):
-            return DhcpServer(folder.name, namespace, config, tuple(sorted(_hosts(folder).items())))
-        return DhcpServer(folder.name, namespace, "", ())
+        head = _head(folder)
+        runs = _running(folder, self._pid(folder), namespace)
+        wrong = "" if runs else "dnsmasq was not running"
+        if runs and head != self._lines(folder, namespace):
+            wrong = "the driver's own lines of dnsmasq.conf were changed"
+        return DhcpServer(folder.name, namespace, config, tuple(sorted(_hosts(folder).items())), wrong)
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """Every server at the same time; what is to be removed first."""
@@ -81,35 +114,46 @@ class DnsmasqDriver:
         folder = self._state / item.network_id
         for readable in (self._state, folder, folder / "hosts", folder / NAMES, self._run):
             make_folder(readable)
+            point("dhcp: folder made")
         wanted, present = dict(item.hosts), _hosts(folder)
         gone = {port: line for port, line in present.items() if wanted.get(port) != line}
         running = _running(folder, self._pid(folder), item.namespace)
-        if gone or not running or _configuration(folder) != (item.namespace, item.config):
+        written = _head(folder), _configuration(folder)
+        if gone or not running or written != (self._lines(folder, item.namespace), (item.namespace, item.config)):
             await self._stop(folder)
+            point("dhcp: stopped")
             _free(folder, [address for line in gone.values() for address in _addresses(line)])
+            point("dhcp: leases dropped")
             for port in gone:
                 (folder / "hosts" / port).unlink()
-            write(folder, "dnsmasq.conf", self._lines(folder, item) + item.config)
+                point("dhcp: host removed")
+            write(folder, "dnsmasq.conf", self._lines(folder, item.namespace) + item.config)
+            point("dhcp: configured")
             running = False
         for port, line in wanted.items():
             if present.get(port) != line:
                 write(folder, f"hosts/{port}", line + "\n")
+                point("dhcp: host written")
         if not running:
             # dnsmasq detaches only when it has its sockets and has written its pid file, else it says why not.
             await run(["ip", "netns", "exec", item.namespace, "dnsmasq", f"--conf-file={folder / 'dnsmasq.conf'}"])
+            point("dhcp: started")
 
     async def _delete(self, item: DhcpServer) -> None:
         folder = self._state / item.network_id
         await self._stop(folder)
+        point("dhcp: stopped for good")
+        self._pid_file(folder).unlink(missing_ok=True)
+        point("dhcp: pid file removed")
         shutil.rmtree(folder / "hosts", ignore_errors=True)
         for file in SERVER_FILES:
             (folder / file).unlink(missing_ok=True)
+            point("dhcp: server file removed")
         remove_if_empty(folder)
-        self._pid_file(folder).unlink(missing_ok=True)
 
-    def _lines(self, folder: Path, item: DhcpServer) -> str:
+    def _lines(self, folder: Path, namespace: str) -> str:
         lines = (
-            f"{NAMESPACE}{item.namespace}",
+            f"{NAMESPACE}{namespace}",
             f"pid-file={self._pid_file(folder)}",
             f"dhcp-leasefile={folder / 'leases'}",
             f"dhcp-hostsdir={folder / 'hosts'}",
@@ -202,17 +246,42 @@ def _running(folder: Path, pid: int | None, namespace: str) -> bool:
         return False
 
 
+def _marks_of(folder: Path) -> object:
+    """Inode, time and size of each of a server's files that are not dnsmasq's own."""
+    found = []
+    for place in (folder, folder / "hosts"):
+        with contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(place):
+                if entry.name != "leases":
+                    found.append((entry.name, *mark_of(entry.stat())))
+    return sorted(found)
+
+
+def mark_of(stat: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file does."""
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _head(folder: Path) -> str:
+    """Our own lines of the file."""
+    with contextlib.suppress(FileNotFoundError):
+        head, mark, _ = (folder / "dnsmasq.conf").read_text(errors="replace").partition(MARK)
+        return head + mark
+    return ""
+
+
 def _configuration(folder: Path) -> tuple[str, str]:
     """(namespace, the item's configuration) of the file; empty when there is none."""
     try:
-        head, _, config = (folder / "dnsmasq.conf").read_text().partition(MARK)
+        head, _, config = (folder / "dnsmasq.conf").read_text(errors="replace").partition(MARK)
     except FileNotFoundError:
         return "", ""
     return head.partition("\n")[0].removeprefix(NAMESPACE), config
 
 
 def _hosts(folder: Path) -> dict[str, str]:
-    return {file.name: file.read_text().removesuffix("\n") for file in (folder / "hosts").glob("*")}
+    files = [file for file in (folder / "hosts").glob("*") if file.is_file()]
+    return {file.name: file.read_text(errors="replace").removesuffix("\n") for file in files}
 
 
 def _addresses(line: str) -> Iterable[Address]:
@@ -249,4 +318,5 @@ def write(folder: Path, name: str, text: str) -> None:
     part = folder / PART
     part.write_text(text)
     part.chmod(0o644)
+    point("dhcp: file written beside")
     part.replace(folder / name)

@@ -13,11 +13,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from agent.drivers.dnsmasq import NAMES, make_folder, remove_if_empty, write
+from agent.drivers.dnsmasq import LOOK, NAMES, make_folder, mark_of, remove_if_empty, write
+from agent.faults import point
 from agent.model.host import PortName
 from agent.model.item import Failure, Item, Key
 
 OWNER = " # "
+UUID_LENGTH = 36
 
 # Lines by port.
 _Names = dict[str, tuple[str, ...]]
@@ -30,12 +32,28 @@ class NamesDriver:
 
     def __init__(self, state_dir: str = "/var/lib/kumihimo/dhcp") -> None:
         self._state = Path(state_dir)
+        self._seen: dict[str, object] = {}
+
+    async def changed(self) -> None:
+        """Return when the files are not what they were when they were last read."""
+        while True:
+            await asyncio.sleep(LOOK)
+            if await asyncio.to_thread(self._marks) != self._seen:
+                return
+
+    def _marks(self) -> dict[str, object]:
+        return {str(file): mark_of(file.stat()) for file in self._state.glob(f"*/{NAMES}/*")}
+
+    async def read_foreign(self) -> Sequence[Item]:
+        """Nothing: all in these files is ours."""
+        return ()
 
     async def read_owned(self) -> Mapping[Key, Item]:
         """All names that are in files."""
         return await asyncio.to_thread(self._read_owned)
 
     def _read_owned(self) -> dict[Key, Item]:
+        self._seen = self._marks()
         items: dict[Key, Item] = {}
         for file in self._state.glob(f"*/{NAMES}/*"):
             for port, lines in _read(file).items():
@@ -49,7 +67,7 @@ class NamesDriver:
         for items, deleting in ((delete, True), (put, False)):
             for item in items:
                 if isinstance(item, PortName):
-                    file = self._state / item.network_id / NAMES / item.port_id[-1]
+                    file = self._state / item.network_id / NAMES / _file_of(item.port_id)
                     files[file][item.port_id] = None if deleting else item
         return await asyncio.to_thread(_write_all, files)
 
@@ -72,21 +90,29 @@ def _change(file: Path, changes: Mapping[str, PortName | None]) -> None:
     after |= {port: item.lines for port, item in changes.items() if item is not None}
     if not after:
         file.unlink(missing_ok=True)
+        point("names: file removed")
         remove_if_empty(folder)
     elif after != before:
         for readable in (folder.parent, folder, file.parent):
             make_folder(readable)
         text = "".join(f"{line}{OWNER}{port}\n" for port, lines in sorted(after.items()) for line in lines)
         write(folder, f"{NAMES}/{file.name}", text)
+        point("names: file written")
+
+
+def _file_of(port_id: str) -> str:
+    return port_id[-1] if len(port_id) == UUID_LENGTH else port_id
 
 
 def _read(file: Path) -> _Names:
     names: _Names = {}
     try:
-        text = file.read_text()
+        text = file.read_text(errors="replace")
     except FileNotFoundError:
         return names
     for line in text.splitlines():
         said, _, port = line.partition(OWNER)
+        if _file_of(port) != file.name:
+            port = file.name  # a stranger's line goes by the file that it stands in
         names[port] = (*names.get(port, ()), said)
     return names

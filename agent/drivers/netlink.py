@@ -12,6 +12,7 @@ function in a short-lived thread that has entered it: about 3 ms, and no fork of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -20,7 +21,7 @@ import struct
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,8 @@ from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.drivers.exec import ExecError, run
+from agent.drivers.linkwatch import LinkWatch
+from agent.faults import point
 from agent.model.host import ServiceNamespace
 from agent.model.item import Failure, Item, Key
 
@@ -41,6 +44,8 @@ SIOCETHTOOL = 0x8946
 ETHTOOL_STXCSUM = 0x17
 
 IFF_UP = 1
+_NO_NAMESPACE = -1
+_LOOK = 4.0  # seconds between two looks at what the kernel does not tell of: names of namespaces
 # linux/if_addr.h: the kernel made this link-local address by itself.
 IFAPROT_KERNEL_LL = 3
 
@@ -62,6 +67,7 @@ class _Link:
     mtu: int
     up: bool
     alias: str
+    peer_namespace: int  # the kernel's number of the namespace where the other end is
 
 
 class NetlinkDriver:
@@ -69,27 +75,83 @@ class NetlinkDriver:
 
     Addresses are exact, except that the link-local address which the kernel makes from the MAC is left alone and not
     read back. A link of the wanted name that is not ours is never touched: Failure FOREIGN_OBJECT.
+
+    Once `changed` has been called the kernel tells of changes, and what it has not told of is not read again.
     """
 
     kinds = frozenset({"namespace"})
 
-    async def read_owned(self) -> Mapping[Key, Item]:
-        """Our namespaces; one that is not whole reads back with empty values."""
-        host = await in_namespace(None, _links)
-        names = sorted(entry.name for entry in DIRECTORY.glob(f"{PREFIX}*"))
-        return {("namespace", name): await self._read(name, host) for name in names}
+    def __init__(self) -> None:
+        self._watch: LinkWatch | None = None
+        # As last read: the item, and the number of its namespace; and which file stood for it.
+        self._known: dict[str, tuple[ServiceNamespace, int]] = {}
+        self._files: dict[str, int] = {}
+        self._reading = False
 
-    async def _read(self, name: str, host: Mapping[str, _Link]) -> ServiceNamespace:
+    async def changed(self) -> None:
+        """Return when a link or address of ours may have changed, or a namespace has come, gone or been made anew."""
+        if self._watch is None:
+            self._watch = LinkWatch()
+            self._known.clear()
+            return
+        while True:
+            await self._watch.told(_LOOK)
+            if self._reading:
+                continue
+            if self._suspects() or _files() != self._files:
+                return
+            self._watch.forget()
+
+    def close(self) -> None:
+        """Listen no longer."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _suspects(self) -> set[str]:
+        """Namespaces of which something may have changed since they were read."""
+        watch = self._watch
+        return {name for name, (item, number) in self._known.items() if watch is None or watch.concerns(item.outer, number)} | (
+            self._files.keys() - self._known.keys()
+        )
+
+    async def read_owned(self) -> Mapping[Key, Item]:
+        """Our namespaces; one that is not whole says what is wrong with it."""
+        suspects, files = self._suspects(), _files()
+        for name in self._known.keys() - {name for name in files if files[name] == self._files.get(name)} | suspects:
+            self._known.pop(name, None)
+        self._files = files
+        if self._watch is not None:
+            self._watch.forget()  # what is told from here on may come after it is read
+        self._reading = True
+        try:
+            unread = sorted(files.keys() - self._known.keys())
+            host = await in_namespace(None, _links) if unread else {}
+            for name in unread:
+                self._known[name] = await self._read(name, host)
+        finally:
+            self._reading = False
+        return {("namespace", name): self._known[name][0] for name in sorted(files)}
+
+    async def read_foreign(self) -> Sequence[Item]:
+        """Nothing: what is not ours is no namespace of this prefix, and stands by itself."""
+        return ()
+
+    async def _read(self, name: str, host: Mapping[str, _Link]) -> tuple[ServiceNamespace, int]:
         nothing = ServiceNamespace(name, "", "", "", (), 0)
         if not _is_namespace(name):
-            return nothing
+            return replace(nothing, wrong="it is a file and no namespace"), _NO_NAMESPACE
         links, addresses = await in_namespace(name, lambda: (_links(), _addresses()))
         for inner in links.values():
             outer = next((link for link in host.values() if _paired(link, inner)), None)
-            if outer and outer.up and inner.up and outer.mtu == inner.mtu:
+            if outer is not None:
+                wrong = [f"{link.name} is down" for link in (outer, inner) if not link.up]
+                if outer.mtu != inner.mtu:
+                    wrong.append(f"{outer.name} has MTU {outer.mtu}, {inner.name} {inner.mtu}")
                 own = tuple(sorted(addresses.get(inner.index, ())))
-                return ServiceNamespace(name, outer.name, inner.name, inner.mac, own, inner.mtu)
-        return nothing
+                item = ServiceNamespace(name, outer.name, inner.name, inner.mac, own, inner.mtu, ", ".join(wrong))
+                return item, outer.peer_namespace
+        return replace(nothing, wrong="no veth leads to it"), _NO_NAMESPACE
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """Namespaces one after the other, those to be removed first."""
@@ -97,6 +159,7 @@ class NetlinkDriver:
         for work, items in ((self._delete, delete), (self._put, put)):
             for item in items:
                 if isinstance(item, ServiceNamespace):
+                    self._known.pop(item.name, None)
                     failure = await _attempt(work, item)
                     if failure:
                         failures[item.key] = failure
@@ -107,14 +170,18 @@ class NetlinkDriver:
             # A process that dies between making the file and mounting the namespace on it leaves an empty file.
             (DIRECTORY / item.name).unlink(missing_ok=True)
             await run(["ip", "netns", "add", item.name])
+            point("namespace: made")
         outer = (await in_namespace(None, _links)).get(item.outer)
         inner = (await in_namespace(item.name, _links)).get(item.inner)
         if not (outer and inner and _paired(outer, inner)):
             if outer and outer.alias != ALIAS + item.name:
                 return Failure("FOREIGN_OBJECT", f"link {item.outer} is not ours")
             await in_namespace(item.name, _remove_veths)
+            point("namespace: former veth removed")
             await in_namespace(None, lambda: _add_pair(item))
+            point("namespace: veth made")
         await in_namespace(item.name, lambda: _set_inner(item))
+        point("namespace: inner end set")
         await in_namespace(None, lambda: _set_outer(item))
         return None
 
@@ -124,7 +191,9 @@ class NetlinkDriver:
         # A program that still runs inside keeps the namespace alive when its name is gone: so the veth goes first.
         if _is_namespace(item.name):
             await in_namespace(item.name, _remove_veths)
+            point("namespace: veth removed")
             await run(["ip", "netns", "del", item.name])
+            point("namespace: removed")
         (DIRECTORY / item.name).unlink(missing_ok=True)
         await in_namespace(None, lambda: _remove_aliased(ALIAS + item.name))
         return None
@@ -153,6 +222,13 @@ async def in_namespace(name: str | None, work: Callable[[], T]) -> T:
 
     with ThreadPoolExecutor(1) as thread:
         return await asyncio.get_running_loop().run_in_executor(thread, enter)
+
+
+def _files() -> dict[str, int]:
+    """Our namespaces by name, with the inode that stands for each."""
+    with contextlib.suppress(FileNotFoundError):
+        return {entry.name: os.stat(entry.path).st_ino for entry in os.scandir(DIRECTORY) if entry.name.startswith(PREFIX)}
+    return {}
 
 
 def _is_namespace(name: str) -> bool:
@@ -184,6 +260,7 @@ def _link(message: Any) -> _Link:
         mtu,
         up,
         message.get("ifalias") or "",
+        _NO_NAMESPACE if (number := message.get("link_netnsid")) is None else number,
     )
 
 
@@ -211,6 +288,7 @@ def _set_outer(item: ServiceNamespace) -> None:
     with IPRoute() as ip:
         index = ip.link_lookup(ifname=item.outer)[0]
         ip.link("set", index=index, ifalias=ALIAS + item.name, mtu=item.mtu)
+        point("namespace: outer end marked")
         ip.link("set", index=index, state="up")
 
 
@@ -223,10 +301,13 @@ def _set_inner(item: ServiceNamespace) -> None:
         index = ip.link_lookup(ifname=item.inner)[0]
         ip.link("set", index=ip.link_lookup(ifname="lo")[0], state="up")
         ip.link("set", index=index, address=item.mac, mtu=item.mtu)
+        point("namespace: MAC set")
         for address in _addresses().get(index, set()) - wanted:
             ip.addr("del", index=index, address=address)
+            point("namespace: address removed")
         for address in sorted(wanted):
             ip.addr("replace", index=index, address=address)
+            point("namespace: address set")
         ip.link("set", index=index, state="up")
 
 

@@ -8,9 +8,11 @@ item tried alone, to find the one at fault.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from agent.facts.ovsdb import Ovsdb, OvsdbError, OvsdbRefused, Rows
+from agent.faults import point
 from agent.model.host import Bridge, OvsPort
 from agent.model.item import Failure, Item, Key
 
@@ -33,10 +35,22 @@ class OvsdbDriver:
 
     def __init__(self, ovsdb: Ovsdb) -> None:
         self._ovsdb = ovsdb
+        self._change = 0  # of the database, when it was last read
+        self._foreign: list[Item] = []
+
+    async def changed(self) -> None:
+        """Return when the database has changed since it was last read, by whomever."""
+        await self._ovsdb.changed_since(self._change)
 
     async def read_owned(self) -> Mapping[Key, Item]:
         """Our bridges and ports. One that somebody bent reads back as a value that nobody can want."""
-        return {item.key: item for item in await self._ovsdb.read(_owned)}
+        self._change = self._ovsdb.last_change
+        owned, self._foreign = await self._ovsdb.read(_read)
+        return {item.key: item for item in owned}
+
+    async def read_foreign(self) -> Sequence[Item]:
+        """Ports of our bridges that neither we nor a hypervisor (external_ids:iface-id) asked for, as last read."""
+        return self._foreign
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """One transaction, then what the switch says about each interface. Bridges are put before ports."""
@@ -44,6 +58,7 @@ class OvsdbDriver:
         if put and delete and {item.key[-1] for item in put} & {item.key[-1] for item in delete}:
             # The switch refuses a port that leaves one bridge and enters another in one reconfiguration.
             return {**await self.apply([], delete), **await self.apply(put, [])}
+        point("ovsdb: about to commit")
         try:
             failures = await self._ovsdb.change(lambda tables, txn: _change(tables, txn, put, delete))
         except OvsdbRefused as error:
@@ -54,6 +69,7 @@ class OvsdbDriver:
             return {key: failure for failures in alone for key, failure in failures.items()}
         except OvsdbError as error:
             return {item.key: Failure("OVSDB", str(error)) for item in items}
+        point("ovsdb: committed")
         facts = self._ovsdb.facts()
         for item in put:
             if isinstance(item, OvsPort) and item.key not in failures:
@@ -64,18 +80,34 @@ class OvsdbDriver:
         return failures
 
 
-def _owned(tables: Rows) -> list[Item]:
-    items: list[Item] = []
+def _read(tables: Rows) -> tuple[list[Item], list[Item]]:
+    """(what is ours, what stands on our bridges and nobody asked for)."""
+    owned: list[Item] = []
+    foreign: list[Item] = []
     for bridge in tables["Bridge"].rows.values():
-        if bridge.external_ids.get(OWNER) == "bridge":
-            whole = sorted(bridge.protocols) == PROTOCOLS and bridge.other_config.get("disable-in-band") == "true"
-            items.append(Bridge(bridge.name, bridge.datapath_type if whole else "", "".join(bridge.fail_mode)))
+        ours = bridge.external_ids.get(OWNER) == "bridge"
+        if ours:
+            owned.append(Bridge(bridge.name, bridge.datapath_type, "".join(bridge.fail_mode), _wrong(bridge)))
         for port in bridge.ports:
-            if OWNER in port.external_ids:
-                for interface in port.interfaces:
-                    ids = port.external_ids if port.external_ids == interface.external_ids else {}
-                    items.append(OvsPort(bridge.name, port.name, interface.type, _pairs(interface.options), _pairs(ids)))
-    return items
+            for interface in port.interfaces:
+                found = OvsPort(bridge.name, port.name, interface.type, _pairs(interface.options), _pairs(port.external_ids))
+                if OWNER in port.external_ids:
+                    alike = port.external_ids == interface.external_ids
+                    wrong = "" if alike else "the interface has external_ids of its own"
+                    owned.append(replace(found, wrong=wrong))
+                elif ours and port.name != bridge.name and "iface-id" not in interface.external_ids:
+                    foreign.append(found)
+    return owned, foreign
+
+
+def _wrong(bridge: Any) -> str:
+    """What of a bridge of ours somebody bent, other than what the item says."""
+    wrong = []
+    if sorted(bridge.protocols) != PROTOCOLS:
+        wrong.append(f"protocols were {' '.join(sorted(bridge.protocols)) or 'unset'}")
+    if bridge.other_config.get("disable-in-band") != "true":
+        wrong.append("disable-in-band was not true")
+    return ", ".join(wrong)
 
 
 def _pairs(mapping: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -9,6 +9,7 @@ told by us: where the peer asked before we did, the kernel knows it from the que
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +19,14 @@ import structlog
 
 from agent.drivers import unixctl
 from agent.drivers.exec import ExecError, run
+from agent.faults import point
 from agent.model.host import Peer
 from agent.model.item import Failure, Item, Key
 
 PROTOCOL = "75"  # marks our entries, as route protocols mark routes (NDA_PROTOCOL)
 PATIENCE = 1.0  # seconds for the first answer; a peer that is down must not hold up others for longer
 POLL = 0.01
+_LOOK = 4.0  # seconds between two looks
 
 _log = structlog.get_logger("kumihimo.agent")
 
@@ -35,11 +38,31 @@ class PeerDriver:
 
     def __init__(self, rundir: Path = Path("/var/run/openvswitch")) -> None:
         self._rundir = rundir
+        self._hops: dict[str, tuple[str, str]] = {}  # (next hop, device) of each peer that this process has put
+        self._seen: set[tuple[str, str]] = set()  # (address, device) of our entries, as last read
+
+    async def changed(self) -> None:
+        """Return when our entries are not what they were. A next hop that the switch has forgotten it is told again."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            try:
+                entries = await _neighbours()
+            except ExecError as error:
+                raise OSError(str(error)) from error
+            if {(entry["dst"], entry["dev"]) for entry in entries} != self._seen:
+                return
+            resolved = {(str(entry["dst"]), str(entry["dev"])): entry["lladdr"] for entry in entries if "lladdr" in entry}
+            async with unixctl.connect(self._rundir) as control:
+                known = (await control.call("tnl/neigh/show")).split()
+            for (hop, device), mac in resolved.items():
+                if hop not in known:
+                    with contextlib.suppress(unixctl.UnixctlError):
+                        await self._tell_switch(device, hop, str(mac))
 
     async def read_owned(self) -> Mapping[Key, Item]:
-        """Peers whose next hop has an entry of ours and is known to the switch, which forgets all when it restarts.
+        """Peers whose next hop has an entry of ours and is known to the switch, unless it does not answer.
 
-        Behind a gateway several peers share one entry: those are put anew, harmlessly.
+        Behind a gateway several peers share one entry; those that a former process put are put anew, harmlessly.
         """
         try:
             entries = await _neighbours()
@@ -47,7 +70,17 @@ class PeerDriver:
             raise OSError(str(error)) from error
         async with unixctl.connect(self._rundir) as control:
             known = (await control.call("tnl/neigh/show")).split()
-        return {peer.key: peer for peer in (Peer(str(entry["dst"])) for entry in entries) if peer.address in known}
+        whole = {
+            (str(entry["dst"]), str(entry["dev"])) for entry in entries if "lladdr" not in entry or str(entry["dst"]) in known
+        }
+        self._seen = {(entry["dst"], entry["dev"]) for entry in entries}
+        peers = [Peer(address) for address, hop in self._hops.items() if hop in whole]
+        peers += [Peer(hop) for hop, _ in sorted(whole - set(self._hops.values()))]
+        return {peer.key: peer for peer in peers}
+
+    async def read_foreign(self) -> Sequence[Item]:
+        """Nothing: entries of others have other protocol numbers, and concern other addresses."""
+        return ()
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """Resolve and keep; or let go. A peer that does not answer is no failure: it may be down, and comes when it comes."""
@@ -60,12 +93,14 @@ class PeerDriver:
 
     async def _put(self, peer: Peer) -> Failure | None:
         try:
-            hop, device = await _next_hop(peer.address)
+            hop, device = self._hops[peer.address] = await _next_hop(peer.address)
             await run(["ip", "neigh", "replace", hop, "dev", device, "managed", "protocol", PROTOCOL])
+            point("peer: entry made")
             async with asyncio.timeout(PATIENCE):
                 while not (mac := await _resolved(hop, device)):
                     await asyncio.sleep(POLL)
             await self._tell_switch(device, hop, mac)
+            point("peer: switch told")
         except TimeoutError:
             _log.warning("peer does not answer", address=peer.address)
         except ExecError as error:
@@ -79,10 +114,14 @@ class PeerDriver:
             await control.call("tnl/neigh/set", device, hop, mac)
 
     async def _delete(self, peer: Peer) -> Failure | None:
+        hop, _ = shared = self._hops.pop(peer.address, (peer.address, ""))
+        if shared in self._hops.values():
+            return None
         try:
             for entry in await _neighbours():
-                if entry["dst"] == peer.address:
-                    await run(["ip", "neigh", "del", peer.address, "dev", str(entry["dev"])])
+                if entry["dst"] == hop:
+                    await run(["ip", "neigh", "del", hop, "dev", str(entry["dev"])])
+                    point("peer: entry removed")
         except ExecError as error:
             return Failure("NEIGHBOUR", f"tunnel address {peer.address}: {error.line}")
         return None

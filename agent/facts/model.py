@@ -40,3 +40,12 @@ class HostFacts:
     underlay_ips: tuple[str, ...]
     underlay_bridges: Mapping[str, str] = field(default_factory=dict)
     foreign_bridges: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """Something that the host can do, or cannot; reason is a sentence either way."""
+
+    name: str
+    on: bool
+    reason: str

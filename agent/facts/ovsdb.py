@@ -32,7 +32,7 @@ INTEGRATION = "br-int"
 
 # What is read or written; every other column (statistics above all) would wake the agent for nothing.
 COLUMNS = {
-    "Open_vSwitch": ["bridges", "cur_cfg", "next_cfg", "datapath_types", "ovs_version"],
+    "Open_vSwitch": ["bridges", "cur_cfg", "next_cfg", "datapath_types", "iface_types", "ovs_version"],
     "Bridge": ["name", "ports", "datapath_type", "fail_mode", "protocols", "other_config", "external_ids"],
     "Port": ["name", "interfaces", "external_ids", "tag"],
     "Interface": ["name", "type", "options", "external_ids", "ofport", "error", "mtu"],
@@ -43,7 +43,7 @@ Rows = Mapping[str, Any]
 """The tables of the database by name, as the library has them."""
 
 
-class OvsdbError(Exception):
+class OvsdbError(ConnectionError):
     """The database or the switch did not do what was asked; str() is one line."""
 
 
@@ -53,7 +53,8 @@ class OvsdbRefused(OvsdbError):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The database at one moment. Views compare equal when nothing that the agent acts on differs."""
+    """The database at one moment. Views compare equal when nothing that is compiled differs. change: number of the copy's
+    last change, of whatever column."""
 
     connected: bool = False
     interfaces: Mapping[str, Interface] = field(default_factory=dict)
@@ -61,7 +62,9 @@ class View:
     foreign_bridges: frozenset[str] = frozenset()
     datapath_types: tuple[str, ...] = ()
     ovs_version: str = ""
+    interface_types: tuple[str, ...] = ()
     cur_cfg: int = field(default=0, compare=False)
+    change: int = field(default=0, compare=False)
 
 
 class Ovsdb:
@@ -106,6 +109,24 @@ class Ovsdb:
     def bridges(self) -> tuple[str, ...]:
         """Names of all bridges, sorted."""
         return self._view.bridges
+
+    @property
+    def interface_types(self) -> tuple[str, ...]:
+        """The types of interfaces that the switch offers, sorted."""
+        return self._view.interface_types
+
+    @property
+    def last_change(self) -> int:
+        """Number of the last change of what is watched, by whomever."""
+        return self._view.change
+
+    async def changed_since(self, change: int) -> None:
+        """Return when the database is not what it was at this change. OvsdbError while not connected."""
+        while self._view.change == change:
+            self._need_connection()
+            waiter = self._loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
 
     def facts(self) -> Mapping[str, Interface]:
         """Every interface of every bridge, by name."""
@@ -241,7 +262,7 @@ class _Idl(connection.OvsdbIdl):  # type: ignore[misc]
                 self._publish(self._view)
         elif self.change_seqno != self._seen:
             self._seen = self.change_seqno
-            self._view = _view(self.tables, self._read)
+            self._view = replace(_view(self.tables, self._read), change=self._seen)
             self._publish(self._view)
         return changed
 
@@ -299,7 +320,8 @@ def _view(tables: Rows, read: dict[Any, Any]) -> View:
     view = View(connected=True, interfaces=interfaces, bridges=tuple(sorted(bridges)), foreign_bridges=frozenset(foreign))
     for row in tables["Open_vSwitch"].rows.values():
         types, version = tuple(sorted(row.datapath_types)), "".join(row.ovs_version)
-        view = replace(view, datapath_types=types, ovs_version=version, cur_cfg=row.cur_cfg)
+        offered = tuple(sorted(row.iface_types))
+        view = replace(view, datapath_types=types, interface_types=offered, ovs_version=version, cur_cfg=row.cur_cfg)
     return view
 
 

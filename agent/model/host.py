@@ -1,4 +1,7 @@
-"""Items of Open vSwitch's database and of the host's network stack."""
+"""Items of Open vSwitch's database and of the host's network stack.
+
+`wrong` is never desired: an object that is read back and is not whole says there what no other field can say.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ class Bridge:
     name: str
     datapath_type: str
     fail_mode: str = "secure"
+    wrong: str = ""
 
     @property
     def key(self) -> Key:
@@ -37,6 +41,7 @@ class OvsPort:
     type: str
     options: tuple[tuple[str, str], ...]
     external_ids: tuple[tuple[str, str], ...]
+    wrong: str = ""
 
     @property
     def key(self) -> Key:
@@ -57,6 +62,7 @@ class ServiceNamespace:
     mac: str
     addresses: tuple[str, ...]
     mtu: int
+    wrong: str = ""
 
     @property
     def key(self) -> Key:
@@ -76,6 +82,7 @@ class DhcpServer:
     namespace: str
     config: str
     hosts: tuple[tuple[str, str], ...]
+    wrong: str = ""
 
     @property
     def key(self) -> Key:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Key = tuple[Hashable, ...]
 
@@ -44,3 +44,17 @@ class Driver(Protocol):
 
         Idempotent: putting what is there and deleting what is gone succeed.
         """
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A driver that notices what others do to its kinds. One without is read back only when it may have lost everything."""
+
+    async def changed(self) -> None:
+        """Return, within 5 s, when what is there may not be what was read or applied last. Cheap while nothing happens.
+
+        Own changes may count too. OSError when it cannot be told at the moment.
+        """
+
+    async def read_foreign(self) -> Sequence[Item]:
+        """What stands among ours at the last `read_owned` and is not ours: to be told of, never to be touched."""

@@ -170,3 +170,8 @@ def cookie(kind: CookieKind, object_id: str = "") -> int:
 def is_ours(value: int) -> bool:
     """Whether a flow with this cookie is the agent's to change or remove. The marker is the driver's own."""
     return CookieKind.BASE <= value >> 56 <= CookieKind.PORT
+
+
+def is_our_group(group_id: int) -> bool:
+    """Whether a group is the agent's: its number is the key of a network, of 24 bits (metadata bits 0-23)."""
+    return group_id < 1 << 24

@@ -4,7 +4,9 @@ Invariants:
 - Nothing is applied before `start`, which is called once the mirror is complete; what is there until then stays.
 - At start, and after anything that makes the actual state unknown (a lost connection), the lane reads back what is ours
   and works off the difference. It never clears and adds.
-- One failed key backs off alone, and never stops another.
+- When a driver says that somebody else may have changed something (`Watched.changed`), its kinds alone are read back. What
+  differs then from what was applied is drift: noted, and put right unless the node only reports.
+- One failed key backs off alone, and never stops another; nor does a driver whose part of the host cannot be reached.
 - `finished` is the number of the last submission whose consequences are all in the data plane, failures apart.
 """
 
@@ -17,11 +19,17 @@ from dataclasses import dataclass
 
 import structlog
 
-from agent.model.item import Driver, Failure, Item, Key
+from agent.faults import point
+from agent.model.item import Driver, Failure, Item, Key, Watched
+from agent.reconcile.drift import Drifts
 
 FIRST_RETRY = 0.5
 LAST_RETRY = 30.0
 RECONNECT = 0.2
+# Between two readings back that others cause, in seconds and in the time that the last one took: whoever changes
+# something over and over costs us a twentieth of a core.
+AUDIT_PAUSE = 0.5
+AUDIT_SHARE = 20
 
 _log = structlog.get_logger("kumihimo.agent")
 
@@ -43,18 +51,24 @@ class Lane:
         progressed: Callable[[], None],
         settle: Callable[[], Awaitable[None]] | None = None,
         lost: Callable[[], Awaitable[None]] | None = None,
+        drifts: Drifts | None = None,
     ) -> None:
         """progressed: called after each pass. settle: waits until what was applied is in force. lost: returns when the
-        actual state has become unknown, so that it is read back although nothing new is desired."""
+        actual state has become unknown, so that it is read back although nothing new is desired. drifts: where it is
+        noted what others changed."""
         self.name = name
         self._drivers = drivers
         self._kinds = {kind: driver for driver in drivers for kind in driver.kinds}
         self._progressed = progressed
         self._settle = settle
         self._lost = lost
+        self._drifts = drifts
         self._desired: dict[Key, Item] = {}
         self._applied: dict[Key, Item] = {}
-        self._stale = True  # what is applied is not known, and must be read back
+        self._unknown: set[Driver] = set(drivers)  # what they have applied is not known, and must be read back
+        self._audited: set[Driver] = set()  # somebody else may have changed it
+        self._reading: dict[Driver, float] = {}  # seconds that it took last
+        self._sparing = False  # what nobody desires stays
         self._unsettled = True  # what is applied may not be in force yet
         self._scopes: dict[Key, set[str]] = {}
         self._dirty: set[Key] = set()
@@ -85,8 +99,12 @@ class Lane:
         if failed is not None:
             failed.again_at = 0.0
 
-    def start(self) -> None:
-        """From now on apply, and remove what is ours and not desired."""
+    def start(self, *, sparing: bool = False) -> None:
+        """From now on apply, and remove what is ours and not desired. sparing: leave what was never desired; until the
+        next start."""
+        if self._sparing and not sparing:
+            self.unsettle()
+        self._sparing = sparing
         self._started.set()
 
     def failures(self) -> dict[str, dict[Key, Failure]]:
@@ -104,6 +122,9 @@ class Lane:
             group.create_task(self._work())
             if self._lost is not None:
                 group.create_task(self._watch(self._lost))
+            for driver in self._drivers:
+                if isinstance(driver, Watched):
+                    group.create_task(self._audit(driver, driver.changed))
 
     async def _watch(self, lost: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -112,14 +133,24 @@ class Lane:
             self.unsettle()
             await asyncio.sleep(RECONNECT)
 
+    async def _audit(self, driver: Driver, changed: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await changed()
+            except OSError:  # `lost` is told of it, or the reading back is
+                await asyncio.sleep(RECONNECT)
+                continue
+            self._audited.add(driver)
+            self._woken.set()
+            await asyncio.sleep(max(AUDIT_PAUSE, AUDIT_SHARE * self._reading.get(driver, 0.0)))
+
     async def _work(self) -> None:
         while True:
             await self._wait()
             try:
                 await self._pass()
             except Exception as error:
-                # The top of the loop. What was under way is unknown now: read it back before anything else.
-                self._stale = True
+                # The top of the loop. What was under way is unknown now, and is read back before anything else.
                 if not isinstance(error, OSError):  # what is not the host's doing is a defect of ours
                     _log.exception("defect", lane=self.name)
                 detail = str(error) or type(error).__name__
@@ -130,8 +161,8 @@ class Lane:
                 self._woken.set()
 
     def unsettle(self) -> None:
-        """The actual state may have changed behind our back: read it back at the next pass."""
-        self._stale = True
+        """The actual state is not known any more: read all of it back at the next pass."""
+        self._unknown.update(self._drivers)
         self._woken.set()
 
     async def _wait(self) -> None:
@@ -146,50 +177,107 @@ class Lane:
 
     async def _pass(self) -> None:
         number = self._submitted
-        if self._stale:
-            self._stale = False
-            actual: dict[Key, Item] = {}
-            for driver in self._drivers:
-                actual.update(await driver.read_owned())
-            self._applied = actual
-            self._dirty = {key for key in actual.keys() | self._desired.keys() if actual.get(key) != self._desired.get(key)} | (
-                self._dirty & self._failed.keys()
-            )
+        errors: list[Exception] = []
+        for driver in self._drivers:
+            if driver in self._unknown or driver in self._audited:
+                try:
+                    await self._read(driver)
+                except Exception as error:
+                    self._unknown.add(driver)
+                    errors.append(error)
         now = asyncio.get_running_loop().time()
         waiting = {key for key, failed in self._failed.items() if failed.again_at > now}
-        keys = (self._dirty | self._failed.keys()) - waiting
-        self._dirty.clear()
+        unreachable = {kind for driver in self._unknown for kind in driver.kinds}
+        keys = {key for key in self._dirty | self._failed.keys() if key not in waiting and key[0] not in unreachable}
+        self._dirty -= keys
         put = [self._desired[key] for key in keys if key in self._desired and self._applied.get(key) != self._desired[key]]
         delete = [self._applied[key] for key in keys if key not in self._desired and key in self._applied]
-        try:
-            if put or delete:
-                self._unsettled = True
-                await self._apply(put, delete)
-        except BaseException:
-            self._dirty |= keys
-            raise
+        if put or delete:
+            self._unsettled = True
+            errors += await self._apply(put, delete)
         for key in keys - {item.key for item in [*put, *delete]}:
             self._failed.pop(key, None)
             self._forget(key)
+        if errors:
+            raise errors[0]
         if self._unsettled and self._settle is not None:
-            await self._settle()
+            try:
+                await self._settle()
+            except Exception:
+                self._unknown.update(self._drivers)
+                raise
         self._unsettled = False
         self.finished = number
         self._told = ""
         self._progressed()
 
-    async def _apply(self, put: Sequence[Item], delete: Sequence[Item]) -> None:
+    async def _read(self, driver: Driver) -> None:
+        """Read back what is there of a driver's kinds; what differs from what is desired becomes dirty."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        actual = dict(await driver.read_owned())
+        known = driver not in self._unknown
+        self._unknown.discard(driver)
+        self._audited.discard(driver)
+        before = {key: item for key, item in self._applied.items() if key[0] in driver.kinds}
+        if self._drifts is not None:
+            foreign = {item.key: item for item in await driver.read_foreign()} if isinstance(driver, Watched) else {}
+            if known:
+                self._note_drift(before, actual, foreign)
+            # What took the place of ours is put out of it.
+            self._drifts.foreign(driver.kinds, [item for key, item in foreign.items() if key not in self._desired])
+        if not known or actual != before:
+            wanted = {key: item for key, item in self._desired.items() if key[0] in driver.kinds}
+            self._dirty.update(
+                key
+                for key in actual.keys() | wanted.keys()
+                if actual.get(key) != wanted.get(key) and not (self._sparing and key not in wanted)
+            )
+        for key in before:
+            del self._applied[key]
+        self._applied |= actual
+        self._reading[driver] = loop.time() - began
+
+    def _note_drift(self, before: Mapping[Key, Item], actual: dict[Key, Item], foreign: Mapping[Key, Item]) -> None:
+        """Note what somebody else has changed. Where the node only reports, it is then taken for what was applied."""
+        if actual == before or self._drifts is None:
+            return
+        for key in actual.keys() | before.keys():
+            was, found = before.get(key), actual.get(key)
+            if was == found or key in self._dirty or key in self._failed:
+                continue
+            if self._drifts.found(self._desired.get(key), found or foreign.get(key)):
+                continue
+            if was is None:
+                del actual[key]
+            else:
+                actual[key] = was
+
+    async def _apply(self, put: Sequence[Item], delete: Sequence[Item]) -> list[Exception]:
+        """Apply a difference, driver by driver; the errors of drivers whose part is unknown now."""
+        errors: list[Exception] = []
+
+        async def apply(driver: Driver, mine: Sequence[Item], gone: Sequence[Item]) -> None:
+            if not (mine or gone):
+                return
+            point("lane: before a driver")
+            try:
+                self._note(mine, gone, await driver.apply(mine, gone))
+            except Exception as error:
+                self._unknown.add(driver)
+                self._dirty.update(item.key for item in [*mine, *gone])
+                errors.append(error)
+
         for driver in self._drivers:
             mine = [item for item in put if item.key[0] in driver.kinds]
             # Flows and groups of one batch go together: lookups must see all of it or nothing.
             gone = [item for item in delete if item.key[0] in driver.kinds] if len(self._drivers) == 1 else []
-            if mine or gone:
-                self._note(mine, gone, await driver.apply(mine, gone))
+            await apply(driver, mine, gone)
         if len(self._drivers) > 1:
             for driver in reversed(self._drivers):
-                gone = [item for item in delete if item.key[0] in driver.kinds]
-                if gone:
-                    self._note([], gone, await driver.apply([], gone))
+                if driver not in self._unknown:
+                    await apply(driver, [], [item for item in delete if item.key[0] in driver.kinds])
+        return errors
 
     def _note(self, put: Sequence[Item], delete: Sequence[Item], failures: Mapping[Key, Failure]) -> None:
         now = asyncio.get_running_loop().time()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -20,18 +21,20 @@ from agent.compile.port import Verdict, verdict
 from agent.compile.view import View
 from agent.facts.model import HostFacts
 from agent.facts.ovsdb import Ovsdb, OvsdbError
+from agent.mirror.snapshot import Recorder
 from agent.mirror.state import State, Token
 from agent.model.item import Failure, Key
 from agent.model.remark import KIND, PENDING, Remark
+from agent.reconcile.drift import Drifts
 from agent.reconcile.lane import Lane
 from agent.reconcile.status import Status
 from controlplane.store import keys
-from controlplane.store.feed import Feed, Listed, Lost
-from kumihimo.v1 import store_pb2
+from controlplane.store.feed import Changed, Feed, Listed, Lost
+from kumihimo.v1 import node_pb2, store_pb2
 
 _log = structlog.get_logger("kumihimo.agent")
 _context = TraceContextTextMapPropagator()
-
+DRIFT_PAUSE = 1.0  # seconds
 
 # An etcd cluster and a revision of it: after a restoration the same number is another revision.
 Revision = tuple[int, int]
@@ -53,7 +56,10 @@ class _Goal:
 class Loop:
     """See the module."""
 
-    def __init__(self, state: State, engine: Engine, feed: Feed, ovsdb: Ovsdb, status: Status) -> None:
+    def __init__(
+        self, state: State, engine: Engine, feed: Feed, ovsdb: Ovsdb, status: Status, recorder: Recorder | None = None
+    ) -> None:
+        self.drifts = Drifts(self._owner, self._drift_found)
         self._state = state
         self._engine = engine
         self._feed = feed
@@ -61,11 +67,19 @@ class Loop:
         self._status = status
         self._lanes: list[Lane] = []
         self._woken = asyncio.Event()
+        self._drift_told = 0.0
+        self._drift_untold = True
         self._facts_changed = True
         self._watched: set[str] = set()
         self._announcing: dict[str, asyncio.Task[None]] = {}
         self._number = 0
         self._started = False
+        self._recorder = recorder
+        # What a former process knew of prefixes that the store has not listed yet; not empty: the start was from it.
+        self._recalled: dict[str, Listed] = {}
+        self._remembered: set[str] = set()
+        self._sparing = False
+        self._following = True
         self._lost = False
         self._goals: dict[str, deque[_Goal]] = {}
         self._applied: dict[str, Revision] = {}
@@ -81,6 +95,17 @@ class Loop:
     def wake(self) -> None:
         """Something happened elsewhere: look again."""
         self._woken.set()
+
+    def recall(self, known: Mapping[str, Listed]) -> None:
+        """The store is away: begin from what was known. Nothing is removed that is not known, and nothing said in status,
+        until `follow`, and until the store has listed everything."""
+        self._recalled = dict(known)
+        self._sparing, self._following = True, False
+
+    def follow(self) -> None:
+        """The store answers, and status has been read."""
+        self._following = True
+        self.wake()
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -105,8 +130,11 @@ class Loop:
                     self._ovsdb.look_again()
                     self._facts_changed = True
                 tokens |= await self._take_facts()
+                tokens |= self._remember()
                 self._follow_interest()
-                if self._started or self._state.is_complete:
+                if self._sparing and self._following and self._state.is_complete and not self._unlisted():
+                    self._confirm()
+                if self._started or self._state.is_complete or self._sparing:
                     self._compile(tokens)
                     tokens = set()
                 self._publish()
@@ -126,9 +154,40 @@ class Loop:
         if self._lost:
             _log.info("store found again")
         self._lost = False
+        assert isinstance(notice, Listed | Changed)
         if isinstance(notice, Listed):
             self._status.follow(notice.cluster)
-        return self._state.take(notice)  # type: ignore[arg-type]
+            former = self._recalled.pop(notice.prefix, None)
+            if former is not None and former.cluster != notice.cluster and notice.prefix == keys.NODES:
+                _log.warning("the store is not the one that the snapshot was made from; what it lists replaces all")
+        if self._recorder is not None:
+            self._recorder.take(notice)
+        return self._state.take(notice)
+
+    def _remember(self) -> set[Token]:
+        """Take in what was known of what is of interest and not listed yet."""
+        tokens: set[Token] = set()
+        taken: set[str] = set()
+        while self._sparing and (new := (self._state.interest() & self._recalled.keys()) - taken - self._remembered):
+            for prefix in new:
+                tokens |= self._state.take(self._recalled[prefix])
+            taken |= new
+        self._remembered = (self._remembered | taken) & self._state.interest()
+        return tokens
+
+    def _unlisted(self) -> set[str]:
+        """What is of interest and only remembered."""
+        return self._state.interest() & self._recalled.keys()
+
+    def _confirm(self) -> None:
+        """The store has listed everything: what follows is a start like any other."""
+        _log.info("the store has told everything; what was remembered is forgotten")
+        self._sparing = self._started = False
+        self._recalled.clear()
+        self._remembered.clear()
+        self._goals.clear()
+        self._noted.clear()
+        self._applied.clear()
 
     def _host_changed(self) -> None:
         self._facts_changed = True
@@ -152,7 +211,11 @@ class Loop:
 
     def _follow_interest(self) -> None:
         """Watch what is wanted and forget what is not. A network is announced in status before it is read."""
+        if not self._following:
+            return
         wanted = self._state.interest()
+        if self._recorder is not None and not self._sparing and wanted != self._watched:
+            self._recorder.keep(wanted)
         for prefix in self._watched - wanted:
             self._feed.forget(prefix)
             task = self._announcing.pop(prefix, None)
@@ -178,6 +241,8 @@ class Loop:
     # -- compile ------------------------------------------------------------------------------------------------------
 
     def _compile(self, tokens: set[Token]) -> None:
+        own = self._state.nodes.get(self._state.node_id)
+        self.drifts.repairs = own is None or own.drift_policy != node_pb2.DRIFT_POLICY_REPORT
         stale = self._stale()
         if self._started and not tokens and not stale:
             return
@@ -191,9 +256,12 @@ class Loop:
             lane.submit(self._number, changes.put, changes.delete, changes.scopes)
         if not self._started:
             self._started = True
-            for lane in self._lanes:
-                lane.start()
-            self._forget_former()
+            if self._sparing:
+                _log.warning("the store is away: begun from the snapshot", networks=len(self._state.networks))
+                for lane in self._lanes:
+                    lane.start(sparing=True)
+            else:
+                self._begin()
         for unit, detail in changes.failed.items():
             _log.error("not compiled", unit=str(unit), detail=detail)
         _log.info(
@@ -211,6 +279,15 @@ class Loop:
         for item in changes.put.values():
             if isinstance(item, Remark) and not item.port_id:
                 self._remarks.setdefault(item.network_id, {})[item.key] = item
+
+    def _begin(self) -> None:
+        """The mirror is complete."""
+        self.drifts.resume(self._status.get(keys.drift_status(self._state.node_id)) or b"")
+        for lane in self._lanes:
+            lane.start()
+        self._forget_former()
+        if self._recorder is not None:
+            self._recorder.keep(self._state.interest())
 
     def _stale(self) -> set[str]:
         """Scopes that have come to a new revision, even by a change that no unit reads."""
@@ -280,9 +357,39 @@ class Loop:
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
+    def _owner(self, key: Key) -> str:
+        """The resource that wants an object of the host, as kind and id."""
+        for unit in self._engine.wanting(key):
+            if unit[0] == "port":
+                return f"Port {unit[-1]}"
+            if scope := self._engine.scope(unit):
+                return f"Network {scope}"
+            return f"Node {unit[-1] if len(unit) > 1 else self._state.node_id}"
+        return ""
+
+    def _drift_found(self) -> None:
+        self._drift_untold = True
+        self.wake()
+
+    def _publish_drift(self) -> None:
+        """At most once in `DRIFT_PAUSE`: what changes over and over must not fill the store."""
+        loop = asyncio.get_running_loop()
+        if not self._drift_untold:
+            return
+        wait = self._drift_told + DRIFT_PAUSE - loop.time()
+        if wait > 0:
+            loop.call_later(wait, self.wake)
+            return
+        self._drift_untold, self._drift_told = False, loop.time()
+        self._status.set(keys.drift_status(self._state.node_id), self.drifts.report())
+
     def _publish(self) -> None:
         """Say in status what the lanes have finished."""
+        if self._sparing:
+            return
         self._publish_plugged()
+        if self._started:
+            self._publish_drift()
         if not self._lanes:
             return
         finished = min(lane.finished for lane in self._lanes)

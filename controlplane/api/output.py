@@ -202,6 +202,7 @@ class Output:
             message.agent.version = status.version
             message.agent.start_time.CopyFrom(status.start_time)
             message.agent.features.update(status.features)
+            message.agent.capabilities.extend(status.capabilities)
             message.agent.address = status.address
         applied = self._progress.of_nodes().get(message.id)
         message.agent.applied_revision = applied.revision if applied else 0

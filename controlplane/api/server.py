@@ -26,6 +26,7 @@ from controlplane.api.apply import Apply
 from controlplane.api.changes import Changes
 from controlplane.api.crud import Crud
 from controlplane.api.dispatch import Dispatch
+from controlplane.api.drift import Drift
 from controlplane.api.output import Output
 from controlplane.api.wait import Wait
 from controlplane.api.watch import Hub, Watch
@@ -85,6 +86,7 @@ def handlers(
         "Wait": Wait(cache, progress, output).wait,
         "Apply": Apply(committer).apply,
         "ListChanges": Changes(store).changes,
+        "ListDrift": Drift(cache).drift,
     }
     found.append(_service(OPERATIONS, "Operations", operations, dispatch))
     return found

@@ -11,6 +11,7 @@
     status/{node}/port/{port}    a port seen on br-int there
     status/{node}/net/{net}      revision of the network up to which that node's data plane is complete
     status/{node}/nodes          the same for the node scope
+    status/{node}/drift          what it found changed by others, and what is foreign on it
     status/{node}/counters       traffic and drops of all its ports
     alive/{node}                 leased
     index/{kind}/{id}            the network that holds an object, and its quota slot
@@ -143,6 +144,10 @@ def network_status(node_id: str, network_id: str = "") -> str:
 
 def nodes_status(node_id: str) -> str:
     return f"{STATUS}{node_id}/nodes"
+
+
+def drift_status(node_id: str) -> str:
+    return f"{STATUS}{node_id}/drift"
 
 
 def counters(node_id: str) -> str:

@@ -18,7 +18,7 @@ import pytest
 
 INSIDE = os.environ.get("KUMIHIMO_PRIVATE_HOST") == "1"
 UNSHARE = ["unshare", "-m", "-n", "-p", "-u", "-f", "--kill-child"]
-SECONDS = 240
+SECONDS = 1800 if os.environ.get("KUMI_FULL") else 240  # for a whole module
 
 
 def on_private_host(test):

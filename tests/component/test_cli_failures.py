@@ -40,6 +40,8 @@ OTHERS: dict[str, list[str]] = {
     "export": ["--all"],
     "history": ["web"],
     "status": ["web"],
+    "drift": ["h1"],
+    "capabilities": ["h1"],
     "wait": [ID, "--timeout", "1s"],
     "attach": ["web", "--netns", "none"],
     "detach": ["web"],

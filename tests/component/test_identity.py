@@ -52,7 +52,7 @@ DECIDED: dict[str, dict[str, str]] = {
     "NetworkSegmentRange": READABLE,
     "AvailabilityZone": READABLE,
     "Quota": {**dict.fromkeys(READ, "reader"), **dict.fromkeys(WRITE, "operator")},
-    "Operations": {"Wait": "reader", "ListChanges": "reader", "Apply": "member"},
+    "Operations": {"Wait": "reader", "ListChanges": "reader", "Apply": "member", "ListDrift": "operator"},
 }
 
 

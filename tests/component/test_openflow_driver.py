@@ -91,7 +91,8 @@ async def driver(rundir: Path) -> AsyncIterator[OpenFlowDriver]:
     """A driver of br0, whose flows and groups are gone afterwards."""
     made = OpenFlowDriver("br0", lambda cookie: cookie >> 60 == 5, rundir=rundir, **MARKER)
     yield made
-    assert not await made.apply([], [*(await made.read_owned()).values(), *await made.read_foreign()])
+    owned = await made.read_owned()
+    assert not await made.apply([], [*owned.values(), *await made.read_foreign()])
     await made.close()
 
 
@@ -224,15 +225,18 @@ async def test_foreign_flows_are_read_and_left_alone(driver: OpenFlowDriver, run
         run(rundir, "ovs-ofctl", "-O", "OpenFlow15", "add-flow", "br0", flow)
     ours = Flow(1, 9, match(in_port=1), (Output(2),), OURS)
     assert not await driver.apply([ours], [])
+    assert await driver.read_owned() == by_key([ours])
     foreign = await driver.read_foreign()
     assert sorted(flow.priority for flow in foreign) == [3, 4, 5, 6, 7, 8, 9]
     assert await driver.read_owned() == by_key([ours])
     # Not ours by its cookie: an item of ours for the same place does not delete it.
     stranger = next(flow for flow in foreign if flow.priority == 4)
     assert not await driver.apply([], [Flow(stranger.table, stranger.priority, stranger.match, (), OURS)])
+    assert await driver.read_owned() == by_key([ours])
     assert set(await driver.read_foreign()) == set(foreign)
     # Fields that we do not know can still be named, to delete.
     assert not await driver.apply([], foreign)
+    assert await driver.read_owned() == by_key([ours])
     assert await driver.read_foreign() == []
 
 
@@ -355,6 +359,7 @@ async def test_synchronize_leaves_no_stale_decision(driver: OpenFlowDriver, rund
     print(f"stale without synchronize: {stale[False]} of 60; it took median {took[30]:.1f}, most {took[-1]:.1f} ms")
     assert stale[True] == 0
     assert stale[False] > 0, "the test has not seen the danger"
+    await driver.read_owned()
     assert [flow.table for flow in await driver.read_foreign()] == []
 
 

@@ -33,7 +33,7 @@ DUMP = "ovs-ofctl -O OpenFlow15"
 # Cookies of flows that belong to a network or a port (agent/model/pipeline.py); all others are the node's own.
 NOT_BASE = ("cookie=0x4d", "cookie=0x4e")
 KEPT_KEYS = re.compile(
-    r"/kumihimo/(meta/|node/|physical_network/|settings/|status/[^/]+/(agent|nodes|counters)$|alive/|controller/|change/|request/|claim/(node-key|tunnel-ip)/)"
+    r"/kumihimo/(meta/|node/|physical_network/|settings/|status/[^/]+/(agent|nodes|counters|drift)$|alive/|controller/|change/|request/|claim/(node-key|tunnel-ip)/)"
 )
 
 

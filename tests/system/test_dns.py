@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from controlplane.values import service_mac
 from deploy.lab import Host, wait_until
-from kumihimo.v1 import port_pb2
+from kumihimo.v1 import network_pb2, port_pb2
 from tests.system import frames
 from tests.system.cloud import Cloud, Scene, Vm
 
@@ -27,11 +28,13 @@ def test_b_prt_09_b_net_19_b_ops_02_names_of_all_ports_resolve_on_every_host(
     scene: Scene, cloud: Cloud, h1: Host, h2: Host
 ) -> None:
     network = scene.network(dns_domain="shop.example")
+    six = cloud.admin.create(network_pb2.Subnet(network_id=network.id, cidr="fd00:5::/64"))
     web = scene.vm(network, h1, dns_name="web")
     db = scene.vm(network, h2, dns_name="db", dns_domain="data.example")
     plain = scene.vm(network, h2)
     idle = scene.vm(network, h1, plug=False)  # plugged nowhere
-    server = cloud.admin.client.find("Subnet", cloud.admin.get(network).subnets[0]).dhcp_server_ip
+    subnets = [cloud.admin.client.find("Subnet", each) for each in cloud.admin.get(network).subnets]
+    server = next(each.dhcp_server_ip for each in subnets if each.id != six.id)
     default = "host-" + plain.ip.replace(".", "-")
     names = {
         "web.shop.example": web.ip,
@@ -47,6 +50,9 @@ def test_b_prt_09_b_net_19_b_ops_02_names_of_all_ports_resolve_on_every_host(
             wait_until(lambda vm=vm, name=name, ip=ip: ask(vm, server, name).get("answers") == [ip], f"{name} is {ip}")
         back = ".".join(reversed(plain.ip.split("."))) + ".in-addr.arpa"
         assert ask(vm, server, back, "PTR")["answers"] == [f"{default}.shop.example"]
+        formed = web.port.fixed_ips[1].ip_address
+        assert ask(vm, server, "web", "AAAA")["answers"] == [formed]
+        assert ask(vm, server, ip_address(formed).reverse_pointer, "PTR")["answers"] == ["web.shop.example"]
         for options in (["--tcp"], ["--edns"], ["--tcp", "--edns"]):
             said = ask(vm, server, "web.shop.example", "A", *options)
             assert (said["code"], said["answers"], said["edns"]) == ("NOERROR", [web.ip], "--edns" in options)
@@ -54,6 +60,11 @@ def test_b_prt_09_b_net_19_b_ops_02_names_of_all_ports_resolve_on_every_host(
             said = ask(vm, server, name)
             assert said["code"] == code, name
             assert said["seconds"] < 1
+    # The same at the IPv6 service address.
+    web.workload.run("sysctl -qw net.ipv6.conf.eth0.disable_ipv6=0")
+    wait_until(lambda: formed in web.workload.run("ip -6 address show dev eth0 scope global -tentative"), "it has its address")
+    for options in ([], ["--tcp"]):
+        assert ask(web, six.dhcp_server_ip, "db.data.example", "A", *options)["answers"] == [db.ip]
     # A port elsewhere is renamed and one is deleted: both hosts know, by the same processes.
     changed = cloud.admin.update(port_pb2.Port(id=web.id, dns_name="www"), "dns_name")
     cloud.admin.wait(changed.revision, network.id)

@@ -87,6 +87,11 @@ def assert_fits(sender: Vm, ip: str, mtu: int) -> None:
     assert f"message too long, mtu={mtu}" in text
 
 
+def wait_captured(marker: bytes, *paths: Path, copies: int = 1) -> None:
+    """Wait until so many copies of a marker are in the capture files, and so everything before them."""
+    wait_until(lambda: sum(path.read_bytes().count(marker) for path in paths) >= copies, "it is captured")
+
+
 def seen_on(wire: Path, marker: bytes) -> list[int]:
     """The VLANs in which a marker crossed the provider's wire."""
     return [frames.tag_of(frame) for frame in frames.captured(wire) if marker in frame]
@@ -122,6 +127,9 @@ def exchange(
                 if not is_local(name) or vm.host is first.host:
                     vm.guest.wait_for(markers[name][vm.ip])
                     vm.guest.wait_for(markers[name]["all"])
+            kind = (kinds or {}).get(name, name)
+            copies = len({vm.host.name for vm in others} - {first.host.name}) if kind in TUNNELS else kind != "local"
+            wait_captured(markers[name]["all"], underlay, provider, copies=copies)
     for name, vms in groups.items():
         for vm in vms:
             heard = [(other, to) for other, sent in markers.items() for to, mark in sent.items() if vm.guest.has(mark)]
@@ -300,6 +308,7 @@ def test_b_net_02_what_is_unknown_goes_to_the_wire_alone_and_nothing_returns_to_
         )
         away.guest.wait_for(outward["away"])
         away.guest.wait_for(outward["multicast"])
+        wait_captured(outward["away"], path)
         # The wire speaks: to everybody, to a workload, and to somebody it does not know.
         inward = {name: os.urandom(16) for name in ("broadcast", "nobody", "one")}
         guest = Guest(machine, "eth0")
@@ -312,6 +321,7 @@ def test_b_net_02_what_is_unknown_goes_to_the_wire_alone_and_nothing_returns_to_
         for vm in (one, beside, away):
             vm.guest.wait_for(inward["broadcast"])
         guest.close()
+        wait_captured(inward["one"], path)
     on_wire = list(frames.captured(path))
     for name, marker in (outward | {f"in-{name}": marker for name, marker in inward.items()}).items():
         tags = [frames.tag_of(frame) for frame in on_wire if marker in frame]
@@ -403,6 +413,7 @@ def test_a_75_a_changed_tunnel_address_converges_all_peers(
             assert two.sees(three)
             one.guest.send(datagram(one, two.mac, two.ip, marker))
             two.guest.wait_for(marker)
+            wait_captured(marker, path)
         ends = {end for packet in frames.tunnelled(path) for end in (packet.source, packet.target)}
         assert ends == {h1.underlay, address, h3.underlay}
     h2.run(f"ip address del {new}/24 dev br-phy")

@@ -73,7 +73,8 @@ def test_help_says_what_the_contract_says(kumi: Kumi) -> None:
     assert "Where the other nodes send" not in text
     assert "--mac MAC Unique in the network. Default: made by the server." in text
     assert "--name TEXT Free text for people; need not be unique." in text
-    assert "per family that has a subnet. In IPv6 subnets whose guests form their address that one only. ADDRESS or SUBNET or" in text
+    assert "--ip VALUE Default: one free address per family that has a subnet. In IPv6" in text
+    assert "ADDRESS or SUBNET or" in text
     assert "Id or name." in text
 
 

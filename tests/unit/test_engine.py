@@ -296,6 +296,7 @@ class Incremental(RuleBasedStateMachine):
         # A process that starts now and reads everything comes to the same.
         fresh = Cloud()
         fresh.entries, fresh.revision, fresh.interfaces = self.cloud.entries, self.cloud.revision, self.cloud.interfaces
+        fresh.foreign = self.cloud.foreign
         fresh.settle()
         fresh.engine.run()
         assert self.cloud.engine.items() == fresh.engine.items()

@@ -119,9 +119,9 @@ RULES = {
         "controlplane.values.overhead",
         "controlplane.values.service_mac",
     ),
-    "agent.drivers": ("agent.model", "agent.facts.ovsdb"),
+    "agent.drivers": ("agent.model", "agent.facts.ovsdb", "agent.faults"),
     "agent.facts": ("agent.model", "agent.drivers.exec", "agent.drivers.unixctl"),
-    "agent.mirror": ("kumihimo.v1", "controlplane", "agent.facts.model", "agent.model"),
+    "agent.mirror": ("kumihimo.v1", "controlplane", "agent.facts.model", "agent.model", "agent.faults"),
     "cli": ("kumihimo.v1",),
 }
 

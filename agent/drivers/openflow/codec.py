@@ -13,7 +13,7 @@ read back as a different value, and the reconcile loop would never come to rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from struct import Struct, error, unpack_from
@@ -47,7 +47,7 @@ BARRIER_REQUEST, BARRIER_REPLY, BUNDLE_CONTROL, BUNDLE_ADD = 20, 21, 33, 34
 OPEN, COMMIT, DISCARD = 0, 4, 6
 _BUNDLE_FLAGS = 1 | 2
 
-_FLOW_DESC, _PORT_STATS, _GROUP_DESC = 1, 4, 7
+_FLOW_DESC, _PORT_STATS, _GROUP_DESC, FLOW_MONITOR = 1, 4, 7, 16
 _ADD, _DELETE_STRICT = 0, 4
 _GROUP_DELETE, _GROUP_ADD_OR_MODIFY, _ALL = 2, 0x8000, 0
 _OUTPUT, _GROUP, _SET_FIELD, _COPY_FIELD, _VENDOR_ACTION = 0, 22, 25, 28, 0xFFFF
@@ -70,7 +70,9 @@ _BUNDLE_ADD = Struct("!I2xH")
 _MULTIPART = Struct("!HH4x")
 _FLOW_REQUEST = Struct("!B3xII4xQQ")
 _FLOW_ENTRY = Struct("!H2xBxHHHHHQ")
+_LENGTH = Struct("!H")
 _GROUP_ENTRY = Struct("!HBxIH6x")
+_MONITOR_REQUEST = Struct("!IIIHBB")
 _PORT_REQUEST = Struct("!I4x")
 _PORT_ENTRY = Struct("!H2xI8xQQQQ")
 _TYPE_LENGTH = Struct("!HH")
@@ -192,6 +194,31 @@ def ports_request() -> bytes:
     return _MULTIPART.pack(_PORT_STATS, 0) + _PORT_REQUEST.pack(_ANY)
 
 
+# Of a flow monitor (1.5.1, section 7.3.5.19): what is told of, and the update that stands for a change of our own.
+_MONITOR_CHANGES = 1 << 1 | 1 << 2 | 1 << 3
+_ABBREVIATED = 4
+
+
+def monitor_request() -> bytes:
+    """The body of a multipart request to be told of every change of the tables from now on; own ones in short."""
+    head = _MULTIPART.pack(FLOW_MONITOR, 0) + _MONITOR_REQUEST.pack(1, _ANY, _ANY, _MONITOR_CHANGES, ALL_TABLES, 0)
+    return head + encode_match(())
+
+
+def tells_of_others(body: bytes) -> bool:
+    """Whether a multipart reply is a monitor's and holds a change that is not our own."""
+    kind, _ = _MULTIPART.unpack_from(body)
+    if kind != FLOW_MONITOR:
+        return False
+    offset = _MULTIPART.size
+    while offset < len(body):
+        length, event = _TYPE_LENGTH.unpack_from(body, offset)
+        if event != _ABBREVIATED:
+            return True
+        offset += max(length, 8)
+    return False
+
+
 def more_follow(body: bytes) -> bool:
     """Whether a multipart reply is followed by another of the same xid."""
     return bool(body[3] & 1)
@@ -253,6 +280,24 @@ def encode_action(action: Action) -> bytes:
         case PopVlan():
             return _VLAN_ACTION.pack(_POP_VLAN, 8, 0)
     raise ValueError(f"cannot be written: {action}")
+
+
+def flows_known(body: bytes, known: Mapping[bytes, Flow]) -> Iterator[tuple[bytes, Flow]]:
+    """The flows in one multipart reply, each with the bytes that are the same as long as it is. What is known is not
+    decoded again: most of a table is as it was when it was last looked at."""
+    offset = _MULTIPART.size
+    while offset < len(body):
+        (length,) = _LENGTH.unpack_from(body, offset)
+        position = offset + _FLOW_ENTRY.size
+        _, match_length = _TYPE_LENGTH.unpack_from(body, position)
+        stats = position + (match_length + 7) // 8 * 8
+        _, stats_length = _TYPE_LENGTH.unpack_from(body, stats)
+        lasting = body[offset:stats] + body[stats + (stats_length + 7) // 8 * 8 : offset + length]
+        flow = known.get(lasting)
+        if flow is None:
+            flow = next(decode_flows(body[: _MULTIPART.size] + body[offset : offset + length])).flow
+        yield lasting, flow
+        offset += max(length, 8)
 
 
 def decode_flows(body: bytes, idle: bool = True) -> Iterator[FlowStats]:

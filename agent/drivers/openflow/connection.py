@@ -98,6 +98,7 @@ class Connection:
         self._xids = count(1)
         self._exchanges: dict[int, Exchange] = {}
         self._broken: OpenFlowError | None = None
+        self._changed = asyncio.Event()
         self._receiver: asyncio.Task[None] | None = None
 
     @classmethod
@@ -129,6 +130,11 @@ class Connection:
         if self._receiver is not None:
             await asyncio.wait([self._receiver])
 
+    async def changed(self) -> None:
+        """Return when somebody else has changed a flow since the last call; `codec.monitor_request` asks to be told."""
+        await self._changed.wait()
+        self._changed.clear()
+
     async def close(self) -> None:
         """Close; exchanges under way raise OpenFlowError. Idempotent."""
         self._break(OpenFlowError(f"{self._name}: connection closed"))
@@ -158,6 +164,8 @@ class Connection:
                     self._writer.write(codec.message(codec.ECHO_REPLY, xid, body))
                 elif exchange := self._exchanges.get(xid):
                     exchange._receive(kind, xid, body)
+                elif kind == codec.MULTIPART_REPLY and codec.tells_of_others(body):
+                    self._changed.set()
         except (OSError, asyncio.IncompleteReadError, error) as wrong:
             self._break(OpenFlowError(f"{self._name}: connection lost: {wrong}"))
 

@@ -1,7 +1,7 @@
 """The flows and groups of one bridge.
 
-A flow is ours when its cookie says so; on a bridge of ours every group is. A fresh process needs nothing else to tell
-what it made before, so there is no memory here beyond the connection.
+A flow is ours when its cookie says so, a group when its number does. A fresh process needs nothing else to tell what it
+made before: what is remembered here, how the tables were last described, saves work only.
 """
 
 from __future__ import annotations
@@ -16,26 +16,31 @@ from pathlib import Path
 from agent.drivers import unixctl
 from agent.drivers.openflow import codec
 from agent.drivers.openflow.connection import NO_SUCH_GROUP, Connection, ErrorReply, OpenFlowError
+from agent.faults import point
 from agent.model.flow import Flow, Group, ToGroup
 from agent.model.item import Failure, Item, Key
 
 _ROUNDS = 32  # bundles tried in one apply; a commit names only the first message that it refuses
 _NUDGE_SECONDS = 0.01
+_LOOK = 4.0  # seconds between two looks at groups
+_NET = 60.0  # seconds after which tables are read back although the switch has told of nothing
 
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """One message of a bundle: what it is about, its type and body."""
+    """One message of a bundle: what it is about, its type and body, and whether it deletes."""
 
     item: Flow | Group
     kind: int
     body: bytes
+    deletes: bool
 
 
 class OpenFlowDriver:
     """Driver (agent.model.item) of the kinds "flow" and "group".
 
-    bridge is on the host's Open vSwitch, and has OpenFlow 1.5 among its protocols. is_ours tells by cookie. The marker
+    bridge is on the host's Open vSwitch, and has OpenFlow 1.5 among its protocols. is_ours tells by cookie, is_our_group by
+    number. The marker
     is a flow that `synchronize` adds and deletes: a table that no packet enters and a cookie that nothing else has;
     it counts neither as ours nor as foreign. timeout in seconds, for every answer of the switch.
 
@@ -49,6 +54,7 @@ class OpenFlowDriver:
         self,
         bridge: str,
         is_ours: Callable[[int], bool],
+        is_our_group: Callable[[int], bool] = lambda _: True,
         *,
         marker_table: int,
         marker_cookie: int,
@@ -57,6 +63,7 @@ class OpenFlowDriver:
     ) -> None:
         self._bridge = bridge
         self._is_ours = is_ours
+        self._is_our_group = is_our_group
         self._marker = Flow(marker_table, 0, (), (), marker_cookie)
         self._rundir = rundir
         self._timeout = timeout
@@ -64,6 +71,9 @@ class OpenFlowDriver:
         self._connecting = asyncio.Lock()
         self._synchronizing = asyncio.Lock()
         self._bundles = count(1)
+        self._known: dict[bytes, Flow] = {}  # the tables as they were last read
+        self._foreign: list[Item] = []
+        self._groups: dict[int, Group] = {}
 
     async def close(self) -> None:
         """Close the connection, if there is one. Flows stay."""
@@ -80,16 +90,56 @@ class OpenFlowDriver:
             pass
         await connection.ended()
 
-    async def read_owned(self) -> Mapping[Key, Item]:
-        """Our flows, and all groups."""
-        items: dict[Key, Item] = {flow.key: flow for flow in await self._flows() if self._is_ours(flow.cookie)}
-        for body in await self._multipart(codec.groups_request()):
-            items.update((group.key, group) for group in codec.decode_groups(body))
-        return items
+    async def changed(self) -> None:
+        """Return when somebody else has changed a flow, when groups are not what they were, or after `_NET` seconds.
 
-    async def read_foreign(self) -> list[Flow]:
-        """The flows that are not ours."""
-        return [flow for flow in await self._flows() if not self._is_ours(flow.cookie)]
+        The switch tells of flows (flow monitor); of groups it tells nothing, so they are looked at.
+        """
+        async with self._connected() as connection:
+            pass
+        deadline = asyncio.get_running_loop().time() + _NET
+        told = asyncio.create_task(connection.changed())
+        ended = asyncio.create_task(connection.ended())
+        try:
+            while asyncio.get_running_loop().time() < deadline:
+                done, _ = await asyncio.wait([told, ended], timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
+                if ended in done:
+                    raise OpenFlowError(f"{self._bridge}: connection lost")
+                if done or await self._all_groups() != self._groups:
+                    return
+        finally:
+            told.cancel()
+            ended.cancel()
+
+    async def read_owned(self) -> Mapping[Key, Item]:
+        """Our flows and groups. A flow that the switch describes in the bytes of last time is not decoded again."""
+        marker = (self._marker.table, self._marker.cookie)
+        known: dict[bytes, Flow] = {}
+        for body in await self._multipart(codec.flows_request()):
+            known.update(codec.flows_known(body, self._known))
+        self._known = known
+        self._groups = await self._all_groups()
+        owned: dict[Key, Item] = {}
+        self._foreign = []
+        for flow in known.values():
+            if self._is_ours(flow.cookie):
+                owned[flow.key] = flow
+            elif (flow.table, flow.cookie) != marker:
+                self._foreign.append(flow)
+        for group in self._groups.values():
+            if self._is_our_group(group.group_id):
+                owned[group.key] = group
+            else:
+                self._foreign.append(group)
+        return owned
+
+    async def read_foreign(self) -> Sequence[Item]:
+        """The flows and groups that are not ours, as of the last `read_owned`."""
+        return self._foreign
+
+    async def _all_groups(self) -> dict[int, Group]:
+        bodies = await self._multipart(codec.groups_request())
+        return {group.group_id: group for body in bodies for group in codec.decode_groups(body)}
 
     async def flow_counters(self, table: int, idle: bool = False) -> list[tuple[Flow, int, int]]:
         """The flows of one table, ours or not, with their packets and bytes; without idle, those that have seen any."""
@@ -170,6 +220,7 @@ class OpenFlowDriver:
                     exchange.send(codec.FLOW_MOD, change)
                     await exchange.barrier(self._timeout)
                     _raise_any(exchange.errors, "the marker flow was refused")
+                point("flows: marker changed")
                 await self._answer(control, connection)
 
     async def _answer(self, control: unixctl.Control, connection: Connection) -> None:
@@ -189,7 +240,13 @@ class OpenFlowDriver:
         async with self._connecting:
             if self._connection is None or not self._connection.usable:
                 await self.close()
-                self._connection = await Connection.open(self._rundir / f"{self._bridge}.mgmt", self._timeout)
+                opened = await Connection.open(self._rundir / f"{self._bridge}.mgmt", self._timeout)
+                try:
+                    await self._monitor(opened)
+                except BaseException:
+                    await opened.close()
+                    raise
+                self._connection = opened
             connection = self._connection
         try:
             yield connection
@@ -197,14 +254,11 @@ class OpenFlowDriver:
             await connection.close()
             raise
 
-    async def _flows(self) -> list[Flow]:
-        marker = (self._marker.table, self._marker.cookie)
-        return [
-            entry.flow
-            for body in await self._multipart(codec.flows_request())
-            for entry in codec.decode_flows(body)
-            if (entry.flow.table, entry.flow.cookie) != marker
-        ]
+    async def _monitor(self, connection: Connection) -> None:
+        with connection.exchange() as exchange:
+            exchange.send(codec.MULTIPART_REQUEST, codec.monitor_request())
+            await exchange.barrier(self._timeout)
+            _raise_any(exchange.errors, "the switch refused to tell of changes")
 
     async def _multipart(self, request: bytes) -> list[bytes]:
         """The bodies of all replies to a multipart request."""
@@ -234,6 +288,7 @@ class OpenFlowDriver:
                     keys[xid] = change.item.key
                     exchange.write(codec.bundle_add(bundle, xid, change.kind, change.body))
                 await exchange.barrier(self._timeout)
+                point("flows: bundle filled")
                 end = codec.DISCARD if exchange.errors else codec.COMMIT
                 ended = exchange.send(codec.BUNDLE_CONTROL, codec.bundle_control(bundle, end))
                 await exchange.barrier(self._timeout)
@@ -242,7 +297,16 @@ class OpenFlowDriver:
                     _raise_any(exchange.errors, "bundle refused")
                     if ended not in exchange.replies:
                         raise OpenFlowError(f"{self._bridge}: no reply to the commit of a bundle")
+                    point("flows: committed")
+                    self._note_groups(changes)
                 return refused
+
+    def _note_groups(self, changes: Sequence[_Change]) -> None:
+        for change in changes:
+            if isinstance(change.item, Group):
+                self._groups.pop(change.item.group_id, None)
+                if not change.deletes:
+                    self._groups[change.item.group_id] = change.item
 
 
 def _changes(put: Sequence[Item], delete: Sequence[Item], failures: dict[Key, Failure]) -> list[_Change]:
@@ -254,10 +318,10 @@ def _changes(put: Sequence[Item], delete: Sequence[Item], failures: dict[Key, Fa
                 match item:
                     case Group():
                         body = codec.group_delete(item) if deleting else codec.group_put(item)
-                        phases[3 if deleting else 0].append(_Change(item, codec.GROUP_MOD, body))
+                        phases[3 if deleting else 0].append(_Change(item, codec.GROUP_MOD, body, deleting))
                     case Flow():
                         body = codec.flow_delete(item) if deleting else codec.flow_put(item)
-                        phases[2 if deleting else 1].append(_Change(item, codec.FLOW_MOD, body))
+                        phases[2 if deleting else 1].append(_Change(item, codec.FLOW_MOD, body, deleting))
                     case _:
                         raise ValueError(f"not a flow or group: {item.key}")
             except ValueError as wrong:

@@ -1,0 +1,182 @@
+"""The mirror on disk: what the store said last, for a start while the store is away.
+
+It holds the store's own bytes, prefix by prefix as the feed told them, so nothing here knows what they mean. A file is a line
+with the format's number, the SHA-256 of all that follows, and a `MirrorSnapshot`. It is replaced as a whole (written beside it,
+synced, renamed), at most once in `PAUSE` and so seldom that writing takes a twentieth of the time; readable by root alone.
+What is lost with the power is what changed within that time: the store tells it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import structlog
+from google.protobuf.message import DecodeError
+
+from agent.faults import point
+from controlplane.store.client import Entry
+from controlplane.store.feed import Changed, Listed
+from kumihimo.v1 import store_pb2
+
+MAGIC = b"kumihimo mirror "
+FORMAT = 1
+PAUSE = 0.5  # seconds
+SHARE = 20
+RETRY = 30.0  # seconds after a write that failed
+DIGEST = 32  # bytes
+
+_log = structlog.get_logger("kumihimo.agent")
+
+
+class Unusable(Exception):
+    """A file that is not to be started from; str() is why."""
+
+
+def load(path: Path, node: str, endpoints: Sequence[str]) -> dict[str, Listed]:
+    """What was known, by prefix; nothing, with one line in the log, when the file cannot be used."""
+    try:
+        return _parse(path.read_bytes(), node, endpoints)
+    except FileNotFoundError:
+        _log.warning("there is no snapshot to start from", path=str(path))
+    except (OSError, Unusable) as error:
+        _log.warning("snapshot ignored", path=str(path), detail=str(error))
+    return {}
+
+
+def _parse(data: bytes, node: str, endpoints: Sequence[str]) -> dict[str, Listed]:
+    head, line, rest = data.partition(b"\n")
+    number = head.removeprefix(MAGIC)
+    if not head.startswith(MAGIC) or not line or not number.isdigit():
+        raise Unusable("it is damaged: it does not begin as one")
+    if int(number) != FORMAT:
+        raise Unusable(f"it is of format {int(number)}; this release reads format {FORMAT}")
+    if hashlib.sha256(rest[DIGEST:]).digest() != rest[:DIGEST]:
+        raise Unusable("it is damaged or cut off: its checksum is that of something else")
+    try:
+        stored = store_pb2.MirrorSnapshot.FromString(rest[DIGEST:])
+    except DecodeError as error:
+        raise Unusable(f"it cannot be parsed: {error}") from None
+    if stored.node != node:
+        raise Unusable(f"it is that of node {stored.node}, and this is {node}")
+    if not set(stored.etcd) & set(endpoints):
+        raise Unusable(f"it was made from etcd at {', '.join(stored.etcd)}; configured is {', '.join(endpoints)}")
+    return {
+        prefix.prefix: Listed(
+            prefix.prefix,
+            prefix.revision,
+            {entry.key: Entry(entry.value, 0, prefix.revision) for entry in prefix.entries},
+            prefix.cluster,
+        )
+        for prefix in stored.prefixes
+    }
+
+
+class Recorder:
+    """Takes in what the feed tells, and keeps the file equal to it. path: its folder is made."""
+
+    def __init__(self, path: Path, node: str, endpoints: Sequence[str]) -> None:
+        self._path = path
+        self._head = store_pb2.MirrorSnapshot(node=node, etcd=endpoints).SerializeToString()
+        self._known: dict[str, tuple[int, int, dict[str, bytes]]] = {}  # prefix → revision, cluster, values by key
+        self._packed: dict[str, bytes] = {}  # those that have not changed since
+        self._changed = asyncio.Event()
+        self._told = ""
+
+    def begin(self, known: Mapping[str, Listed]) -> None:
+        """What the file holds already."""
+        for listed in known.values():
+            self._take_list(listed)
+
+    def take(self, notice: Listed | Changed) -> None:
+        if isinstance(notice, Listed):
+            self._take_list(notice)
+        elif notice.prefix in self._known:
+            _, cluster, values = self._known[notice.prefix]
+            for key, entry in notice.changes:
+                if entry is None:
+                    values.pop(key, None)
+                else:
+                    values[key] = entry.value
+            self._known[notice.prefix] = notice.revision, cluster, values
+        self._packed.pop(notice.prefix, None)
+        self._changed.set()
+
+    def _take_list(self, listed: Listed) -> None:
+        values = {key: entry.value for key, entry in listed.entries.items()}
+        self._known[listed.prefix] = listed.revision, listed.cluster, values
+
+    def keep(self, prefixes: set[str]) -> None:
+        """Forget all others."""
+        for prefix in self._known.keys() - prefixes:
+            del self._known[prefix]
+            self._packed.pop(prefix, None)
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Write until cancelled, and then once more if there is anything to write."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                await self._changed.wait()
+                await asyncio.sleep(PAUSE)
+                began = loop.time()
+                wrote = await self._write()
+                await asyncio.sleep(max(0.0, SHARE * (loop.time() - began) - PAUSE) if wrote else RETRY)
+        finally:
+            if self._changed.is_set():
+                _write(self._path, self._data())
+
+    async def _write(self) -> bool:
+        self._changed.clear()
+        data = self._data()
+        failed = await asyncio.to_thread(_write, self._path, data)
+        if failed and failed != self._told:
+            _log.warning("snapshot not written; a boot while the store is away would begin from an older one", detail=failed)
+        elif self._told and not failed:
+            _log.info("snapshot written again")
+        self._told = failed
+        if failed:
+            self._changed.set()
+        return not failed
+
+    def _data(self) -> bytes:
+        for prefix in self._known.keys() - self._packed.keys():
+            revision, cluster, values = self._known[prefix]
+            entries = [store_pb2.SnapshotEntry(key=key, value=value) for key, value in sorted(values.items())]
+            packed = store_pb2.SnapshotPrefix(prefix=prefix, revision=revision, cluster=cluster, entries=entries)
+            # Messages end to end are one message that holds all of them.
+            self._packed[prefix] = store_pb2.MirrorSnapshot(prefixes=[packed]).SerializeToString()
+        body = self._head + b"".join(self._packed[prefix] for prefix in sorted(self._packed))
+        return MAGIC + str(FORMAT).encode() + b"\n" + hashlib.sha256(body).digest() + body
+
+
+def _write(path: Path, data: bytes) -> str:
+    """Replace the file; why not, when it fails."""
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            point("snapshot: begun")
+            os.fchmod(file, 0o600)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(file, view) :]
+            os.fsync(file)
+        finally:
+            os.close(file)
+        point("snapshot: written")
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        return f"{path}: {error.strerror or error}"
+    return ""
