@@ -23,6 +23,7 @@ from agent.model.flow import Flow, Output, Resubmit, SetField, match
 from agent.model.host import DhcpServer, OvsPort, ServiceNamespace
 from agent.model.item import Item
 from agent.model.pipeline import FLAGS, FROM_SERVICE, FROM_TUNNEL, CookieKind, Table, cookie
+from agent.model.remark import pending
 from controlplane.dhcpoptions import find, written
 from controlplane.names import default_label
 from controlplane.values import Invalid, service_mac
@@ -61,6 +62,8 @@ def compile_dhcp(view: View, network_id: str) -> Iterable[Item]:
         yield from _service_flows(network, four, interface.ofport, mac)
         yield from dhcp6.flows(network, six, interface.ofport)
         yield from dns_flows(network, served, interface.ofport, mac)
+    else:
+        yield pending(network_id)
 
 
 def _service_flows(network: network_pb2.Network, served: list[network_pb2.Subnet], ofport: int, mac: str) -> Iterator[Flow]:

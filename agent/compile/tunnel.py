@@ -16,7 +16,7 @@ from agent.model.flow import Flow, Output, Resubmit, SetField, match
 from agent.model.host import OvsPort, Peer
 from agent.model.item import Item
 from agent.model.pipeline import FLAGS, FROM_TUNNEL, NODE_KEY, CookieKind, Table, cookie
-from agent.model.remark import PENDING, Remark
+from agent.model.remark import pending
 from kumihimo.v1 import network_pb2
 
 
@@ -51,7 +51,7 @@ def tunnel_items(view: View, network: network_pb2.Network, mark: int) -> Iterato
         yield OvsPort(INTEGRATION_BRIDGE, tunnel.port, tunnel.type, options, (("kumihimo", "tunnel"),))
     interface = view.interface(tunnel.port)
     if own is not None and own.tunnel_ip and (interface is None or interface.ofport is None):
-        yield Remark(network.id, PENDING, f"{tunnel.port} has no number yet")
+        yield pending(network.id)
     if interface is not None and interface.ofport is not None:
         yield flow(
             Table.CLASSIFY,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from agent.model.item import Key
 
 KIND = "remark"
-PENDING = "NOT_YET_APPLIED"  # of a scope whose last step waits for a fact, and that is not applied until that is taken
+PENDING = "NOT_YET_APPLIED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +22,8 @@ class Remark:
     @property
     def key(self) -> Key:
         return (KIND, self.network_id, self.reason, self.port_id)
+
+
+def pending(network_id: str) -> Remark:
+    """A port that we have made for the network has no number yet: it is not applied until that is known and compiled."""
+    return Remark(network_id, PENDING, "a port of br-int has no number yet")

@@ -36,7 +36,8 @@ class SimulatedAgent:
         patch.setattr(alive, "_switch_answers", answers)
         self.node = node
         self.driver = driver or FakeDriver(KINDS)
-        self.interfaces = {"kumi-vxlan": Interface("kumi-vxlan", "br-int", 1000, None, "vxlan", "")}
+        self.interfaces: dict[str, Interface] = {}
+        self._numbers: dict[str, int] = {}
         self.store = Store([cloud.etcd.endpoint], cloud.root)
         self.status = Status(self.store, node)
         self.state = State(node)
@@ -47,7 +48,7 @@ class SimulatedAgent:
         await self.status.read()
         feed = Feed(self.store)
         loop = Loop(self.state, Engine(self.state, FEATURES), feed, self, self.status)  # type: ignore[arg-type]
-        lane = Lane("all", [self.driver], loop.wake)
+        lane = Lane("all", [self.driver], self._progressed)
         loop.use(lane)
         parts = (feed.run(), self.status.run(), lane.run(), loop.run(), alive.run(self.store, self.node, Path()))
         self._tasks = [asyncio.create_task(part) for part in parts]
@@ -69,7 +70,18 @@ class SimulatedAgent:
         """Nothing changes here."""
 
     async def host_facts(self) -> HostFacts:
-        return HostFacts(dict(self.interfaces), ("netdev",), "3.1.0", ())
+        """What is plugged, and what the agent has made: every port of a bridge gets a number."""
+        made = {
+            str(key[2]): Interface(
+                str(key[2]), str(key[1]), self._numbers.setdefault(str(key[2]), 1000 + len(self._numbers)), None, "", ""
+            )
+            for key in self.driver.there
+            if key[0] == "ovs-port"
+        }
+        return HostFacts(self.interfaces | made, ("netdev",), "3.1.0", ())
+
+    def _progressed(self) -> None:
+        self._changed()
 
     def plug(self, port: str) -> None:
         number = len(self.interfaces) + 1
