@@ -114,3 +114,16 @@ async def test_b_sub_10_what_an_advertisement_says(driver):
     assert sh(f"{client} sysctl -n net.ipv6.conf.eth0.mtu") == "1400"
     assert "default" not in sh("ip -n a -6 route"), "nobody routes"
     assert "fd00" not in sh("ip -n a -6 address"), "addresses come by DHCPv6"
+
+
+@on_private_host
+async def test_an_address_is_kept_for_the_duid_that_has_it_until_its_port_is_unplugged(driver):
+    """A limit of dnsmasq (agent/DESIGN.md): when this fails, a release without it has come."""
+    item = server(a=f"{A},[fd00:2::5]")
+    assert not await driver.apply([item], [])
+    assert await ask6("a") == "fd00:2::5"
+    await until(lambda: "dhclient" not in sh("ps -eo comm"))
+    assert await ask6("a", "LLT", 4) == ""
+    assert not await driver.apply([server()], [])
+    assert not await driver.apply([item], [])
+    assert await ask6("a", "LLT") == "fd00:2::5"
