@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.lab import Host, LabError, wait_until
+from deploy.lab import Host, wait_until
 from deploy.lab.network import LINKS
 from kumihimo.v1 import node_pb2
 from tests.system.cloud import PATIENCE, Cloud, Scene
@@ -61,7 +61,6 @@ def test_a_72_a_74_a_75_a_fourth_host_joins_and_carries_traffic(
     h4.run("kill $(cat /run/openvswitch/ovs-vswitchd.pid)")
     said = refusal(h4, bundle)
     assert "FAILED  Open vSwitch: ovs-vswitchd does not answer" in said
-    assert "nothing was changed" in said
     assert list(h4.etc.iterdir()) == []
     h4.run("ovs-vswitchd --pidfile --detach --log-file -vconsole:off; ip address del 192.168.50.4/24 dev br-phy")
     assert f"FAILED  underlay: tunnel_ip {h4.underlay} is on no bridge" in refusal(h4, bundle)
@@ -108,7 +107,6 @@ def changes(host: Host) -> list[str]:
 
 def refusal(host: Host, bundle: Path) -> str:
     """All that a refused join says."""
-    said = host.run([KUMI, "node", "join", "-"], input=bundle.read_text(), check=False)
-    with pytest.raises(LabError) as refused:
-        join(host, bundle)
-    return f"{said}\n{refused.value}"
+    said = host.run(f"! {KUMI} node join - 2>&1", input=bundle.read_text())
+    assert said.splitlines()[-1].endswith("of what a node needs is missing; nothing was changed")
+    return said
