@@ -319,7 +319,7 @@ async def test_an_agent_waits_for_a_certificate_that_etcd_takes_and_for_its_node
     status = Status(store, "w1")
     try:
         with capture_logs() as logs:
-            async with running(_until_status_is_read(store, status, "w1")):
+            async with running(_until_status_is_read(store, status, "w1", lambda: None)):
 
                 def told(words: str) -> bool:
                     return any(words in f"{line['event']} {line.get('detail')}" for line in logs)
