@@ -117,12 +117,12 @@ async def test_bind_refuses_and_repeats_like_every_change(cloud: Cloud, network:
     error = await refused(bind(cloud, port, "nowhere"))
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "REFERENCE_NOT_FOUND")
     assert (await refused(bind(cloud, port, "Not A Node"))).reason == "ID_INVALID"
-    before = await cloud.store.revision()
+    before = await cloud.settled()
     await bind(cloud, port, "two", validate_only=True)
     assert await cloud.store.revision() == before
-    first = await bind(cloud, port, "two", request_id="r1")
-    at = await cloud.store.revision()
-    again = await bind(cloud, port, "two", request_id="r1")
+    first = await bind(cloud, port, "two", request_id=port.id)
+    at = await cloud.settled()
+    again = await bind(cloud, port, "two", request_id=port.id)
     assert (first.id, again.id) == (port.id, port.id)
     await bind(cloud, port, "two")
     assert await cloud.store.revision() == at, "asked for already"
