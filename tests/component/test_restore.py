@@ -132,7 +132,7 @@ async def test_a_44_everybody_who_remembers_a_revision_copes_with_a_restoration(
         assert set(agent.driver.there) == full
         assert not agent.has(late_port)
         assert await shown(api) == as_shown
-        assert await shown(second) == as_shown
+        assert await when_there(lambda: shown(second)) == as_shown
         assert await shown(await cloud.replica()) == as_shown
         entries = await everything(cloud.store)
         assert wanted(entries) == backed_up

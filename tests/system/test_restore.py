@@ -43,7 +43,7 @@ def objects(cloud: Cloud) -> dict[str, list[str]]:
     for message in (network_pb2.Network, network_pb2.Subnet, port_pb2.Port, node_pb2.Node):
         items = cloud.admin.list(message)
         for item in items:
-            for name in ("state", "conditions", "realization", "agent", "binding"):
+            for name in ("state", "conditions", "realization", "agent", "binding", "counters"):
                 if name in item.DESCRIPTOR.fields_by_name:
                     item.ClearField(name)
         found[message.DESCRIPTOR.name] = sorted(str(item) for item in items)
