@@ -17,7 +17,7 @@ from agent.compile.network import compile_network
 from agent.compile.node import compile_base
 from agent.compile.port import compile_port
 from agent.compile.provider import compile_providers
-from agent.compile.tunnel import compile_node
+from agent.compile.tunnel import compile_node, compile_tunnels
 from agent.mirror.state import State, Token
 
 
@@ -57,6 +57,7 @@ FEATURES = Features(
         "nd": compile_nd,
         "nd-guard": compile_nd_guard,
         "providers": compile_providers,
+        "tunnels": compile_tunnels,
         "node": compile_node,
         "network": compile_network,
         "dhcp": compile_dhcp,
@@ -66,5 +67,5 @@ FEATURES = Features(
     units=_units,
     scope=_scope,
     exists=_exists,
-    always=(("base",), ("arp",), ("nd",), ("nd-guard",), ("providers",)),
+    always=(("base",), ("arp",), ("nd",), ("nd-guard",), ("providers",), ("tunnels",)),
 )

@@ -1,4 +1,7 @@
-"""Tunnels: one flow-based port per encapsulation, made where a network of that type has ports, and the way to every node.
+"""Tunnels: one flow-based port per encapsulation, made with the first network of its type, and the way to every node.
+
+A port that has been made stays: Open vSwitch loses packets of everybody when a port comes or goes, and was seen to go on
+delivering to the host itself what arrived for a tunnel port that had been made anew.
 
 Each encapsulation has a port, a table and thereby numbers of its own: 5001 of VXLAN and 5001 of GENEVE never meet.
 """
@@ -42,13 +45,25 @@ def is_enabled(view: View, network_type: int) -> bool:
     return own is not None and (not own.tunnel_types or network_type in own.tunnel_types)
 
 
-def tunnel_items(view: View, network: network_pb2.Network, mark: int) -> Iterator[Item]:
-    """A network's tunnel port, number on the wire, and peers."""
-    tunnel = TUNNELS[network.network_type]
+def compile_tunnels(view: View) -> Iterable[Item]:
+    """The tunnel ports that are there already."""
+    for network_type, tunnel in TUNNELS.items():
+        if view.interface(tunnel.port) is not None and is_enabled(view, network_type):
+            yield from _port(view, tunnel)
+
+
+def _port(view: View, tunnel: Tunnel) -> Iterator[Item]:
     own = view.node(view.node_id)
     if own is not None and own.tunnel_ip:
         options = (("key", "flow"), ("local_ip", own.tunnel_ip), ("remote_ip", "flow"))
         yield OvsPort(INTEGRATION_BRIDGE, tunnel.port, tunnel.type, options, (("kumihimo", "tunnel"),))
+
+
+def tunnel_items(view: View, network: network_pb2.Network, mark: int) -> Iterator[Item]:
+    """A network's tunnel port, number on the wire, and peers."""
+    tunnel = TUNNELS[network.network_type]
+    own = view.node(view.node_id)
+    yield from _port(view, tunnel)
     interface = view.interface(tunnel.port)
     if own is not None and own.tunnel_ip and (interface is None or interface.ofport is None):
         yield pending(network.id)

@@ -15,7 +15,7 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.workload import CALLER
 from tests.component.cloud import Api, Client, Cloud, Refused, consistent
 
-TRIALS = 1000 if FULL else 120
+TRIALS = 1000 if FULL else 80
 CALL = 5.0
 
 

@@ -12,7 +12,7 @@ from tests.chaos.workload import Workload
 from tests.component.cloud import faults
 
 CLIENTS = 32
-STEPS = 10_000 if FULL else 2_000
+STEPS = 10_000 if FULL else 1_200
 PAUSE = 80  # steps between two deeds, at most
 
 

@@ -21,7 +21,7 @@ from tests.chaos.wire import Attack, Idle
 from tests.component.cloud import SERVER_NAME, Api, Client, Cloud, Refused, consistent
 from tests.waiting import until
 
-REQUESTS = 100_000 if FULL else 4_000
+REQUESTS = 100_000 if FULL else 2_500
 AT_ONCE = 24
 CONNECTIONS = 6
 ATTACKS = 4  # at once, below gRPC

@@ -24,7 +24,7 @@ from tests.component.test_store_feed import followed, notice, running, same
 from tests.waiting import until
 
 PLACE = keys.STATUS
-ROUNDS = 40 if FULL else 4  # of a compaction and the death of a leader each
+ROUNDS = 40 if FULL else 3  # of a compaction and the death of a leader each
 AGAIN = 12  # times that each watch is begun anew in a round: what happens while a list is under way is easily lost
 WRITERS = 4
 FOLDERS = 5  # of each writer

@@ -141,7 +141,7 @@ def _left_on(host: Host) -> list[str]:
         ls /var/lib/kumihimo/dhcp /run/kumihimo/dhcp 2>/dev/null | grep -v : || true
         pgrep -a dnsmasq || true
         ip neigh show proto 75 | grep managed || true
-        ovs-vsctl list-ports br-int | grep -v '^int-br-' || true
+        ovs-vsctl list-ports br-int | grep -Ev '^(int-br-.*|kumi-(vxlan|geneve|gre))$' || true
         """
     )
     flows = [line for line in dump(host, "flows") if any(mark in line for mark in NOT_BASE)]

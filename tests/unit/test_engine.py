@@ -336,8 +336,9 @@ def test_applied_then_reverted_is_as_before() -> None:
         machine.unplug(number)
     machine.cloud.settle()
     machine.cloud.engine.run()
-    left = {key[0] for key in machine.cloud.engine.items()}
-    assert left == {"bridge", "flow"}
+    left = list(machine.cloud.engine.items())
+    assert {key[0] for key in left} == {"bridge", "flow", "ovs-port"}
+    assert {key[2] for key in left if key[0] == "ovs-port"} <= {tunnel.port for tunnel in TUNNELS.values()}, "those stay"
     assert not [key for key in machine.cloud.engine.items() if key[0] == "flow" and key[3] and key[1] == 60]
     again = _populated()
     assert again.home == home

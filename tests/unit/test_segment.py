@@ -135,8 +135,9 @@ def test_a_64_more_networks_than_vlans_on_one_node_and_none_meets_another() -> N
 def test_b_net_03_to_05_each_tunnel_type_has_its_own_port_and_table(kind: str) -> None:
     host = Host([network(1, kind, 501)])
     tunnel = TUNNELS[host.networks[0].network_type]
-    (port,) = (port for port in host.of(OvsPort) if port.external_ids == (("kumihimo", "tunnel"),))
-    assert (port.name, port.type) == (tunnel.port, tunnel.type), "and none of the types that are not in use"
+    ports = {port.name: port for port in host.of(OvsPort) if port.external_ids == (("kumihimo", "tunnel"),)}
+    assert ports[tunnel.port].type == tunnel.type
+    assert ports.keys() == TUNNEL_PORTS.keys(), "and those that are there already stay"
     assert [flow.actions[-1] for flow in host.flows(Table.NODE, metadata=1)] == [Resubmit(tunnel.table)]
     (onward,) = host.flows(tunnel.table, reg10=2)
     assert onward.actions[-1] == Output(TUNNEL_PORTS[tunnel.port])
