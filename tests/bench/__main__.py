@@ -28,29 +28,37 @@ def machine() -> str:
     return f"{len(models)} × {models[0]}, Linux {platform.release()}, {switch.splitlines()[0]}, userspace datapath"
 
 
+HEAD = """# Figures
+
+Made by `./tests/bench/run`. Median [95 % interval of the median] (samples). Ours and the baseline take turns in one
+run; absolute values are those of the machine, so read the ratios. A part that is measured again takes the place of what it
+said before.
+"""
+
+
+def sections(text: str) -> dict[str, str]:
+    """The parts of the page, by name."""
+    found = (part.partition("\n") for part in text.split("\n## ")[1:])
+    return {name: body.strip("\n") for name, _, body in found}
+
+
 def main(names: list[str]) -> None:
     unknown = set(names) - set(PARTS)
     if unknown:
         sys.exit(f"bench: {', '.join(sorted(unknown))} is no part; {', '.join(PARTS)} are")
-    lines = [
-        "# Figures",
-        "",
-        "Made by `./tests/bench/run`. Median [95 % interval of the median] (samples). Ours and the baseline take turns in one",
-        "run; absolute values are those of the machine, so read the ratios. Aims are those of the coming work.",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}, load {os.getloadavg()[0]:.1f} at the start.",
-        "",
-        "| what | ours | baseline | aim |",
-        "|---|---|---|---|",
-    ]
+    page = sections(OUT.read_text()) if OUT.exists() else {}
     for name, measure in PARTS.items():
         if names and name not in names:
             continue
         print(f"measuring {name} …", flush=True)
+        where = f"{datetime.now(UTC):%Y-%m-%d}, {machine()}, load {os.getloadavg()[0]:.1f} at the start."
+        rows = ["| what | ours | baseline | aim |", "|---|---|---|---|"]
         for figure in measure():
             print(figure.row(), flush=True)
-            lines.append(figure.row())
-    OUT.write_text("\n".join(lines) + "\n")
+            rows.append(figure.row())
+        page[name] = "\n".join([where, "", *rows])
+        # After each part: what was measured stays when a later one fails.
+        OUT.write_text(HEAD + "".join(f"\n## {part}\n\n{page[part]}\n" for part in PARTS if part in page))
     print(f"written to {OUT.name}")
 
 
