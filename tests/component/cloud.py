@@ -407,11 +407,11 @@ class Cloud:
         """Wait until the controllers are held and nothing waits to be released; the revision, which then stands still."""
 
         async def calm() -> bool:
-            entries = await self.everything()
+            # Not the whole store: its history grows with each test.
+            held, claims = [await everything(self.store, prefix) for prefix in (keys.controller(""), keys.CLAIMS)]
             wanted = CONTROLLERS if self.etcd.tls else set(CONTROLLERS) - {"access"}
-            held = all(keys.controller(name) in entries for name in wanted)
-            claims = (item.value for key, item in entries.items() if key.startswith(keys.CLAIMS))
-            return held and not any(store_pb2.Claim.FromString(value).releasing for value in claims)
+            releasing = any(store_pb2.Claim.FromString(item.value).releasing for item in claims.values())
+            return not releasing and all(keys.controller(name) in held for name in wanted)
 
         await until(calm, "every claim is released")
         return await self.store.revision()
@@ -455,9 +455,10 @@ class Cloud:
                 return found
 
 
-async def everything(store: Store) -> dict[str, Entry]:
+async def everything(store: Store, prefix: str = "") -> dict[str, Entry]:
+    """All keys with a prefix, at one revision."""
     found: dict[str, Entry] = {}
-    async for _, kvs in store.pages(""):
+    async for _, kvs in store.pages(prefix):
         found.update((kv.key.decode(), entry(kv)) for kv in kvs)
     return found
 
