@@ -22,7 +22,7 @@ Code = grpc.StatusCode
 VXLAN, VLAN, GRE, GENEVE, FLAT, LOCAL = (
     network_pb2.NetworkType.Value(f"NETWORK_TYPE_{name}") for name in ("VXLAN", "VLAN", "GRE", "GENEVE", "FLAT", "LOCAL")
 )
-ROUNDS = 10
+ROUNDS = 6
 
 
 async def make_range(api: Client, minimum: int, maximum: int, *projects: str, **fields: Any) -> Any:

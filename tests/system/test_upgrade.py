@@ -24,6 +24,7 @@ from tests.system.control import ControlFlow, Watch
 
 NEXT = "0.2.0"
 TIMES = 100 if os.environ.get("KUMI_FULL") == "1" else 3
+SERVERS = ["pgrep", "-f", "[d]nsmasq --conf-file="]  # and not one that is only asked for its version
 """How many times an agent is replaced, in a row."""
 STREAM = str(Path(__file__).with_name("stream.py"))
 
@@ -115,11 +116,11 @@ def test_c_07_upgrade_and_rollback_under_traffic_lose_no_more_than_a_flow_made_b
         for turn in range(TIMES):
             host = (h1, h2)[turn % 2]
             wanted = next_ if turn % 4 < 2 else ours  # both forward, both back, ...
-            dnsmasq = host.run("pgrep dnsmasq")
+            dnsmasq = host.run(SERVERS)
             replace(host.agent, units[wanted])
             wait_until(lambda: version_of(cloud, host) == wanted, f"{host.name} runs {wanted}", PATIENCE)  # noqa: B023
             cloud.wait_alive(host)
-            assert host.run("pgrep dnsmasq") == dnsmasq, "what it started runs on"
+            assert host.run(SERVERS) == dnsmasq, "what it started runs on"
             # What changes after is applied by the one that runs now.
             touched = cloud.admin.update(port_pb2.Port(id=here.id, description=f"{turn}"), "description")
             cloud.admin.wait(touched.revision, here.id, active=True)

@@ -303,7 +303,7 @@ class Incremental(RuleBasedStateMachine):
 
 
 Incremental.TestCase.settings = settings(
-    max_examples=200 if os.environ.get("KUMI_FULL") else 25,
+    max_examples=200 if os.environ.get("KUMI_FULL") else 10,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
