@@ -101,6 +101,7 @@ def _throughput(first: Vm, second: Vm, control: ControlFlow) -> Figure:
     """One TCP stream across the hosts, in turns with the same over hand-made flows of the same MTU."""
     for host in control.hosts:
         host.run(["ip", "-n", "ctl", "link", "set", "eth0", "mtu", str(first.mtu)])
+        host.run(["ip", "link", "set", "vethctl", "mtu", str(first.mtu)])
     ways = [(first.workload, second.workload, second.ip), (control.first, control.second, control.target)]
     rates: list[list[float]] = [[], []]
     servers = [target.popen([sys.executable, "-I", "-S", STREAM, "serve", TCP_PORT]) for _, target, _ in ways]
