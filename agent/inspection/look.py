@@ -19,7 +19,7 @@ from agent.drivers.exec import ExecError
 from agent.facts.model import Interface
 from agent.facts.ovsdb import Ovsdb, OvsdbError, Rows
 from agent.mirror.state import State
-from agent.model.host import DhcpServer, OvsPort, Peer
+from agent.model.host import NOT_RUNNING, DhcpServer, OvsPort, Peer
 from agent.model.item import Driver, Item, Key
 from kumihimo.v1 import inspect_pb2 as pb
 from kumihimo.v1 import network_pb2, store_pb2
@@ -76,7 +76,7 @@ class Look:
         await self._add_bridges(found, bridges, owned)
         for item in owned.values():
             if isinstance(item, DhcpServer):
-                running = bool(item.config)  # one that does not run reads back without
+                running = item.wrong != NOT_RUNNING
                 objects = [self._network(item.network_id)]
                 found.namespaces.add(name=item.namespace, service="dhcp", running=running, objects=objects)
         self._add_peers(found, {item.address for item in owned.values() if isinstance(item, Peer)})

@@ -69,13 +69,16 @@ class ServiceNamespace:
         return ("namespace", self.name)
 
 
+NOT_RUNNING = "dnsmasq was not running"
+
+
 @dataclass(frozen=True, slots=True)
 class DhcpServer:
     """A dnsmasq in a service namespace, detached: it outlives the agent.
 
     config is the whole configuration file less what the driver adds about its own folder (pid, lease, hosts, names and
     log files). hosts are (name, dhcp-host line) for the ports that this node serves, sorted; the name is the port's id, with
-    `.6` behind for DHCPv6.
+    `.6` behind for DHCPv6. wrong is `NOT_RUNNING` when there is no process.
     """
 
     network_id: str

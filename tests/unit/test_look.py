@@ -14,7 +14,7 @@ from agent.inspection import look
 from agent.inspection.look import Look
 from agent.inspection.service import source_address
 from agent.mirror.state import NetworkState, State
-from agent.model.host import DhcpServer, OvsPort, Peer
+from agent.model.host import NOT_RUNNING, DhcpServer, OvsPort, Peer
 from agent.model.item import Failure, Item, Key
 from kumihimo.v1 import inspect_pb2 as pb
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
@@ -90,7 +90,8 @@ async def test_a_62_everything_is_named_by_what_it_belongs_to() -> None:
         Interface("odd", "br-phy", 3, "what-others-call-so", "", ""),
     )
     served = DhcpServer(NET, f"kumi-{NET}", "port=0\n", ())
-    found = await looking(switch, Held(tunnel, patch), Held(served), Held(Peer("192.0.2.2"))).inspect(REQUEST)
+    dead = DhcpServer("n2", "kumi-n2", "port=0\n", (), NOT_RUNNING)
+    found = await looking(switch, Held(tunnel, patch), Held(served, dead), Held(Peer("192.0.2.2"))).inspect(REQUEST)
     assert (found.node, found.live, list(found.notes)) == ("h1", True, [])
     assert [bridge.name for bridge in found.bridges] == ["br-int", "br-phy"]
     ports = {port.name: port for bridge in found.bridges for port in bridge.ports}
@@ -100,7 +101,8 @@ async def test_a_62_everything_is_named_by_what_it_belongs_to() -> None:
     assert (ports["kumi-vxlan"].purpose, ports["kumi-vxlan"].options["local_ip"]) == ("tunnel", "192.0.2.1")
     assert [(item.kind, item.id) for item in ports["int-phy"].objects] == [("Network", NET), ("PhysicalNetwork", "physnet1")]
     assert (ports["phy0"].error, list(ports["odd"].objects)) == ("no such device", [])
-    (space,) = found.namespaces
+    space, other = found.namespaces
+    assert (other.name, other.running) == ("kumi-n2", False)
     assert (space.service, space.running, space.objects[0].name) == ("dhcp", True, "web")
     (peer,) = found.peers
     assert (peer.node, peer.address, peer.resolved, peer.objects[0].name) == ("h2", "192.0.2.2", True, "web")
