@@ -29,18 +29,16 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from agent.drivers.exec import ExecError, run
+from agent.drivers.folder import NAMES, has_server, make_folder, mark_of, other_marks, remove_if_empty, write
 from agent.faults import point
-from agent.model.host import DhcpServer
+from agent.model.host import NOT_RUNNING, DhcpServer
 from agent.model.item import Failure, Item, Key
 
 MARK = "# configuration\n"
 NAMESPACE = "# namespace "
-NAMES = "names"
 SERVER_FILES = ("leases", "dnsmasq.conf")  # in this order: the last one says that there is a server
-PART = ".part"
 STOP_SECONDS = 5.0
 NETNS = Path("/run/netns")
-LOOK = 4.0  # seconds between two looks
 Address = IPv4Address | IPv6Address
 
 
@@ -57,17 +55,14 @@ class DnsmasqDriver:
 
     async def changed(self) -> None:
         """Return when files or processes are not what they were when they were last read."""
-        while True:
-            await asyncio.sleep(LOOK)
-            if await asyncio.to_thread(self._marks) != self._seen:
-                return
+        await other_marks(self._marks, lambda: self._seen)
 
     def _marks(self) -> dict[str, object]:
         """Of each server what changes when anything of it does; cheaper than to read it."""
         return {folder.name: (_marks_of(folder), self._runs(folder)) for folder in self._folders()}
 
     def _folders(self) -> list[Path]:
-        return sorted(folder for folder in self._state.glob("*") if _has_server(folder))
+        return sorted(folder for folder in self._state.glob("*") if has_server(folder))
 
     def _runs(self, folder: Path) -> bool:
         namespace = self._namespaces.get(folder.name) or _configuration(folder)[0]
@@ -92,7 +87,7 @@ class DnsmasqDriver:
         namespace, config = _configuration(folder)
         head = _head(folder)
         runs = _running(folder, self._pid(folder), namespace)
-        wrong = "" if runs else "dnsmasq was not running"
+        wrong = "" if runs else NOT_RUNNING
         if runs and head != self._lines(folder, namespace):
             wrong = "the driver's own lines of dnsmasq.conf were changed"
         return DhcpServer(folder.name, namespace, config, tuple(sorted(_hosts(folder).items())), wrong)
@@ -209,25 +204,6 @@ async def _ended(handle: int, seconds: float) -> bool:
     return True
 
 
-def make_folder(folder: Path) -> None:
-    """dnsmasq drops its privileges and reads its hosts as nobody, whatever our umask is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o755)
-
-
-def remove_if_empty(folder: Path) -> None:
-    """A network's folder goes with the last thing in it. While there is a server it watches its folders: they stay."""
-    if not _has_server(folder):
-        (folder / PART).unlink(missing_ok=True)
-        for each in (folder / NAMES, folder):
-            with contextlib.suppress(OSError):
-                each.rmdir()
-
-
-def _has_server(folder: Path) -> bool:
-    return (folder / "dnsmasq.conf").exists() or (folder / "hosts").exists()
-
-
 def _is_ours(folder: Path, pid: int) -> bool:
     try:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -255,11 +231,6 @@ def _marks_of(folder: Path) -> object:
                 if entry.name != "leases":
                     found.append((entry.name, *mark_of(entry.stat())))
     return sorted(found)
-
-
-def mark_of(stat: os.stat_result) -> tuple[int, int, int]:
-    """What changes when a file does."""
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _head(folder: Path) -> str:
@@ -311,12 +282,3 @@ def _leased(line: str) -> Address | None:
         return ip_address(words[2]) if len(words) > 2 else None
     except ValueError:
         return None
-
-
-def write(folder: Path, name: str, text: str) -> None:
-    """Write by rename, from outside the folder of hosts: dnsmasq reads whatever appears in that."""
-    part = folder / PART
-    part.write_text(text)
-    part.chmod(0o644)
-    point("dhcp: file written beside")
-    part.replace(folder / name)

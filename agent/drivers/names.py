@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from agent.drivers.dnsmasq import LOOK, NAMES, make_folder, mark_of, remove_if_empty, write
+from agent.drivers.folder import NAMES, make_folder, mark_of, other_marks, remove_if_empty, write
 from agent.faults import point
 from agent.model.host import PortName
 from agent.model.item import Failure, Item, Key
@@ -36,10 +36,7 @@ class NamesDriver:
 
     async def changed(self) -> None:
         """Return when the files are not what they were when they were last read."""
-        while True:
-            await asyncio.sleep(LOOK)
-            if await asyncio.to_thread(self._marks) != self._seen:
-                return
+        await other_marks(self._marks, lambda: self._seen)
 
     def _marks(self) -> dict[str, object]:
         return {str(file): mark_of(file.stat()) for file in self._state.glob(f"*/{NAMES}/*")}
