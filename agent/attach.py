@@ -23,6 +23,7 @@ from uuid import UUID
 import click
 
 from agent.drivers.exec import ExecError, run
+from agent.model.host import INTEGRATION_BRIDGE
 
 if TYPE_CHECKING:
     from kumihimo.v1.port_pb2 import Port
@@ -54,7 +55,7 @@ def tap_name(port_id: str) -> str:
 @click.command()
 @click.argument("port")
 @click.option("--netns", required=True, help="The network namespace to wire; it must exist.")
-@click.option("--bridge", default="br-int", show_default=True, help="The integration bridge.")
+@click.option("--bridge", default=INTEGRATION_BRIDGE, show_default=True, help="The integration bridge.")
 @click.option("--interface", default="eth0", show_default=True, help="Name of the link inside the namespace.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Return when the port is ACTIVE.")
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds to wait.")

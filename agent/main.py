@@ -1,12 +1,4 @@
-"""`kumi-agent`: reads its small local file, puts the parts together, runs until told to stop.
-
-    node = "h1"                          # the node's id, as in `kumi node create h1`
-    etcd = ["192.0.2.10:2379"]
-    etcd_ca = "/etc/kumihimo/ca.crt"     # these three, or none: etcd is then spoken to in the clear
-    etcd_certificate = "/etc/kumihimo/h1.crt"
-    etcd_key = "/etc/kumihimo/h1.key"
-    [tracing]
-    file = "/var/log/kumihimo/agent-spans.jsonl"
+"""`kumi-agent`: reads its small local file (settings.py), puts the parts together, runs until told to stop.
 
 Stopping, crashing or upgrading the agent changes nothing in the data plane: flows, namespaces and daemons stay.
 """
@@ -18,7 +10,6 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +17,6 @@ import structlog
 
 from agent.compile import FEATURES
 from agent.compile.engine import Engine
-from agent.compile.node import INTEGRATION_BRIDGE
 from agent.drivers.dnsmasq import DnsmasqDriver
 from agent.drivers.names import NamesDriver
 from agent.drivers.netlink import NetlinkDriver
@@ -40,18 +30,19 @@ from agent.inspection.service import Method, Service, source_address
 from agent.mirror.snapshot import Recorder
 from agent.mirror.snapshot import load as load_snapshot
 from agent.mirror.state import State
+from agent.model.host import INTEGRATION_BRIDGE
 from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_ours
 from agent.reconcile import alive, counters
 from agent.reconcile.lane import Lane
 from agent.reconcile.loop import Loop
 from agent.reconcile.status import Status
-from controlplane import config, telemetry
+from agent.settings import Settings, load
+from controlplane import telemetry
 from controlplane.errors import BadConfig, StoreRefused, StoreUnavailable
 from controlplane.store import keys
 from controlplane.store.client import Store
 from controlplane.store.feed import Feed
-from controlplane.tls import Tls, node_user
-from controlplane.values import Invalid, slug
+from controlplane.tls import node_user
 from kumihimo.v1 import store_pb2
 
 RUNDIR = Path("/var/run/openvswitch")
@@ -60,31 +51,6 @@ RETRY = 1.0
 PROBE = 60.0  # seconds between two looks at what the host can do
 
 _log = structlog.get_logger("kumihimo.agent")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The local file. Everything else is a setting of the Node."""
-
-    node: str
-    etcd: tuple[str, ...]
-    etcd_tls: Tls | None
-    trace_file: Path | None
-
-
-def load(path: Path) -> Settings:
-    """Read and check the local file. Raises BadConfig with file, field and what would be accepted."""
-    raw = config.read_toml(path)
-    config.refuse_unknown(path, "", raw, {"node", "etcd", *config.ETCD_TLS, "tracing"})
-    node = raw.get("node")
-    try:
-        if not isinstance(node, str):
-            raise Invalid("ID_INVALID", 'it must be the node\'s id, for example node = "h1"')
-        slug(node)
-    except Invalid as error:
-        raise BadConfig(f"{path}: node: {error.message}") from None
-    etcd, tls = config.strings(path, raw, "etcd"), config.etcd_tls(path, raw)
-    return Settings(node, etcd, tls, config.trace_file(path, raw))
 
 
 async def run(settings: Settings) -> None:

@@ -16,11 +16,10 @@ from agent.compile.base import ETH_IPV4, UDP, flow, is_up, mac_number
 from agent.compile.dns import dns_config, dns_flows
 from agent.compile.lease import lease_time, tag
 from agent.compile.neighbour import neighbour
-from agent.compile.node import INTEGRATION_BRIDGE
 from agent.compile.segment import missing
 from agent.compile.view import View
 from agent.model.flow import Flow, Output, Resubmit, SetField, match
-from agent.model.host import DhcpServer, OvsPort, ServiceNamespace
+from agent.model.host import INTEGRATION_BRIDGE, DhcpServer, OvsPort, ServiceNamespace
 from agent.model.item import Item
 from agent.model.pipeline import FLAGS, FROM_SERVICE, FROM_TUNNEL, CookieKind, Table, cookie
 from agent.model.remark import pending

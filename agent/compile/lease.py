@@ -1,4 +1,4 @@
-"""dnsmasq's words for a subnet."""
+"""dnsmasq's words for what leases are made of."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from kumihimo.v1 import network_pb2
 INFINITE = -1
 
 
-def tag(subnet_id: str) -> str:
-    """dnsmasq's name of a subnet: the random end of its id."""
-    return "s" + subnet_id[-12:]
+def tag(object_id: str) -> str:
+    """dnsmasq's name of a subnet, or of a port: the random end of its id."""
+    return "s" + object_id[-12:]
 
 
 def lease_time(subnet: network_pb2.Subnet) -> str:

@@ -8,7 +8,7 @@ from agent.compile.base import drop, flow
 from agent.compile.guard import untagged
 from agent.compile.view import View
 from agent.model.flow import Resubmit, SetField, match
-from agent.model.host import Bridge
+from agent.model.host import INTEGRATION_BRIDGE, Bridge
 from agent.model.item import Item
 from agent.model.pipeline import (
     FLAGS,
@@ -21,8 +21,6 @@ from agent.model.pipeline import (
     Table,
     cookie,
 )
-
-INTEGRATION_BRIDGE = "br-int"
 
 
 def compile_base(view: View) -> Iterable[Item]:

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from agent.compile.base import flow
-from agent.compile.node import INTEGRATION_BRIDGE
 from agent.compile.view import View
 from agent.model.flow import Action, Output, PopVlan, PushVlan, Resubmit, SetField, match
-from agent.model.host import Bridge, OvsPort
+from agent.model.host import INTEGRATION_BRIDGE, Bridge, OvsPort
 from agent.model.item import Item
 from agent.model.pipeline import FLAGS, FROM_PROVIDER, FROM_TUNNEL, CookieKind, Table, cookie
 from kumihimo.v1 import network_pb2

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
 from agent.compile.base import flow
-from agent.compile.node import INTEGRATION_BRIDGE
 from agent.compile.view import View
 from agent.model.flow import Flow, Output, Resubmit, SetField, match
-from agent.model.host import OvsPort, Peer
+from agent.model.host import INTEGRATION_BRIDGE, OvsPort, Peer
 from agent.model.item import Item
 from agent.model.pipeline import FLAGS, FROM_TUNNEL, NODE_KEY, CookieKind, Table, cookie
 from agent.model.remark import pending

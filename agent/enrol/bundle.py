@@ -7,12 +7,11 @@ holds and nothing else: made again it is the same to the byte.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from controlplane.files import write_whole
 from controlplane.values import Invalid, slug
 
 FORMAT = 1
@@ -66,14 +65,5 @@ def put(path: Path, content: str, mode: int) -> bool:
             return False
     except (FileNotFoundError, UnicodeDecodeError):
         pass
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
-            os.fchmod(file.fileno(), mode)  # whatever the umask
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, content.encode(), mode, replace=True)
     return True

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from agent import settings
 from agent.drivers import unixctl
 from agent.drivers.exec import ExecError, run
 from agent.enrol import unit
@@ -214,11 +215,9 @@ CHECKS: tuple[tuple[str, Callable[[_Host], Awaitable[str]]], ...] = (
 
 async def _is_free(host: _Host) -> str:
     """It is no other node, and knows no other authority."""
-    from agent.main import load as load_agent
-
     if CONFIG.exists():
         try:
-            node = load_agent(CONFIG).node
+            node = settings.load(CONFIG).node
         except BadConfig as error:
             raise Unmet(f"{error}; --replace writes it anew") from None
         if node != host.bundle.node:
@@ -297,10 +296,8 @@ def _told(path: Path, changed: bool) -> bool:
 
 def _says_so(bundle: Bundle, files: Tls) -> bool:
     """Whether the file says this already, whatever else stands in it."""
-    from agent.main import load as load_agent
-
     try:
-        found = load_agent(CONFIG)
+        found = settings.load(CONFIG)
     except BadConfig:
         return False
     return (found.node, found.etcd, found.etcd_tls) == (bundle.node, bundle.etcd, files)

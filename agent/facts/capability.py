@@ -22,11 +22,13 @@ from pyroute2.netlink.generic import GenericNetlinkSocket
 from agent.drivers import unixctl
 from agent.drivers.exec import ExecError, run
 from agent.facts.model import Capability, HostFacts
+from controlplane.values import overhead
+from kumihimo.v1 import network_pb2 as pb
 
 FAMILY = "ovs_datapath"
 RUNDIR = Path("/var/run/openvswitch")
-# Those who carry the packets between hosts, as names of interface types; with what they add to a packet over IPv4.
-TUNNELS = {"vxlan": 50, "geneve": 50, "gre": 42}
+# Those who carry the packets between hosts: the interface type of each type of network.
+TUNNELS = {"vxlan": pb.NETWORK_TYPE_VXLAN, "geneve": pb.NETWORK_TYPE_GENEVE, "gre": pb.NETWORK_TYPE_GRE}
 GUEST_MTU = 1500  # that networks may have everywhere, when the underlay takes it and a tunnel's header
 DNSMASQ = (2, 85)  # what DHCP is tested with begins here
 MANAGED = (5, 16)  # Linux: neighbour entries that the kernel keeps resolved
@@ -147,8 +149,8 @@ def _underlay(addresses: tuple[str, ...]) -> Capability:
             if message.get("address") == addresses[0]:
                 link = ip.get_links(message["index"])[0]
                 mtu = link.get("mtu")
-                # An IPv6 header has 20 bytes more.
-                need = GUEST_MTU + max(TUNNELS.values()) + (20 if ip_address(addresses[0]).version == 6 else 0)
+                version = ip_address(addresses[0]).version
+                need = GUEST_MTU + max(overhead(network_type, version) for network_type in TUNNELS.values())
                 text = f"the underlay ({addresses[0]} on {link.get('ifname')}) has MTU {mtu}"
                 return Capability("mtu_1500", mtu >= need, text if mtu >= need else f"{text}; {need} would be needed")
     return Capability("mtu_1500", False, f"the underlay address {addresses[0]} is on no interface")

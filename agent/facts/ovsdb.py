@@ -26,9 +26,9 @@ from pyroute2 import AsyncIPRoute
 
 from agent.facts.capability import usable_datapaths
 from agent.facts.model import HostFacts, Interface
+from agent.model.host import INTEGRATION_BRIDGE
 
 SOCKET = "/var/run/openvswitch/db.sock"
-INTEGRATION = "br-int"
 
 # What is read or written; every other column (statistics above all) would wake the agent for nothing.
 COLUMNS = {
@@ -328,11 +328,11 @@ def _view(tables: Rows, read: dict[Any, Any]) -> View:
 def _interface(row: Any, bridge: str) -> Interface:
     ofport = next((number for number in row.ofport if number > 0), None)
     iface_id = row.external_ids.get("iface-id")
-    mtu = 0 if iface_id or bridge == INTEGRATION else next(iter(row.mtu), 0)
+    mtu = 0 if iface_id or bridge == INTEGRATION_BRIDGE else next(iter(row.mtu), 0)
     return Interface(row.name, bridge, ofport, iface_id, row.type, "".join(row.error), mtu)
 
 
-async def underlay_bridges(bridges: Iterable[str], integration: str = INTEGRATION) -> dict[str, str]:
+async def underlay_bridges(bridges: Iterable[str], integration: str = INTEGRATION_BRIDGE) -> dict[str, str]:
     """Address → bridge, for addresses of the local ports of the bridges other than the integration bridge, in name order.
 
     In the userspace datapath a tunnel can start only from an address of a bridge. Link-local addresses are left out.

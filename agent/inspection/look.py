@@ -14,12 +14,11 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from agent.compile.node import INTEGRATION_BRIDGE
 from agent.drivers.exec import ExecError
 from agent.facts.model import Interface
 from agent.facts.ovsdb import Ovsdb, OvsdbError, Rows
 from agent.mirror.state import State
-from agent.model.host import NOT_RUNNING, DhcpServer, OvsPort, Peer
+from agent.model.host import INTEGRATION_BRIDGE, NOT_RUNNING, DhcpServer, OvsPort, Peer
 from agent.model.item import Driver, Item, Key
 from kumihimo.v1 import inspect_pb2 as pb
 from kumihimo.v1 import network_pb2, store_pb2

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from google.protobuf.message import DecodeError
 
 from agent.facts.model import HostFacts, Interface
+from agent.model.host import INTEGRATION_BRIDGE
 from controlplane.store import keys
 from controlplane.store.client import Entry
 from controlplane.store.feed import Changed, Listed
@@ -119,7 +120,7 @@ class State:
         plugged: dict[str, Interface] = {}
         for name in sorted(facts.interfaces):
             interface = facts.interfaces[name]
-            if interface.bridge == "br-int" and interface.iface_id:
+            if interface.bridge == INTEGRATION_BRIDGE and interface.iface_id:
                 # Two interfaces that name one port: the first by name has it.
                 plugged.setdefault(interface.iface_id, interface)
         for port in self.interface_of.keys() | plugged.keys():

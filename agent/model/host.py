@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from agent.model.item import Key
 
+INTEGRATION_BRIDGE = "br-int"  # of workloads and tunnels
+
 
 @dataclass(frozen=True, slots=True)
 class Bridge:

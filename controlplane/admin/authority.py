@@ -12,9 +12,7 @@ for is read from the certificate. Invariants:
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -34,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from controlplane.files import write_whole
 from controlplane.tls import API_USER, ETCD_NAME, NODE_PREFIX, node_name, node_user
 
 CA = "ca"
@@ -321,24 +320,13 @@ def _general_name(text: str) -> x509.GeneralName:
 
 
 def _put(path: Path, content: bytes, mode: int, *, replace: bool) -> None:
-    """A file, whole or not at all; with `replace` in the place of what was there, else only where nothing was."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    """`write_whole`, with what is wrong as one line."""
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            os.fchmod(file.fileno(), mode)  # whatever the umask
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            temporary.rename(path)
-        else:
-            os.link(temporary, path)
+        write_whole(path, content, mode, replace=replace)
     except FileExistsError:
         raise AuthorityError(f"{path} exists and is not overwritten") from None
     except OSError as error:
         raise _failed(path, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _failed(path: Path, error: OSError) -> AuthorityError:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from controlplane.api.crud import current
 from controlplane.api.listing import page_size
-from controlplane.errors import ApiError, Code
+from controlplane.errors import not_found
+from controlplane.registry import KINDS
 from controlplane.services.base import Context
 from controlplane.store import keys
 from controlplane.store.cache import Cache
@@ -25,11 +27,10 @@ class Drift:
     async def drift(self, request: Any, context: Context, origin: Origin) -> Any:
         size = page_size(request.page_size)
         await current(self._cache)
-        nodes = sorted(key.rsplit("/", 1)[1] for key in self._cache.folder(keys.NODES) if key != keys.NODES_CHANGE)
+        nodes = self._cache.ids(KINDS["Node"])
         if request.node:
             if request.node not in nodes:
-                text = f"Node {request.node} does not exist"
-                raise ApiError(Code.NOT_FOUND, "RESOURCE_NOT_FOUND", text, {"kind": "Node", "id": request.node})
+                raise not_found("Node", request.node)
             nodes = [request.node]
         reply = operations_pb2.ListDriftResponse()
         last = ""
@@ -45,7 +46,7 @@ class Drift:
                 reply.items.append(drift)
         return reply
 
-    def _found(self, node: str) -> Any:
+    def _found(self, node: str) -> Iterable[Any]:
         entry = self._cache.get(keys.drift_status(node))
         if entry is None:
             return ()
