@@ -1,12 +1,12 @@
 """The agent's local file: where etcd is, by what it is known there, and which node it is. All else is the Node object.
 
-    node = "h1"                          # the node's id, as in `kumi node create h1`
-    etcd = ["192.0.2.10:2379"]
-    etcd_ca = "/etc/kumihimo/ca.crt"     # these three, or none: etcd is then spoken to in the clear
-    etcd_certificate = "/etc/kumihimo/h1.crt"
-    etcd_key = "/etc/kumihimo/h1.key"
-    [tracing]
-    file = "/var/log/kumihimo/agent-spans.jsonl"
+node = "h1"                          # the node's id, as in `kumi node create h1`
+etcd = ["192.0.2.10:2379"]
+etcd_ca = "/etc/kumihimo/ca.crt"     # these three, or none: etcd is then spoken to in the clear
+etcd_certificate = "/etc/kumihimo/h1.crt"
+etcd_key = "/etc/kumihimo/h1.key"
+[tracing]
+file = "/var/log/kumihimo/agent-spans.jsonl"
 """
 
 from __future__ import annotations

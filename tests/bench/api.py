@@ -17,6 +17,7 @@ from controlplane.store.txn import time_ordered_id
 from kumihimo.v1 import operations_pb2, resource_pb2, store_pb2
 from tests.bench.figures import Figure
 from tests.component.cloud import Client, Cloud
+from tests.waiting import until
 
 ROUNDS = 20
 ALONE = 20
@@ -198,16 +199,19 @@ async def _watches() -> list[Figure]:
             await ready.wait()
         began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
-            for number in range(CHANGES * SECONDS):
-                await asyncio.sleep(max(0.0, began + number / CHANGES - time.perf_counter()))
-                network = networks[number % TENANTS]
-                api = replicas[number % 2]
+
+            def change(number: int) -> None:
                 text = str(time.perf_counter_ns())
-                group.create_task(api.update("Network", network, description=text))
+                group.create_task(replicas[number % 2].update("Network", networks[number % TENANTS], description=text))
+                if number + 1 == CHANGES * SECONDS:
+                    begun.set()
+
+            loop, begun = asyncio.get_running_loop(), asyncio.Event()
+            for number in range(CHANGES * SECONDS):
+                loop.call_later(number / CHANGES, change, number)
+            await begun.wait()
         took = time.perf_counter() - began
-        async with asyncio.timeout(60):
-            while heard < CHANGES * SECONDS * WATCHES:
-                await asyncio.sleep(0.05)
+        await until(lambda: heard >= CHANGES * SECONDS * WATCHES, "all is heard", 60)
         for watcher in watchers:
             watcher.cancel()
     late.sort()

@@ -6,19 +6,15 @@ Baseline of the plug: the same interface plugged into a hand-made bridge whose f
 from __future__ import annotations
 
 import os
-import sys
 import time
-from pathlib import Path
 
-from deploy.lab import Background, Lab, wait_until
+from deploy.lab import Lab, wait_until
 from kumihimo.v1 import port_pb2
 from tests.bench.figures import Figure
 from tests.system.cloud import PATIENCE, Cloud, Scene, Vm
-from tests.system.control import BRIDGE, ControlFlow
+from tests.system.control import BRIDGE, ControlFlow, Stream
 
 ROUNDS = 20
-STREAM = str(Path(__file__).with_name("stream.py"))
-TCP_PORT = "5001"
 INTERVAL = 0.002  # seconds between two requests: the resolution of the plug's figure
 
 
@@ -72,8 +68,7 @@ def _first_answer(source: Vm | ControlFlow, target: str, plug: list[str]) -> flo
     with workload.start_ping(target, INTERVAL) as ping:
         began = time.monotonic()
         peer.run(plug)
-        while ping.received == 0 and time.monotonic() - began < 20:
-            time.sleep(0.001)
+        wait_until(lambda: ping.received > 0, "it answers", PATIENCE, interval=0.001)
         found = (time.monotonic() - began) * 1000
         ping.result()
     return found
@@ -104,22 +99,7 @@ def _throughput(first: Vm, second: Vm, control: ControlFlow) -> Figure:
         host.run(["ip", "link", "set", "vethctl", "mtu", str(first.mtu)])
     ways = [(first.workload, second.workload, second.ip), (control.first, control.second, control.target)]
     rates: list[list[float]] = [[], []]
-    servers = [target.popen([sys.executable, "-I", "-S", STREAM, "serve", TCP_PORT]) for _, target, _ in ways]
-    try:
-        for number in range(ROUNDS + 1):
-            for (source, _, address), server, found in zip(ways, servers, rates, strict=True):
-                if number:
-                    source.run([sys.executable, "-I", "-S", STREAM, "send", address, TCP_PORT, "1"])
-                    found.append(float(_line(server, number)))
-                else:
-                    assert _line(server, 0) == "ready"
-    finally:
-        for server in servers:
-            server.stop()
+    for _ in range(ROUNDS):
+        for way, found in zip(ways, rates, strict=True):
+            found.append(Stream.begin(*way, 1.0).rate())
     return Figure("TCP across hosts", "Mbit/s", *rates, "hand-made flows", "≥ 0.95 of it")
-
-
-def _line(server: Background, number: int) -> str:
-    """Wait for a line that a program prints."""
-    wait_until(lambda: server.text().count("\n") > number, "the stream's server speaks", PATIENCE)
-    return server.text().splitlines()[number]

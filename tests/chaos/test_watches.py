@@ -20,8 +20,8 @@ from tests.chaos.cluster import FULL, Cluster, Insistent, answers, seed
 from tests.chaos.proxy import Proxy
 from tests.component import cloud as agent
 from tests.component.cloud import consistent, everything, freeze, refused
-from tests.component.test_store_feed import followed, notice, running, same
-from tests.waiting import until
+from tests.component.test_store_feed import followed, notice, same
+from tests.waiting import running, until
 
 PLACE = keys.STATUS
 ROUNDS = 40 if FULL else 3  # of a compaction and the death of a leader each

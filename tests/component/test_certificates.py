@@ -29,8 +29,7 @@ from controlplane.store.feed import Changed, Feed, Listed, Lost
 from controlplane.tls import Tls
 from tests.component.certificates import issue
 from tests.component.cloud import Client, Cloud, Etcd
-from tests.component.test_store_feed import running
-from tests.waiting import DEADLINE, until
+from tests.waiting import DEADLINE, running, until
 
 TAKEN = b"connected to etcd with new certificates"
 PROGRAMS = Path(sys.executable).parent

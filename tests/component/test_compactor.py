@@ -19,10 +19,8 @@ from controlplane.store.client import Store
 from controlplane.store.feed import Changed, Feed, Listed
 from kumihimo.v1 import store_pb2
 from tests.component.cloud import Etcd, everything
-from tests.component.test_store_feed import PLACE, Proxy, churn, etcd, followed, running, same, store
-from tests.waiting import until
-
-__all__ = ["etcd", "store"]
+from tests.component.test_store_feed import PLACE, Proxy, churn, followed, same
+from tests.waiting import running, until
 
 HISTORY = 1.2  # seconds
 

@@ -28,6 +28,7 @@ from controlplane.store.feed import Listed
 from tests.component import private_host
 from tests.component.node import NAMESPACE, UNDERLAY, changed, everything, running_node
 from tests.component.private_host import on_private_host, sh
+from tests.waiting import running
 
 # A library of a library warns of forks; the processes made here have nothing to do with it.
 pytestmark = pytest.mark.filterwarnings("ignore:Using fork")
@@ -197,10 +198,8 @@ def test_b_ops_13_whoever_dies_while_it_writes_the_snapshot_leaves_the_old_one_o
         async def work() -> None:
             recorder = Recorder(path, "h1", ["etcd:2379"])
             recorder.take(Listed("/kumihimo/node/", 1, {"/kumihimo/node/h1": Entry(value, 1, 1)}))
-            task = asyncio.create_task(recorder.run())
-            await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.wait([task])
+            async with running(recorder.run()):
+                pass  # at its end it writes what there is to write
 
         return lambda: asyncio.run(work())
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from aetcd.rpc import rpc_pb2 as pb
 
 from agent.compile import FEATURES
 from agent.compile.engine import Engine
 from agent.facts.model import HostFacts, Interface
+from agent.main import _until_status_is_read
 from agent.mirror.snapshot import Recorder, load
 from agent.mirror.state import State
 from agent.model.flow import Flow, Output, match
@@ -23,7 +22,6 @@ from agent.model.pipeline import CookieKind, cookie
 from agent.reconcile.lane import Lane
 from agent.reconcile.loop import Loop
 from agent.reconcile.status import Status
-from controlplane.errors import StoreUnavailable
 from controlplane.store import client, keys
 from controlplane.store.client import Store
 from controlplane.store.feed import Feed
@@ -32,29 +30,10 @@ from tests.chaos.proxy import Proxy
 from tests.component.cloud import Etcd
 from tests.fakes.driver import FakeDriver
 from tests.unit.test_engine import NETWORKS, PORTS, port
-from tests.waiting import until
+from tests.waiting import running, until
 
 NET = NETWORKS[0]
 KINDS = frozenset({"flow", "group", "bridge", "ovs-port", "namespace", "dhcp", "name", "peer"})
-
-
-@pytest.fixture(scope="module")
-async def etcd() -> AsyncIterator[Etcd]:
-    with tempfile.TemporaryDirectory(prefix="kumi-test-") as folder:
-        made = Etcd(Path(folder))
-        try:
-            await made.begin()
-            yield made
-        finally:
-            made.kill()
-
-
-@pytest.fixture
-async def store(etcd: Etcd) -> AsyncIterator[Store]:
-    made = Store([etcd.endpoint])
-    yield made
-    await made.transact([], [client.delete("/", prefix=True)])
-    await made.close()
 
 
 async def write(store: Store, **messages: Any) -> None:
@@ -132,12 +111,7 @@ class Agent:
         self.loop.recall(known)
 
     async def follow(self) -> None:
-        while True:
-            try:
-                await self.status.read()
-                break
-            except StoreUnavailable:
-                await asyncio.sleep(0.05)
+        await _until_status_is_read(self.store, self.status, "h1", lambda: None)
         self.loop.follow()
         await asyncio.gather(self.feed.run(), self.status.run())
 
@@ -148,14 +122,11 @@ class Agent:
 
 
 @contextlib.asynccontextmanager
-async def running(agent: Agent) -> AsyncIterator[Agent]:
-    tasks = [asyncio.create_task(work) for work in (agent.follow(), agent.lane.run(), agent.loop.run(), agent.recorder.run())]
+async def at_work(agent: Agent) -> AsyncIterator[Agent]:
     try:
-        yield agent
+        async with running(agent.follow(), agent.lane.run(), agent.loop.run(), agent.recorder.run()):
+            yield agent
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
         await agent.store.close()
 
 
@@ -171,7 +142,7 @@ def flows_to(there: dict[Key, Item], mac: int) -> list[Key]:
 
 async def test_c_07_etcd_is_compacted_while_the_agent_is_away(etcd: Etcd, store: Store, tmp_path: Path) -> None:
     await populate(store)
-    async with Proxy(etcd.endpoint) as proxy, running(Agent(proxy.target, FakeDriver(KINDS), tmp_path / "mirror")) as agent:
+    async with Proxy(etcd.endpoint) as proxy, at_work(Agent(proxy.target, FakeDriver(KINDS), tmp_path / "mirror")) as agent:
         await until(agent.is_whole, "it is whole")
         ghost = flows_to(agent.driver.there, _mac(2))
         assert ghost
@@ -211,7 +182,7 @@ async def test_b_ops_13_a_start_without_etcd_puts_what_was_known_and_removes_not
     await populate(store)
     path = tmp_path / "mirror"
     async with Proxy(etcd.endpoint) as proxy:
-        async with running(Agent(proxy.target, FakeDriver(KINDS), path)) as first:
+        async with at_work(Agent(proxy.target, FakeDriver(KINDS), path)) as first:
             await until(first.is_whole, "it is whole")
             whole = dict(first.driver.there)
         assert path.exists(), "an agent that stops has written what it knew"
@@ -223,7 +194,7 @@ async def test_b_ops_13_a_start_without_etcd_puts_what_was_known_and_removes_not
         part = [item for number, item in enumerate(whole.values()) if number % 2]
         agent = Agent(proxy.target, FakeDriver(KINDS, [*part, stranger]), path)
         agent.recall()
-        async with running(agent):
+        async with at_work(agent):
             await until(lambda: whole.items() <= agent.driver.there.items(), "what was known is there")
             assert stranger.key in agent.driver.there, "what is not known stays: it may be newer than the file"
             puts = {key for verb, key in agent.driver.log if verb == "put"}
@@ -257,7 +228,7 @@ async def test_a_start_from_disk_on_another_etcd_follows_that(etcd: Etcd, store:
     await populate(store)
     path = tmp_path / "mirror"
     async with Proxy(etcd.endpoint) as proxy:
-        async with running(Agent(proxy.target, FakeDriver(KINDS), path)) as first:
+        async with at_work(Agent(proxy.target, FakeDriver(KINDS), path)) as first:
             await until(first.is_whole)
         # As if the file came from another cluster: it holds a node and a port that this one has never had.
         known = load(path, "h1", [proxy.target])
@@ -268,6 +239,6 @@ async def test_a_start_from_disk_on_another_etcd_follows_that(etcd: Etcd, store:
         await recorder._write()
         agent = Agent(proxy.target, FakeDriver(KINDS), path)
         agent.recall()
-        async with running(agent):
+        async with at_work(agent):
             await until(agent.is_whole, "the store's lists are the truth")
             assert "h9" not in agent.state.nodes

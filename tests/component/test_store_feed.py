@@ -8,7 +8,6 @@ import itertools
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,40 +25,10 @@ from controlplane.tls import ETCD_NAME
 from kumihimo.v1 import store_pb2
 from tests.component.cloud import Cloud, Etcd, consistent, everything, freeze
 from tests.component.test_store_client import Oracle
-from tests.waiting import DEADLINE, until
+from tests.waiting import DEADLINE, running, until
 
 PLACE = "/kumihimo/status/"
 ORIGIN = Origin(actor="test", project_id="", method="test")
-
-
-@pytest.fixture(scope="module")
-async def etcd() -> AsyncIterator[Etcd]:
-    with tempfile.TemporaryDirectory(prefix="kumi-test-") as folder:
-        made = Etcd(Path(folder))
-        try:
-            await made.begin()
-            yield made
-        finally:
-            made.kill()
-
-
-@pytest.fixture
-async def store(etcd: Etcd) -> AsyncIterator[Store]:
-    made = Store([etcd.endpoint])
-    yield made
-    await made.transact([], [client.delete("/", prefix=True)])
-    await made.close()
-
-
-@contextlib.asynccontextmanager
-async def running(work: Any) -> AsyncIterator[None]:
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 @contextlib.asynccontextmanager

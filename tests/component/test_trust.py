@@ -27,8 +27,7 @@ from controlplane.store.feed import Feed, Listed, Lost
 from kumihimo.v1 import store_pb2
 from tests.component.certificates import issue
 from tests.component.cloud import Cloud, Etcd, everything
-from tests.component.test_store_feed import running
-from tests.waiting import DEADLINE, until
+from tests.waiting import DEADLINE, running, until
 
 OTHER, FAR = "0198c0de-0000-7000-8000-000000000001", "0198c0de-0000-7000-8000-000000000002"
 

@@ -10,6 +10,7 @@ import pytest
 
 from deploy.lab import Host, Lab
 from tests.system.cloud import Cloud, Scene
+from tests.system.control import ControlFlow
 
 # Two runs on one machine need two names.
 NAME = os.environ.get("KUMI_TEST_LAB", "ktsys")
@@ -67,3 +68,11 @@ def h2(cloud: Cloud) -> Host:
 @pytest.fixture
 def h3(cloud: Cloud) -> Host:
     return cloud.hosts[2]
+
+
+@pytest.fixture(scope="module")
+def control(cloud: Cloud) -> Iterator[ControlFlow]:
+    """A flow made by hand between h1 and h2."""
+    flow = ControlFlow(*cloud.hosts[:2])
+    yield flow
+    flow.remove()

@@ -6,12 +6,17 @@ A bridge of its own on both hosts, joined by a VXLAN port on another UDP port, a
 from __future__ import annotations
 
 import itertools
+import json
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
-from deploy.lab import Host, RunningPing, Workload, wait_until
+from deploy.lab import Background, Host, RunningPing, Workload, wait_until
 from tests.system.cloud import PATIENCE, Vm
 
 BRIDGE = "br-ctl"
+STREAM = str(Path(__file__).with_name("stream.py"))
+TCP_PORT = "5001"
 ADDRESS = "172.31.0.{}"
 INTERVAL = 0.005  # seconds between two requests
 SETTLED = 40  # answers before something is done to the cloud, and after it
@@ -46,6 +51,38 @@ def _build(host: Host, peer: Host) -> Workload:
                options:dst_port=4790 options:local_ip={host.underlay} options:remote_ip={peer.underlay}
     """)
     return workload
+
+
+@dataclass
+class Stream:
+    """A running TCP stream between two workloads (stream.py)."""
+
+    server: Background
+    client: Background
+
+    @classmethod
+    def begin(cls, sender: Workload, receiver: Workload, address: str, *seconds: float) -> Stream:
+        """At a steady rate until `end`; or as much as can be in so many seconds."""
+        server = receiver.popen([sys.executable, "-I", "-S", STREAM, "serve", TCP_PORT])
+        server.wait_for("ready")
+        client = sender.popen([sys.executable, "-I", "-S", STREAM, "send", address, TCP_PORT, *map(str, seconds)])
+        client.wait_for("ready")
+        return cls(server, client)
+
+    def end(self) -> dict[str, float]:
+        """What came of it: bytes sent and received, segments sent again, the longest silence and the duration in seconds."""
+        try:
+            sent = json.loads(self.client.stop().splitlines()[-1])
+            self.server.wait(PATIENCE)
+        finally:
+            received = self.server.stop()
+        return {**json.loads(received.splitlines()[-1]), "sent": sent["bytes"], "retransmitted": sent["retransmitted"]}
+
+    def rate(self) -> float:
+        """Megabits per second of one that ends by itself."""
+        self.client.wait(PATIENCE)
+        result = self.end()
+        return result["bytes"] * 8 / 1e6 / result["seconds"]
 
 
 @dataclass(frozen=True, slots=True)

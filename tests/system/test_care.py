@@ -33,13 +33,6 @@ def kumi(*words: str) -> str:
 
 
 @pytest.fixture
-def control(cloud: Cloud) -> Iterator[ControlFlow]:
-    flow = ControlFlow(*cloud.hosts[:2])
-    yield flow
-    flow.remove()
-
-
-@pytest.fixture
 def strangers(h1: Host) -> Iterator[None]:
     """What nobody here knows: a flow and a port on br-int."""
     yield

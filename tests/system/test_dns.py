@@ -76,7 +76,7 @@ def test_b_prt_09_b_net_19_b_ops_02_names_of_all_ports_resolve_on_every_host(
     # Of the service namespace nothing else is reached.
     assert web.workload.ping(server, count=2, interval=0.05).received == 2
     where = f"ip netns exec kumi-{network.id}"
-    listen = "import socket, time; s = socket.create_server(('', 8080)); time.sleep(60)"
+    listen = "import signal, socket; s = socket.create_server(('', 8080)); signal.pause()"
     with h1.popen(["ip", "netns", "exec", f"kumi-{network.id}", sys.executable, "-I", "-S", "-c", listen]):
         wait_until(lambda: ":8080" in h1.run(f"{where} ss -Hltn"), "something else listens there")
         marker, fence = os.urandom(16), os.urandom(16)

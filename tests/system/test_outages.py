@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -15,13 +15,6 @@ from tests.system.cloud import DUMP, PATIENCE, Cloud, Scene, Vm, dump
 from tests.system.control import ControlFlow, Watch
 
 LONG = 300  # answers, 1.5 s, for which something stays dead
-
-
-@pytest.fixture(scope="module")
-def control(cloud: Cloud) -> Iterator[ControlFlow]:
-    flow = ControlFlow(*cloud.hosts[:2])
-    yield flow
-    flow.remove()
 
 
 @pytest.fixture
@@ -164,7 +157,7 @@ def test_a_21_ovs_vswitchd_restarts_and_flows_come_back_without_help(
         h1.run(f"""
             pid=$(cat /run/openvswitch/ovs-vswitchd.pid)
             kill -{number} $pid
-            while [ -e /proc/$pid ]; do sleep 0.01; done
+            tail --pid=$pid --sleep-interval=0.01 --follow /dev/null
             ovs-vswitchd --pidfile --detach --log-file -vconsole:off
         """)
         answered = ping.received

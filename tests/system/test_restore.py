@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,6 @@ from tests.system.control import ControlFlow, Watch
 from tests.system.test_outages import durations
 
 KUMI = str(Path(sys.prefix) / "bin" / "kumi")
-
-
-@pytest.fixture
-def control(cloud: Cloud) -> Iterator[ControlFlow]:
-    flow = ControlFlow(*cloud.hosts[:2])
-    yield flow
-    flow.remove()
 
 
 def restore(cloud: Cloud, file: Path) -> None:

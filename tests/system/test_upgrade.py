@@ -10,23 +10,22 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from deploy.lab import Background, Host, Workload, wait_until
+from deploy.lab import Host, wait_until
 from deploy.lab.service import Service, Unit
 from kumihimo.v1 import node_pb2, port_pb2
 from tests.component import release
 from tests.system.cloud import PATIENCE, Cloud, Scene
-from tests.system.control import ControlFlow, Watch
+from tests.system.control import ControlFlow, Stream, Watch
 
 NEXT = "0.2.0"
 TIMES = 100 if os.environ.get("KUMI_FULL") == "1" else 3
-SERVERS = ["pgrep", "-f", "[d]nsmasq --conf-file="]  # and not one that is only asked for its version
 """How many times an agent is replaced, in a row."""
-STREAM = str(Path(__file__).with_name("stream.py"))
+SERVERS = ["pgrep", "-f", "[d]nsmasq --conf-file="]
+"""What finds the servers, and not a dnsmasq that is only asked for its version."""
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +33,6 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of the next release."""
     folder = tmp_path_factory.mktemp("next")
     return release.install(release.wheel(folder / "wheel", NEXT), folder / "kumihimo")
-
-
-@pytest.fixture
-def control(cloud: Cloud) -> Iterator[ControlFlow]:
-    flow = ControlFlow(*cloud.hosts[:2])
-    yield flow
-    flow.remove()
 
 
 @pytest.fixture
@@ -59,29 +51,6 @@ def replace(service: Service, unit: Unit) -> None:
     service.kill(15)
     service.unit = unit
     service.start()
-
-
-@dataclass
-class Stream:
-    """A running TCP stream between two workloads."""
-
-    server: Background
-    client: Background
-
-    @classmethod
-    def begin(cls, sender: Workload, receiver: Workload, address: str, port: int) -> Stream:
-        server = receiver.popen([sys.executable, "-I", "-S", STREAM, "serve", str(port)])
-        server.wait_for("ready")
-        client = sender.popen([sys.executable, "-I", "-S", STREAM, "send", address, str(port)])
-        client.wait_for("ready")
-        return cls(server, client)
-
-    def end(self) -> dict[str, float]:
-        """What came of it: bytes sent and received, segments sent again, the longest silence in seconds."""
-        sent = json.loads(self.client.stop().splitlines()[-1])
-        self.server.wait(PATIENCE)
-        received = json.loads(self.server.stop().splitlines()[-1])
-        return {**received, "sent": sent["bytes"], "retransmitted": sent["retransmitted"]}
 
 
 def version_of(cloud: Cloud, host: Host) -> str:
@@ -106,8 +75,8 @@ def test_c_07_upgrade_and_rollback_under_traffic_lose_no_more_than_a_flow_made_b
     assert releases(cloud, tree / "kumi") == []
     units = {ours: Unit.read("kumihimo-agent"), next_: Unit.read("kumihimo-agent", programs)}
     streams = [
-        Stream.begin(here.workload, there.workload, there.ip, 5001),
-        Stream.begin(control.first, control.hosts[1].workload("ctl"), control.target, 5001),
+        Stream.begin(here.workload, there.workload, there.ip),
+        Stream.begin(control.first, control.second, control.target),
     ]
     with Watch(control, here, there) as watch:
         # API first: it reads what agents of both releases write.

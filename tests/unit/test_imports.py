@@ -47,8 +47,6 @@ RULES = {
     "proto": (),
     "controlplane.errors": (),
     "controlplane.values": ("kumihimo.v1",),
-    "controlplane.dhcpoptions": ("controlplane.values",),
-    "controlplane.names": ("kumihimo.v1",),
     "controlplane.registry": ("kumihimo.v1",),
     "controlplane.config": ("controlplane.errors", "controlplane.tls"),
     "controlplane.identity": ("controlplane.errors",),

@@ -18,22 +18,25 @@ from agent.model.host import NOT_RUNNING, DhcpServer, OvsPort, Peer
 from agent.model.item import Failure, Item, Key
 from kumihimo.v1 import inspect_pb2 as pb
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
+from tests.waiting import until
 
 NET, PORT = "0192f0c4-7a3e-7c1d-8f2a-00000000000a", "0192f0c4-7a3e-7c1d-8f2a-00000000000b"
 
 
 class Held:
-    """A driver that has these items, after a while or never."""
+    """A driver that has these items, once it is let."""
 
-    def __init__(self, *items: Item, kinds: Sequence[str] = ("held",), seconds: float = 0.0) -> None:
+    def __init__(self, *items: Item, kinds: Sequence[str] = ("held",), held: bool = False) -> None:
         self.kinds = frozenset(kinds)
         self.items = items
-        self.seconds = seconds
         self.asked = 0
+        self.let = asyncio.Event()
+        if not held:
+            self.let.set()
 
     async def read_owned(self) -> Mapping[Key, Item]:
         self.asked += 1
-        await asyncio.sleep(self.seconds)
+        await self.let.wait()
         return {item.key: item for item in self.items}
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
@@ -110,17 +113,18 @@ async def test_a_62_everything_is_named_by_what_it_belongs_to() -> None:
 
 async def test_what_cannot_be_looked_at_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(look, "SECONDS", 0.05)
-    found = await looking(Switch(away=True), Held(kinds=["dhcp"], seconds=60)).inspect(REQUEST)
+    found = await looking(Switch(away=True), Held(kinds=["dhcp"], held=True)).inspect(REQUEST)
     assert list(found.notes) == ["dhcp: not read within 0.05 s", "bridge: not connected"]
     assert found.peers[0].node == "h2", "the rest is told"
 
 
 async def test_one_look_serves_all_who_ask_while_it_lasts_and_outlives_who_goes() -> None:
-    driver = Held(seconds=0.05)
+    driver = Held(held=True)
     asked = looking(Switch(TAP), driver)
     first, second = (asyncio.create_task(asked.inspect(REQUEST)) for _ in range(2))
-    await asyncio.sleep(0)
+    await until(lambda: driver.asked == 1, "it is looked")
     first.cancel()
+    driver.let.set()
     assert (await second).bridges
     assert driver.asked == 1
     await asked.inspect(REQUEST)
@@ -131,15 +135,16 @@ async def test_many_ports_are_bounded_and_leave_the_loop_its_turns() -> None:
     many = [Interface(f"tap{number}", "br-int", number, None, "", "") for number in range(1, 5001)]
     turns = 0
 
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
+    loop, found = asyncio.get_running_loop(), None
 
-    beside = asyncio.create_task(others())
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if found is None:
+            loop.call_soon(turn)
+
+    turn()
     found = await looking(Switch(*many)).inspect(REQUEST)
-    beside.cancel()
     assert (sum(len(bridge.ports) for bridge in found.bridges), found.left_out) == (look.MOST, 5000 - look.MOST)
     assert turns >= look.MOST / look.TURN
     assert found.ByteSize() < 1 << 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator
@@ -16,7 +15,7 @@ from agent.mirror import snapshot
 from agent.mirror.snapshot import Recorder, load
 from controlplane.store.client import Entry
 from controlplane.store.feed import Changed, Listed
-from tests.waiting import until
+from tests.waiting import running, until
 
 ETCD = ("192.0.2.10:2379", "192.0.2.11:2379")
 NODES = "/kumihimo/node/"
@@ -36,13 +35,8 @@ def path(tmp_path: Path) -> Path:
 async def recording(path: Path) -> AsyncIterator[Recorder]:
     """A recorder whose file is right when the context is left."""
     recorder = Recorder(path, "h1", ETCD)
-    task = asyncio.create_task(recorder.run())
-    try:
+    async with running(recorder.run()):
         yield recorder
-    finally:
-        await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def write(path: Path) -> None:
@@ -151,9 +145,15 @@ async def test_writes_are_few(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return real(place, data)
 
     monkeypatch.setattr(snapshot, "_write", slow)
+    number = 0
+
+    def take_one_more() -> bool:
+        nonlocal number
+        number += 1
+        recorder.take(listed(NODES, number, h1=b"%d" % number))
+        return len(written) == 2
+
     async with recording(path) as recorder:
-        for number in range(200):
-            recorder.take(listed(NODES, 10 + number, h1=b"%d" % number))
-            await asyncio.sleep(0.002)
-        assert len(written) <= 2
-    assert known(path)[NODES] == {NODES + "h1": b"199"}
+        await until(take_one_more, "it is written twice")
+        assert number > 50
+    assert known(path)[NODES] == {NODES + "h1": b"%d" % number}
