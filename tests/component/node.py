@@ -59,17 +59,16 @@ def flows(port: int = 7) -> list[Item]:
     ]
 
 
+def tunnel(local_ip: str) -> OvsPort:
+    options = (("key", "flow"), ("local_ip", local_ip), ("remote_ip", "flow"))
+    return OvsPort("br-int", "kumi-vxlan", "vxlan", options, (("kumihimo", "tunnel"),))
+
+
 def everything() -> list[Item]:
     """One object or more of every kind."""
     return [
         Bridge("br-int", "netdev"),
-        OvsPort(
-            "br-int",
-            "kumi-vxlan",
-            "vxlan",
-            (("key", "flow"), ("local_ip", "192.0.2.1"), ("remote_ip", "flow")),
-            (("kumihimo", "tunnel"),),
-        ),
+        tunnel("192.0.2.1"),
         ServiceNamespace(NAMESPACE, "kd000005", "dhcp0", "fa:16:3e:00:00:01", ("10.0.0.2/24",), 1450),
         OvsPort("br-int", "kd000005", "", (), (("kumihimo", "service"),)),
         DhcpServer(NETWORK, NAMESPACE, CONFIG, ((PORT_A, "fa:16:3e:00:01:0a,10.0.0.5"),)),
@@ -83,13 +82,7 @@ def changed() -> list[Item]:
     """The same keys, where they can be, with other values."""
     return [
         Bridge("br-int", "netdev"),
-        OvsPort(
-            "br-int",
-            "kumi-vxlan",
-            "vxlan",
-            (("key", "flow"), ("local_ip", "192.0.2.9"), ("remote_ip", "flow")),
-            (("kumihimo", "tunnel"),),
-        ),
+        tunnel("192.0.2.9"),
         ServiceNamespace(NAMESPACE, "kd000005", "dhcp0", "fa:16:3e:00:00:02", ("10.0.0.3/24",), 1400),
         OvsPort("br-int", "kd000005", "", (), (("kumihimo", "service"),)),
         DhcpServer(

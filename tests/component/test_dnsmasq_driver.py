@@ -12,6 +12,7 @@ from agent.drivers.dnsmasq import DnsmasqDriver
 from agent.drivers.netlink import NetlinkDriver
 from agent.model.host import DhcpServer, ServiceNamespace
 from tests.component.private_host import on_private_host, sh
+from tests.component.segment import A, B, ask4, segment
 from tests.waiting import until
 
 CONFIG = """\
@@ -27,7 +28,6 @@ dhcp-option=tag:s1,option:mtu,1450
 """
 SERVICE = ServiceNamespace("kumi-n1", "kumi1", "dhcp0", "fa:16:3e:00:00:01", ("10.0.0.2/24",), 1450)
 STATE = Path("/var/lib/kumihimo/dhcp")
-A, B = "fa:16:3e:00:01:0a", "fa:16:3e:00:01:0b"
 
 
 def server(config: str = CONFIG, **hosts: str) -> DhcpServer:
@@ -37,30 +37,14 @@ def server(config: str = CONFIG, **hosts: str) -> DhcpServer:
 
 @pytest.fixture
 async def driver():
-    """A driver, and a segment with the service namespace and clients a and b."""
-    sh("ip link add br0 type bridge stp_state 0; ip link set br0 up")
-    netlink = NetlinkDriver()
-    assert not await netlink.apply([SERVICE], [])
-    sh("ip link set kumi1 master br0")
-    for name, mac in (("a", A), ("b", B)):
-        sh(f"ip netns add {name}; ip link add tap{name} type veth peer name eth0 address {mac} netns {name}")
-        sh(f"ip link set tap{name} master br0 up; ip -n {name} link set eth0 up; ip -n {name} link set lo up")
-        sh(f"ip netns exec {name} ethtool -K eth0 tx off")
-    driver = DnsmasqDriver()
-    yield driver
-    owned = await driver.read_owned()
-    assert not await driver.apply([], list(owned.values()))
+    async with segment(SERVICE) as driver:
+        yield driver
     assert not list(STATE.glob("*"))
     assert not list(Path("/run/kumihimo/dhcp").glob("*"))
-    assert "dnsmasq" not in sh("ps -eo comm")
-    assert not await netlink.apply([], [SERVICE])
-    sh("ip netns del a; ip netns del b; ip link del br0")
 
 
 def ask(client: str, tries: int = 8) -> str:
-    """The address that a client gets, or "". One DISCOVER per second."""
-    said = sh(f"ip netns exec {client} udhcpc -i eth0 -n -q -f -t {tries} -T 1 -s /bin/true 2>&1", check=False)
-    return said.partition("lease of ")[2].partition(" ")[0]
+    return ask4(client, tries)
 
 
 def pid() -> int:

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.drivers.dnsmasq import DnsmasqDriver
-from agent.drivers.netlink import NetlinkDriver
 from agent.model.host import DhcpServer, ServiceNamespace
 from tests.component.private_host import on_private_host, sh
+from tests.component.segment import A, B, ask4, segment
 from tests.waiting import until
 
 CONFIG = """\
@@ -25,7 +24,6 @@ dhcp-range=set:s4,10.0.0.0,static,255.255.255.0,86400s
 """
 SERVICE = ServiceNamespace("kumi-n1", "kumi1", "dhcp0", "fa:16:3f:00:00:01", ("10.0.0.2/24", "fd00:2::ffff/64"), 1450)
 LEASES = Path("/var/lib/kumihimo/dhcp/n1/leases")
-A, B = "fa:16:3e:00:01:0a", "fa:16:3e:00:01:0b"
 
 
 def server(**hosts: str) -> DhcpServer:
@@ -35,26 +33,8 @@ def server(**hosts: str) -> DhcpServer:
 
 @pytest.fixture
 async def driver():
-    """A driver, and a segment with the service namespace and clients a and b."""
-    sh("ip link add br0 type bridge stp_state 0 mcast_snooping 0; ip link set br0 up")
-    netlink = NetlinkDriver()
-    assert not await netlink.apply([SERVICE], [])
-    sh("ip link set kumi1 master br0")
-    for name, mac in (("a", A), ("b", B)):
-        sh(f"ip netns add {name}; ip link add tap{name} type veth peer name eth0 address {mac} netns {name}")
-        sh(f"ip link set tap{name} master br0 up; ip -n {name} link set eth0 up; ip -n {name} link set lo up")
-        sh(f"ip netns exec {name} ethtool -K eth0 tx off")
-    driver = DnsmasqDriver()
-    yield driver
-    assert not await driver.apply([], list((await driver.read_owned()).values()))
-    assert "dnsmasq" not in sh("ps -eo comm")
-    assert not await netlink.apply([], [SERVICE])
-    sh("ip netns del a; ip netns del b; ip link del br0")
-
-
-def ask4(client: str, tries: int = 5) -> str:
-    said = sh(f"ip netns exec {client} udhcpc -i eth0 -n -q -f -t {tries} -T 1 -s /bin/true 2>&1", check=False)
-    return said.partition("lease of ")[2].partition(" ")[0]
+    async with segment(SERVICE) as driver:
+        yield driver
 
 
 async def ask6(client: str, duid: str = "LL", seconds: float = 8) -> str:
@@ -85,18 +65,18 @@ async def test_b_sub_08_one_mac_has_addresses_of_both_families(driver):
         item = server(**lines)
         assert not await driver.apply([item], [])
         assert (await driver.read_owned())[item.key] == item
-        assert (ask4("a"), await ask6("a")) == ("10.0.0.5", "fd00:2::5"), second
+        assert (ask4("a", 5), await ask6("a")) == ("10.0.0.5", "fd00:2::5"), second
         assert not await driver.apply([], [item])
     item = server(p=f"{A},10.0.0.5", **{"p.6": f"{A},[fd00:2::5]"})
     assert not await driver.apply([item], [])
-    assert (ask4("a"), await ask6("a")) == ("10.0.0.5", "fd00:2::5"), "both read at the start"
+    assert (ask4("a", 5), await ask6("a")) == ("10.0.0.5", "fd00:2::5"), "both read at the start"
     assert await ask6("b", seconds=2) == "", "nobody else is served"
 
 
 @on_private_host
 async def test_b_sub_08_an_address_is_free_at_once_for_another_mac(driver):
     assert not await driver.apply([server(a=f"{A},[fd00:2::5]", c=f"{A},10.0.0.5")], [])
-    assert (ask4("a"), await ask6("a")) == ("10.0.0.5", "fd00:2::5")
+    assert (ask4("a", 5), await ask6("a")) == ("10.0.0.5", "fd00:2::5")
     duid = LEASES.read_text().partition("duid ")[2].splitlines()[0]
     assert " fd00:2::5 " in LEASES.read_text()
     assert not await driver.apply([server(b=f"{B},[fd00:2::5]", c=f"{A},10.0.0.5")], [])

@@ -7,23 +7,14 @@ import asyncio
 from agent.drivers.peers import PeerDriver
 from agent.facts.capability import usable_datapaths
 from agent.model.host import Peer
+from tests.component.node import UNDERLAY
 from tests.component.private_host import on_private_host, sh
 from tests.waiting import until
-
-LINK = """
-ip netns add other
-ip link add v0 type veth peer name v1 netns other
-ip address add 192.0.2.1/24 dev v0
-ip link set v0 up
-ip -n other address add 192.0.2.2/24 dev v1
-ip -n other address add 192.0.2.3/24 dev v1
-ip -n other link set v1 up
-"""
 
 
 @on_private_host
 async def test_peers_are_resolved_owned_and_let_go() -> None:
-    sh(LINK)
+    sh(UNDERLAY)
     driver = PeerDriver()
     sh("ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev v0 nud permanent")
     assert not await driver.apply([Peer("192.0.2.2"), Peer("192.0.2.3")], [])
@@ -45,7 +36,7 @@ async def test_peers_are_resolved_owned_and_let_go() -> None:
 
 @on_private_host
 async def test_peers_of_an_ipv6_underlay_are_kept_the_same_way() -> None:
-    sh(LINK)
+    sh(UNDERLAY)
     sh("ip address add 2001:db8::1/64 dev v0 nodad; ip -n other address add 2001:db8::2/64 dev v1 nodad")
     # The kernel asks from its link-local address, and not before it has one.
     await until(lambda: "tentative" not in sh("ip -6 address show dev v0; ip -n other -6 address show dev v1"))
