@@ -289,12 +289,16 @@ class Committer:
     async def _alone_once(self, job: _Job[T]) -> tuple[T, int]:
         for _ in range(ATTEMPTS):
             await self.cache.sync()
-            if job.repeat is not None:
-                known = await self.store.get(job.repeat.key)
-                if known is not None:
-                    return job.repeat.first_result(known), known.mod_revision
             batch = await self._batch()
-            transaction = job.run(batch, self.hints)
+            try:
+                transaction = job.run(batch, self.hints)
+            except ApiError:
+                # What stands in the way may be what the same request made; looked for after the attempt, so that the
+                # attempt cannot have seen more than the look.
+                first = await self._first_time(job)
+                if first is None:
+                    raise
+                return first
             if transaction.is_empty:
                 return job.result, self.cache.revision  # type: ignore[return-value]
             batch.include(transaction)
@@ -303,7 +307,17 @@ class Committer:
                 await self.cache.reach(revision)
                 return job.result, revision  # type: ignore[return-value]
             self._met(job)
+            first = await self._first_time(job)
+            if first is not None:
+                return first
         raise conflict()
+
+    async def _first_time(self, job: _Job[T]) -> tuple[T, int] | None:
+        """The result of the same request when it was carried out before, and its revision."""
+        if job.repeat is None:
+            return None
+        known = await self.store.get(job.repeat.key)
+        return None if known is None else (job.repeat.first_result(known), known.mod_revision)
 
     def _met(self, job: _Job[Any]) -> None:
         """A job's comparisons failed."""

@@ -57,14 +57,14 @@ class Workload:
             self._parents.append(network)
 
     async def run(self, clients: int, steps: int) -> None:
-        """Do that many steps, by that many clients at once."""
-        turns = iter(range(steps))
+        """Do that many steps more, by that many clients at once."""
+        turns = iter(range(self.done, self.done + steps))
         async with asyncio.TaskGroup() as group:
             for number in range(clients):
                 group.create_task(self._client(number, turns))
 
     async def _client(self, number: int, turns: Any) -> None:
-        chance = random.Random(f"{self._seed}/{number}")
+        chance = random.Random(f"{self._seed}/{number}/{self.done}")
         insistent = Insistent(self._clients, chance)
         for turn in turns:
             kind = chance.choice(("Network", "Port"))

@@ -14,12 +14,13 @@ import pytest
 from aetcd.rpc import rpc_pb2 as pb
 
 from controlplane.admin.authority import Authority, Use
-from controlplane.errors import ApiError, StoreUnavailable
+from controlplane.errors import ApiError, Code, StoreUnavailable
 from controlplane.store import client, keys
 from controlplane.store.cache import NOT_KEPT, Cache
 from controlplane.store.client import Entry, Store
-from controlplane.store.commit import Committer
+from controlplane.store.commit import Committer, Repeat
 from controlplane.store.feed import Changed, Feed, Listed, Lost
+from controlplane.store.leases import RollingLease
 from controlplane.store.txn import Origin, Transaction
 from controlplane.tls import ETCD_NAME
 from kumihimo.v1 import store_pb2
@@ -428,6 +429,48 @@ async def test_c_13_a_request_that_changes_nothing_is_carried_out_once_when_answ
             assert proxy.cuts == 10
         finally:
             cloud.replicas[-1].stop()
+
+
+async def test_b_api_09_a_repetition_that_is_overtaken_by_its_first_time_gets_its_result(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are under way at once, as when a client gave up waiting: what the first makes is no obstacle to the second."""
+    thing = f"{PLACE}thing"
+    tried = False
+
+    def make_later(transaction: Transaction) -> bytes:
+        """Refused by a cache that lags, so it runs again by itself."""
+        nonlocal tried
+        if not tried:
+            tried = True
+            raise ApiError(Code.NOT_FOUND, "RESOURCE_NOT_FOUND", "the parent is not there yet")
+        return make(transaction)
+
+    def make(transaction: Transaction) -> bytes:
+        if transaction.read(thing) is not None:
+            raise ApiError(Code.ALREADY_EXISTS, "ID_TAKEN", "thing exists")
+        transaction.put(thing, store_pb2.Claim(owner="x"))
+        transaction.record("Thing", "thing")
+        return b"made"
+
+    request: Repeat[bytes] = Repeat("r", f"{keys.REQUESTS}r", b"same", lambda result: result, lambda stored, _: stored)
+    current = RollingLease.current
+    async with followed(store) as (cache, _):
+        first, second = Committer(store, cache), Committer(store, cache)
+
+        async def overtaken(lease: RollingLease) -> int:
+            if lease is second._requests and tried:
+                _, revision = await first.commit(make, ORIGIN, request)
+                await cache.reach(revision)
+            return await current(lease)
+
+        monkeypatch.setattr(RollingLease, "current", overtaken)
+        async with running(first.run()), running(second.run()):
+            result, revision = await second.commit(make_later, ORIGIN, request)
+            assert result == b"made"
+            found = await store.get(thing)
+            assert found is not None
+            assert found.create_revision == found.mod_revision == revision
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["answer-lost", "request-lost"])
