@@ -74,7 +74,6 @@ class Family:
 
 
 def _network(item: Any) -> Iterator[str]:
-    yield keys.change_of_network(item.id)
     segment = segment_of(item)
     if segment is not None:
         yield keys.claim(*segment)
@@ -125,8 +124,9 @@ CALLS_FOR: dict[str, Callable[[Any], Iterator[str]]] = {
 def _object(snapshot: Snapshot, key: str, open_: list[str], value: Any) -> Iterator[Fault]:
     if value.id != open_[-1]:
         yield f"its id is {value.id}", REPAIR
-    if len(open_) > 1 and value.network_id != open_[0]:
-        yield f"its network_id is {value.network_id}", REPAIR
+    own = KINDS[type(value).DESCRIPTOR.name]
+    if own.parent and own.parent_of(value) != open_[0]:
+        yield f"its {own.parent} is {own.parent_of(value)}", REPAIR
     for name, kind, object_id in references(value):
         if kind in KINDS and (kind, object_id) not in snapshot.objects and object_id not in snapshot.broken:
             yield f"{name} names {kind} {object_id}, which is gone", REPAIR
@@ -150,8 +150,11 @@ def _called_for(snapshot: Snapshot, key: str, open_: list[str], value: Any) -> I
 
 def _index(snapshot: Snapshot, key: str, open_: list[str], value: Any) -> Iterator[Fault]:
     yield from _called_for(snapshot, key, open_, value)
-    if key in snapshot.called_for and value.network_id != getattr(snapshot.objects[snapshot.called_for[key]], "network_id", ""):
-        yield f"it says network {value.network_id}", REPAIR
+    if key not in snapshot.called_for:
+        return
+    kind = KINDS[snapshot.called_for[key][0]]
+    if value.parent_id != kind.parent_of(snapshot.objects[snapshot.called_for[key]]):
+        yield f"it says {kind.parent_kind.lower() or 'parent'} {value.parent_id}", REPAIR
 
 
 def _claim(snapshot: Snapshot, key: str, open_: list[str], value: Any) -> Iterator[Fault]:
@@ -197,7 +200,7 @@ def _bound(snapshot: Snapshot, key: str, open_: list[str], value: Any) -> Iterat
 FAMILIES: tuple[Family, ...] = (
     Family("net/*/bind/*", port_pb2.Binding, _binding),
     Family("net/*/place/*", store_pb2.Placement, _placement),
-    Family("net/*/change", store_pb2.ChangeRecord, _called_for),
+    *(Family(f"{kind.scope}/*/change", store_pb2.ChangeRecord, _called_for) for kind in KINDS.values() if kind.scope),
     Family("node/.change", store_pb2.ChangeRecord),
     Family("index/bind/*/*", port_pb2.Binding, _bound),
     Family("index/*/*", store_pb2.Index, _index),
@@ -205,7 +208,7 @@ FAMILIES: tuple[Family, ...] = (
     # What nodes say is theirs; whether there is such a node is looked at by `kumi doctor`.
     Family("status/*/agent", store_pb2.AgentStatus),
     Family("status/*/port/*", store_pb2.PortStatus),
-    Family("status/*/net/*", store_pb2.Applied),
+    *(Family(f"status/*/{kind.scope}/*", store_pb2.Applied) for kind in KINDS.values() if kind.scope),
     Family("status/*/nodes", store_pb2.Applied),
     Family("status/*/drift", store_pb2.DriftReport),
     Family("status/*/counters", store_pb2.NodeCounters),
@@ -279,7 +282,9 @@ def _overlaps(snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def _of_every_kind(snapshot: Snapshot, kind: Kind, item: Any) -> Iterator[str]:
-    """What the kernel keeps of any object: its index, and the slot in a quota that the index names."""
+    """What the kernel keeps of any object: its scope's change, its index, and the slot in a quota that the index names."""
+    if kind.scope:
+        yield keys.change_of(keys.scope(item.id, kind.scope))
     if kind.indexed:
         yield keys.index(kind.name, item.id)
         index = snapshot.values.get(keys.index(kind.name, item.id))

@@ -1,8 +1,8 @@
 """How far the nodes have come: an observer of the cache that keeps `status/` and `alive/` by what is asked of them.
 
-A node *concerns itself* with a network from the moment it has written `status/{node}/net/{net}` (with revision 0, before
-it reads the network for the first time) until it has removed everything of it and then that key. So for every network the
-nodes concerned are known at once, and none wires a port before it counts.
+A node *concerns itself* with a scope from the moment it has written `status/{node}/net/{net}` (with revision 0, before
+it reads the network for the first time) until it has removed everything of it and then that key. So for every scope the
+nodes concerned are known at once, and none wires a port before it counts. With the scope of all nodes, "", all are concerned.
 
 After a restoration from a backup the store holds statements about another past, and lacks those of nodes that came to a network
 since. A statement is believed when it names the etcd cluster it was made from, and a revision before its own. And until
@@ -43,8 +43,7 @@ class Progress:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._networks: dict[str, dict[str, store_pb2.Applied]] = defaultdict(dict)
-        self._nodes: dict[str, store_pb2.Applied] = {}
+        self._applied: dict[str, dict[str, store_pb2.Applied]] = defaultdict(dict)  # scope → node → how far it is
         self._ports: dict[str, dict[str, store_pb2.PortStatus]] = defaultdict(dict)
         self._counters: dict[str, dict[bytes, port_pb2.PortCounters]] = {}  # node → port's id in 16 bytes
         self._alive: set[str] = set()
@@ -57,21 +56,18 @@ class Progress:
         match keys.split(key):
             case ["alive", node]:
                 (self._alive.add if new else self._alive.discard)(node)
-            case ["status", node, "net", network]:
-                _set(self._networks, network, node, self._believed(new) if new else None)
             case ["status", node, "port", port]:
                 _set(self._ports, port, node, store_pb2.PortStatus.FromString(new.value) if new else None)
             case ["status", node, "counters"]:
                 counted = store_pb2.NodeCounters.FromString(new.value).ports if new else ()
                 self._counters[node] = {port.port: port.counters for port in counted}
             case ["status", node, "nodes"]:
-                self._spoken.discard(node)
-                if new:
-                    self._nodes[node] = said = self._believed(new)
-                    if said.cluster and said.cluster == self._cache.cluster:
-                        self._spoken.add(node)
-                else:
-                    self._nodes.pop(node, None)
+                said = self._believed(new) if new else None
+                _set(self._applied, "", node, said)
+                spoken = said is not None and said.cluster and said.cluster == self._cache.cluster
+                (self._spoken.add if spoken else self._spoken.discard)(node)
+            case ["status", node, _, _] if scope := keys.scope_of_status(key):
+                _set(self._applied, scope, node, self._believed(new) if new else None)
             case ["meta", "cluster"]:
                 self._taken_over = store_pb2.StoreCluster.FromString(new.value).id if new else 0
             case ["meta", "restored"]:
@@ -104,38 +100,29 @@ class Progress:
         """What a node last told of a port's traffic."""
         return self._counters.get(node, {}).get(UUID(port).bytes)
 
-    def of_network(self, network: str) -> dict[str, store_pb2.Applied]:
-        """The nodes that concern themselves with a network, dead ones included."""
-        return self._networks.get(network, {})
+    def applied(self, scope: str) -> dict[str, store_pb2.Applied]:
+        """How far the nodes that concern themselves with a scope have applied it, dead ones included."""
+        return self._applied.get(scope, {})
 
-    def of_nodes(self) -> dict[str, store_pb2.Applied]:
-        """How far each node has applied the node scope."""
-        return self._nodes
+    def scopes(self) -> Iterator[str]:
+        """Every scope that some node concerns itself with, and that of all nodes."""
+        yield from self._applied.keys() | {""}
 
-    def networks(self) -> Iterator[str]:
-        """Every network that some node concerns itself with."""
-        yield from self._networks
-
-    def network_revision(self, network: str) -> int:
-        """Store revision of the last change of a network's scope; 0 when the network is gone."""
-        entry = self._cache.get(keys.change_of_network(network))
+    def revision_of(self, scope: str) -> int:
+        """Store revision of the last change of a scope; 0 when its object is gone."""
+        entry = self._cache.get(keys.change_of(scope))
         return entry.mod_revision if entry else 0
 
-    def nodes_revision(self) -> int:
-        entry = self._cache.get(keys.NODES_CHANGE)
-        return entry.mod_revision if entry else 0
+    def behind(self, scope: str, revision: int) -> tuple[list[Lag], list[Lag]]:
+        """(live nodes that have not applied a revision of a scope, dead nodes), by name.
 
-    def behind(self, network: str, revision: int) -> tuple[list[Lag], list[Lag]]:
-        """(live nodes that have not applied a revision of a network, dead nodes), by name.
-
-        A network that is gone is applied when the node no longer concerns itself with it.
+        A scope that is gone is applied when the node no longer concerns itself with it.
         """
-        gone = self._cache.get(keys.network(network)) is None
-        current = self.network_revision(network)
-        wanted = revision if gone else min(revision, current)
+        gone = bool(scope) and self._cache.get(keys.head(scope)) is None
+        wanted = revision if gone else min(revision, self.revision_of(scope))
         lagging, dead = self._silent(), []
         silent = {lag.node for lag in lagging}
-        for node, applied in sorted(self.of_network(network).items()):
+        for node, applied in sorted(self.applied(scope).items()):
             if node in silent:
                 continue
             if not self.is_alive(node):
@@ -149,22 +136,8 @@ class Progress:
             error = applied.errors[0]
             return error.reason, f"node {node}: {error.object}: {error.message}"
         if gone:
-            return "NOT_YET_REMOVED", f"node {node} has not yet removed the network"
+            return "NOT_YET_REMOVED", f"node {node} has not yet removed it"
         return "NOT_YET_APPLIED", f"node {node} has applied revision {applied.revision} of {wanted}"
-
-    def behind_nodes(self, revision: int) -> tuple[list[Lag], list[Lag]]:
-        """The same for the node scope, which concerns every node."""
-        wanted = min(revision, self.nodes_revision())
-        lagging, dead = self._silent(), []
-        silent = {lag.node for lag in lagging}
-        for node, applied in sorted(self._nodes.items()):
-            if node in silent:
-                continue
-            if not self.is_alive(node):
-                dead.append(Lag(node, applied.revision, "NODE_DEAD", f"node {node} has not been heard of; not waited for"))
-            elif applied.revision < wanted:
-                lagging.append(Lag(node, applied.revision, *self._why(node, applied, wanted, False)))
-        return lagging, dead
 
 
 def _set(table: dict[str, dict[str, T]], outer: str, inner: str, value: T | None) -> None:

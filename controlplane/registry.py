@@ -41,7 +41,8 @@ class Kind:
 
     name: the message's name ("Network"). service: the gRPC service with its methods. options: nouns, columns, parent.
     noun: its name in keys and on the command line. parent: the field that names the object it lives below, or "".
-    scope: the key folder of what belongs to one object of this kind, or "". owned: it belongs to a project.
+    parent_kind: that object's kind, or "". scope: the key folder of what belongs to one object of this kind, or "".
+    owned: it belongs to a project.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Kind:
     message: type[Any]
     noun: str
     parent: str
+    parent_kind: str
     scope: str
     owned: bool
     indexed: bool
@@ -66,6 +68,15 @@ class Kind:
     def new(self, data: bytes = b"") -> Any:
         """A message of this kind, parsed from stored bytes (unknown fields are kept)."""
         return self.message.FromString(data)
+
+    def parent_of(self, message: Any) -> str:
+        """Id of the object that one of this kind lives below; "" where there is none."""
+        return str(getattr(message, self.parent)) if self.parent else ""
+
+    @property
+    def folder(self) -> str:
+        """The key folder of the scopes that objects of this kind lie in; "" when they lie in none."""
+        return KINDS[self.parent_kind].scope if self.parent_kind else self.scope
 
 
 # Asking a descriptor for its options costs more than checking the value: they are read once for each field.
@@ -111,6 +122,7 @@ def _kind(descriptor: Descriptor, file: Any, options: resource_pb2.ResourceOptio
         message=GetMessageClass(descriptor),
         noun=options.singular,
         parent=options.parent,
+        parent_kind=rules(descriptor.fields_by_name[options.parent]).reference if options.parent else "",
         scope=options.scope,
         owned=not (options.operator_named or options.unowned),
         indexed=bool(options.parent or options.quota),

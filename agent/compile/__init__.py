@@ -19,6 +19,7 @@ from agent.compile.port import compile_port
 from agent.compile.provider import compile_providers
 from agent.compile.tunnel import compile_node, compile_tunnels
 from agent.mirror.state import State, Token
+from controlplane.store import keys
 
 
 def _units(token: Token) -> Iterable[Unit]:
@@ -36,7 +37,7 @@ def _units(token: Token) -> Iterable[Unit]:
 
 
 def _scope(unit: Unit) -> str:
-    return str(unit[1]) if unit[0] in ("network", "dhcp", "floating", "port") else NODE_SCOPE
+    return keys.scope(str(unit[1])) if unit[0] in ("network", "dhcp", "floating", "port") else NODE_SCOPE
 
 
 def _exists(state: State, unit: Unit) -> bool:

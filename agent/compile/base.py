@@ -17,7 +17,7 @@ ICMPV6 = 58
 LINK_LOCAL = ip_network("fe80::/64")
 MULTICAST = (1 << 40, 1 << 40)  # value and mask: the group bit of a MAC
 
-# An item belongs to a scope: the id of a network, or "" for the node itself. What a node reports as applied is by scope.
+# An item belongs to a scope (store/keys.py); "" is that of all nodes. What a node reports as applied is by scope.
 NODE_SCOPE = ""
 
 

@@ -13,7 +13,7 @@ addresses · ("bridge", name): what its interfaces carry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Set
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
@@ -32,12 +32,20 @@ NO_FACTS = HostFacts(interfaces={}, datapath_types=(), ovs_version="", underlay_
 
 
 @dataclass(slots=True)
-class NetworkState:
-    """One network as it stands below net/{net}/. listed: known as a whole."""
+class ScopeState:
+    """What is known of one scope. listed: known as a whole, at a revision of an etcd cluster."""
 
     listed: bool = False
     revision: int = 0
-    cluster: int = 0  # the etcd cluster whose revision it is
+    cluster: int = 0
+    trace_context: str = ""
+    keys: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class NetworkState(ScopeState):
+    """One network as it stands below net/{net}/."""
+
     network: network_pb2.Network | None = None
     subnets: dict[str, network_pb2.Subnet] = field(default_factory=dict)
     ports: dict[str, port_pb2.Port] = field(default_factory=dict)
@@ -46,8 +54,6 @@ class NetworkState:
     members: dict[str, int] = field(default_factory=dict)  # node → number of ports bound to it
     domains: dict[str, int] = field(default_factory=dict)  # dns_domain → number of ports that have it as their own
     floating: dict[str, set[str]] = field(default_factory=dict)  # MAC of an address pair, not the port's own → ports
-    trace_context: str = ""
-    keys: set[str] = field(default_factory=set)
 
 
 class State:
@@ -76,8 +82,11 @@ class State:
         """The prefixes this node must watch."""
         wanted = {keys.NODES}
         wanted.update(keys.index("Port", port) for port in self.interface_of)
-        wanted.update(keys.scope(network) for network in self.wanted_networks())
-        return wanted
+        return wanted | self.wanted_scopes()
+
+    def wanted_scopes(self) -> set[str]:
+        """Scopes that a port plugged here belongs to."""
+        return {keys.scope(network) for network in self.wanted_networks()}
 
     def wanted_networks(self) -> set[str]:
         """Networks with a port plugged here."""
@@ -91,6 +100,21 @@ class State:
             and all(network is not None for network in self.located.values())
             and all(network in self.networks and self.networks[network].listed for network in self.wanted_networks())
         )
+
+    def scopes(self) -> Iterator[tuple[str, ScopeState]]:
+        """What is known, by scope."""
+        for network, state in self.networks.items():
+            yield keys.scope(network), state
+
+    def scope(self, scope: str) -> ScopeState | None:
+        """What is known of a scope."""
+        return self.networks.get(keys.split(scope)[1])
+
+    def ports_of(self, scope: str) -> Iterator[tuple[str, str]]:
+        """(network, port) of the ports of a network's scope that are plugged here."""
+        network = keys.split(scope)[1]
+        for port in self.local_ports(network):
+            yield network, port
 
     def local_ports(self, network: str) -> Set[str]:
         """Ports of a network that are plugged here. Not to be changed."""
@@ -226,7 +250,7 @@ class State:
         if port not in self.interface_of:
             return set()
         entry = entries.get(prefix)
-        network = store_pb2.Index.FromString(entry.value).network_id if entry else ""
+        network = store_pb2.Index.FromString(entry.value).parent_id if entry else ""
         old = self.located.get(port)
         if old == network:
             return set()

@@ -222,7 +222,7 @@ class Loop:
             if task is not None:
                 task.cancel()
         for prefix in wanted - self._watched:
-            if prefix.startswith(keys.NETWORKS):
+            if keys.is_scope(prefix):
                 task = asyncio.create_task(self._announce(prefix))
                 self._announcing[prefix] = task
             else:
@@ -230,8 +230,7 @@ class Loop:
         self._watched = wanted
 
     async def _announce(self, prefix: str) -> None:
-        network = prefix.removeprefix(keys.NETWORKS).rstrip("/")
-        key = keys.network_status(self._state.node_id, network)
+        key = keys.scope_status(self._state.node_id, prefix)
         if self._status.get(key) is None:
             self._status.set(key, store_pb2.Applied())
         await self._status.flushed()
@@ -269,16 +268,16 @@ class Loop:
             units=changes.compiled,
             put=len(changes.put),
             delete=len(changes.delete),
-            revision=max((state.revision for state in self._state.networks.values()), default=self._state.nodes_revision),
+            revision=max((state.revision for _, state in self._state.scopes()), default=self._state.nodes_revision),
         )
 
     def _take_remarks(self, changes: Changes) -> None:
         """Keep what compile has to say of each scope."""
         for key in [key for key in changes.delete if key[0] == KIND]:
-            self._remarks.get(str(key[1]), {}).pop(key, None)
+            self._remarks.get(keys.scope(str(key[1])), {}).pop(key, None)
         for item in changes.put.values():
             if isinstance(item, Remark) and not item.port_id:
-                self._remarks.setdefault(item.network_id, {})[item.key] = item
+                self._remarks.setdefault(keys.scope(item.network_id), {})[item.key] = item
 
     def _begin(self) -> None:
         """The mirror is complete."""
@@ -292,9 +291,9 @@ class Loop:
     def _stale(self) -> set[str]:
         """Scopes that have come to a new revision, even by a change that no unit reads."""
         scopes = {
-            network
-            for network, state in self._state.networks.items()
-            if state.listed and self._noted.get(network) != (state.cluster, state.revision)
+            scope
+            for scope, state in self._state.scopes()
+            if state.listed and self._noted.get(scope) != (state.cluster, state.revision)
         }
         if self._noted.get(NODE_SCOPE) != self._nodes_at:
             scopes.add(NODE_SCOPE)
@@ -307,29 +306,29 @@ class Loop:
     def _touched(self, tokens: set[Token], changes: Changes) -> set[str]:
         """Scopes in which something has changed: what is wanted, or what of it can be had."""
         scopes = {scope for found in changes.scopes.values() for scope in found}
-        scopes.update(str(token[1]) for token in tokens if token[0] in ("network", "port", "local"))
+        scopes.update(keys.scope(str(token[1])) for token in tokens if token[0] in ("network", "port", "local"))
         return scopes
 
     def _goal(self, scope: str) -> _Goal:
         if scope == NODE_SCOPE:
             self._noted[scope] = self._nodes_at
             return _Goal(self._number, self._nodes_at)
-        state = self._state.networks.get(scope)
+        state = self._state.scope(scope)
         if state is None:
             self._noted.pop(scope, None)
-            wanted = scope in self._state.wanted_networks()
+            wanted = scope in self._state.wanted_scopes()
             return _Goal(self._number, NONE, gone=not wanted)
         self._noted[scope] = (state.cluster, state.revision)
         view = View(self._state)
         pending = any(remark.reason == PENDING for remark in self._remarks.get(scope, {}).values())
         goal = _Goal(self._number, self._noted[scope], pending=pending)
-        for port in self._state.local_ports(scope):
-            goal.ports[port] = self._port_status(port, verdict(view, scope, port))
+        for network, port in self._state.ports_of(scope):
+            goal.ports[port] = self._port_status(port, verdict(view, network, port))
         if state.trace_context and self._traces.get(scope) != state.trace_context:
             self._traces[scope] = state.trace_context
             parent = _context.extract({"traceparent": state.trace_context})
             goal.span = self._tracer.start_span("agent.apply", context=parent)
-            goal.span.set_attributes({"node": self._state.node_id, "network": scope, "revision": state.revision})
+            goal.span.set_attributes({"node": self._state.node_id, "scope": scope, "revision": state.revision})
         return goal
 
     def _port_status(self, port: str, found: Verdict) -> store_pb2.PortStatus:
@@ -345,13 +344,13 @@ class Loop:
     def _forget_former(self) -> None:
         """Status that a former process wrote of what is no longer here."""
         node = self._state.node_id
-        networks = {keys.network_status(node, network) for network in self._state.wanted_networks()}
+        wanted = self._state.wanted_scopes()
         ports = {keys.port_status(node, port) for port in self._state.interface_of}
         for key in self._status.known():
-            if key.startswith(keys.network_status(node)) and key not in networks:
+            scope = keys.scope_of_status(key)
+            if scope and scope not in wanted:
                 # Its flows, if any are left, go with the first pass of the lanes.
-                network = key.rsplit("/", 1)[1]
-                self._goals.setdefault(network, deque()).append(_Goal(self._number, NONE, gone=True))
+                self._goals.setdefault(scope, deque()).append(_Goal(self._number, NONE, gone=True))
             elif key.startswith(keys.port_status(node)) and key not in ports:
                 self._status.remove(key)
 
@@ -363,7 +362,7 @@ class Loop:
             if unit[0] == "port":
                 return f"Port {unit[-1]}"
             if scope := self._engine.scope(unit):
-                return f"Network {scope}"
+                return f"Network {keys.split(scope)[1]}"
             return f"Node {unit[-1] if len(unit) > 1 else self._state.node_id}"
         return ""
 
@@ -398,8 +397,7 @@ class Loop:
             for scope, found in lane.failures().items():
                 failures.setdefault(scope, {}).update(found)
         for key, detail in self._state.unreadable.items():
-            scope = keys.split(key)[1] if key.startswith(keys.NETWORKS) else NODE_SCOPE
-            failures.setdefault(scope, {})[("key", key)] = Failure(
+            failures.setdefault(keys.scope_of(key) or NODE_SCOPE, {})[("key", key)] = Failure(
                 "UNREADABLE", f"the store's value cannot be parsed: {detail}"
             )
         for scope in list(self._goals):
@@ -446,9 +444,9 @@ class Loop:
             self._applied.pop(scope, None)
             self._traces.pop(scope, None)
             self._remarks.pop(scope, None)
-            self._status.remove(keys.network_status(self._state.node_id, scope))
+            self._status.remove(keys.scope_status(self._state.node_id, scope))
             return
-        if scope and scope not in self._state.wanted_networks():
+        if scope and scope not in self._state.wanted_scopes():
             return
         self._applied[scope] = reached.at
         self._say_applied(scope, reached.at, {})
@@ -458,7 +456,7 @@ class Loop:
 
     def _say_applied(self, scope: str, at: Revision, failures: dict[Key, Failure]) -> None:
         node = self._state.node_id
-        key = keys.network_status(node, scope) if scope else keys.nodes_status(node)
+        key = keys.scope_status(node, scope)
         cluster, revision = at
         applied = store_pb2.Applied(revision=revision, cluster=cluster)
         for item, failure in sorted(failures.items(), key=lambda pair: str(pair[0]))[:20]:

@@ -87,7 +87,7 @@ class Status:
         }
         pending.update((key, None) for key in self._written if key not in self._wanted)
         # Says "this node has spoken" after a restoration: nothing may come after it that was due before.
-        last = keys.nodes_status(self._node_id)
+        last = keys.scope_status(self._node_id, "")
         if last in pending:
             pending[last] = pending.pop(last)
         return pending

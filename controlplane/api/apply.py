@@ -231,10 +231,10 @@ class _Plan:
             item.exists = kind.options.implicit or (stored is not None and kernel.visible(kind, stored, self._context.caller))
             return
         if kind.parent:
-            value = getattr(message, kind.parent)
+            value = kind.parent_of(message)
             if value:
-                setattr(message, kind.parent, self._meant(kind.parent, "Network", value))
-        found = list(self._named(kind, message.name, message.project_id, message.network_id if kind.parent else ""))
+                setattr(message, kind.parent, self._meant(kind.parent, kind.parent_kind, value))
+        found = list(self._named(kind, message.name, message.project_id, kind.parent_of(message)))
         if len(found) > 1:
             shown = ", ".join(sorted(other.id for other in found))
             raise wrong(
@@ -248,7 +248,7 @@ class _Plan:
         item.exists = bool(found)
         message.id = found[0].id if found else fresh
         if not found:
-            place = (kind.name, message.project_id, message.network_id if kind.parent else "", message.name)
+            place = (kind.name, message.project_id, kind.parent_of(message), message.name)
             twin = self._new_names.setdefault(place, item.index)
             if twin != item.index:
                 text = f"objects[{twin}] is a new {kind.noun} of the same name; give them different names, or ids"
@@ -267,7 +267,7 @@ class _Plan:
             stored = self._transaction.object(kind, object_id)
             if stored is None or not kernel.visible(kind, stored, self._context.caller):
                 continue
-            if not parent_id or stored.network_id == parent_id:
+            if not parent_id or kind.parent_of(stored) == parent_id:
                 yield stored
 
     # -- what its fields mean -----------------------------------------------------------------------------------------

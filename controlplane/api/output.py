@@ -62,21 +62,22 @@ class Output:
 
     def _network(self, message: Any) -> None:
         message.subnets.extend(sorted(key.rsplit("/", 1)[1] for key in self._cache.folder(keys.subnets(message.id))))
-        self._scope(message, message.id, message.admin_state_up)
-        said = [(node, error) for node, applied in self._progress.of_network(message.id).items() for error in applied.errors]
+        scope = keys.scope(message.id)
+        self._scope(message, scope, message.admin_state_up)
+        said = [(node, error) for node, applied in self._progress.applied(scope).items() for error in applied.errors]
         for node, error in sorted(said, key=lambda pair: pair[0])[:LAGGING_SHOWN]:
             _condition(message, "Applied", False, error.reason, f"node {node}: {error.object}: {error.message}")
         if said and message.state == resource_pb2.STATE_ACTIVE:
             message.state = resource_pb2.STATE_DEGRADED
 
     def _subnet(self, message: Any) -> None:
-        self._scope(message, message.network_id, True)
+        self._scope(message, keys.scope(message.network_id), True)
 
-    def _scope(self, message: Any, network_id: str, up: bool) -> None:
-        """State of what lives on every node concerned with a network."""
+    def _scope(self, message: Any, scope: str, up: bool) -> None:
+        """State of what lives on every node concerned with a scope."""
         # What was written just now may be ahead of what the cache has heard.
-        revision = max(self._progress.network_revision(network_id), message.revision)
-        lagging, dead = self._progress.behind(network_id, revision)
+        revision = max(self._progress.revision_of(scope), message.revision)
+        lagging, dead = self._progress.behind(scope, revision)
         self._realize(message, revision, lagging, dead)
         failed = [lag for lag in lagging if lag.reason not in ("NOT_YET_APPLIED", "NOT_YET_REMOVED")]
         if not up:
@@ -94,7 +95,7 @@ class Output:
     def _port(self, message: Any) -> None:
         network = self._cache.message(KINDS["Network"], keys.network(message.network_id))
         message.dns_assignments.extend(names.assignments(message, network.dns_domain if network else ""))
-        self._scope(message, message.network_id, message.admin_state_up)
+        self._scope(message, keys.scope(message.network_id), message.admin_state_up)
         entry = self._cache.get(keys.bindings(message.network_id) + message.id)
         seen = self._progress.seen(message.id)
         asked = self._asked(message)
@@ -147,7 +148,7 @@ class Output:
             place.vif_details.update(details, mtu=str(network.mtu if network else 0))
 
     def _wired(self, message: Any, status: store_pb2.PortStatus | None, node: str, revision: int) -> None:
-        applied = self._progress.of_network(message.network_id).get(node)
+        applied = self._progress.applied(keys.scope(message.network_id)).get(node)
         if not message.admin_state_up:
             message.state = resource_pb2.STATE_DOWN
             _condition(message, "Wired", False, "ADMIN_DOWN", "admin_state_up is false")
@@ -204,7 +205,7 @@ class Output:
             message.agent.features.update(status.features)
             message.agent.capabilities.extend(status.capabilities)
             message.agent.address = status.address
-        applied = self._progress.of_nodes().get(message.id)
+        applied = self._progress.applied("").get(message.id)
         message.agent.applied_revision = applied.revision if applied else 0
         message.agent.alive = alive
         message.state = resource_pb2.STATE_ACTIVE if alive else resource_pb2.STATE_DOWN

@@ -27,7 +27,7 @@ class Past:
             index = await self._read(keys.index(kind.name, object_id), revision)
             if index is None:
                 return None
-            parent_id = store_pb2.Index.FromString(index.value).network_id
+            parent_id = store_pb2.Index.FromString(index.value).parent_id
         key = keys.place(kind, object_id, parent_id)
         if keys.resource(key) != (kind, object_id):
             return None
@@ -36,7 +36,7 @@ class Past:
 
     async def list(self, kind: Kind, revision: int) -> list[Any]:
         """Every object of a kind as it was, by id."""
-        prefix = keys.NETWORKS if kind.parent or kind.scope else keys.place(kind, "")
+        prefix = f"{keys.ROOT}{kind.folder}/" if kind.folder else keys.place(kind, "")
         found = {}
         try:
             _refuse_negative(revision)

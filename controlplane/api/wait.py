@@ -65,39 +65,35 @@ class Wait:
             raise self._too_slow(lagging, wanted, timeout, context.caller) from None
 
     def _scopes(self, ids: Iterable[str], caller: Caller) -> set[str] | None:
-        """The networks whose nodes are waited for, "" for the node scope; None: everything."""
+        """The scopes whose nodes are waited for; None: all."""
         if not ids:
             return None
-        scopes = set()
+        scopes: set[str] = set()
         for object_id in ids:
-            scope = self._scope_of(object_id, caller)
-            if scope is not None:
-                scopes.add(scope)
-            else:
+            found = self._scopes_of(object_id, caller)
+            if not found:
                 # Deleted, or never there: waiting for everything covers it, and tells nobody which of the two it is.
                 return None
+            scopes.update(found)
         return scopes
 
-    def _scope_of(self, object_id: str, caller: Caller) -> str | None:
+    def _scopes_of(self, object_id: str, caller: Caller) -> set[str]:
         for name, kind in KINDS.items():
             key = self._cache.locate(kind, object_id)
             found = self._cache.message(kind, key) if key else None
             if found is None:
                 continue
             if name == "Node":
-                return "" if caller.is_operator else None
-            if (kind.parent or kind.scope) and caller.sees(found.project_id):
-                return str(found.network_id if kind.parent else found.id)
-        return None
+                return {""} if caller.is_operator else set()
+            if kind.folder and caller.sees(found.project_id):
+                return {keys.scope(kind.parent_of(found) or found.id, kind.folder)}
+        return set()
 
     def _behind(self, scopes: set[str] | None, revision: int) -> tuple[list[Lag], list[Lag]]:
         lagging: list[Lag] = []
         dead: dict[str, Lag] = {}
-        for scope in [*self._progress.networks(), ""] if scopes is None else scopes:
-            if scope:
-                late, gone = self._progress.behind(scope, revision)
-            else:
-                late, gone = self._progress.behind_nodes(revision)
+        for scope in self._progress.scopes() if scopes is None else scopes:
+            late, gone = self._progress.behind(scope, revision)
             lagging.extend(late)
             dead.update((lag.node, lag) for lag in gone)
         return lagging, list(dead.values())
@@ -113,7 +109,7 @@ class Wait:
             # The binding is written after the port, and an active port is one that the other nodes can reach.
             bound = self._cache.get(keys.bindings(port.network_id) + port.id)
             if bound is not None:
-                found += self._progress.behind(port.network_id, bound.mod_revision)[0]
+                found += self._progress.behind(keys.scope(port.network_id), bound.mod_revision)[0]
             self._output.fill(port, caller)
             if port.state != resource_pb2.STATE_ACTIVE:
                 last = port.conditions[-1] if port.conditions else resource_pb2.Condition(reason="NOT_YET_APPLIED")

@@ -36,7 +36,7 @@ class Release(Controller):
                 self._pending[key] = claim
             else:
                 self._pending.pop(key, None)
-        elif not key.startswith((keys.STATUS, keys.ALIVE, keys.NETWORKS)):
+        elif not key.startswith((keys.STATUS, keys.ALIVE, *keys.SCOPES)):
             return
         if self._pending:
             self.mark(SWEEP)
@@ -57,8 +57,6 @@ class Release(Controller):
         entry = self.cache.get(key)
         if entry is None:
             return 0
-        if claim.network_id:
-            lagging, _ = self.progress.behind(claim.network_id, entry.mod_revision)
-        else:
-            lagging, _ = self.progress.behind_nodes(entry.mod_revision)
+        scope = keys.scope(claim.network_id) if claim.network_id else claim.scope
+        lagging, _ = self.progress.behind(scope, entry.mod_revision)
         return 0 if lagging else entry.mod_revision

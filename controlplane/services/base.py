@@ -101,11 +101,12 @@ def subnets_of(transaction: Transaction, network_id: str) -> list[Any]:
 
 
 def claim(
-    transaction: Transaction, pool: str, value: object, *, owner: str, project: str, network: str = ""
+    transaction: Transaction, pool: str, value: object, *, owner: str, project: str, network: str = "", scope: str = ""
 ) -> store_pb2.Claim | None:
     """Take a value out of a pool. None: taken for `owner`; else the claim that holds it.
 
-    A value that is being released is free to the project that had it, at once; to others when the nodes have let go.
+    A value that is being released is free to the project that had it, at once; to others when the nodes have let go: those
+    of a network, of another scope, or all.
     """
     key = keys.claim(pool, value)
     entry = transaction.read(key)
@@ -113,7 +114,7 @@ def claim(
         holder = store_pb2.Claim.FromString(entry.value)
         if not (holder.releasing and holder.project_id == project) and holder.owner != owner:
             return holder
-    transaction.put(key, store_pb2.Claim(owner=owner, project_id=project, network_id=network))
+    transaction.put(key, store_pb2.Claim(owner=owner, project_id=project, network_id=network, scope=scope))
     return None
 
 

@@ -116,12 +116,12 @@ def create(transaction: Transaction, kind: Kind, draft: Draft, context: Context,
     _refuse_taken_id(transaction, kind, new.id)
     _require_references(transaction, new, None, context.caller)
     if kind.parent and project:
-        _refuse_foreign_parent(transaction, new, project)
+        _refuse_foreign_parent(transaction, kind, new, project)
     services.RULES[kind.name].create(transaction, new, context)
     stamp(new.create_time)
     new.creator = transaction.origin.actor
     if kind.indexed:
-        index = store_pb2.Index(network_id=new.network_id if kind.parent else "")
+        index = store_pb2.Index(parent_id=kind.parent_of(new))
         if kind.options.quota:
             index.quota_slot = quota.take(transaction, kind, new, context)
             index.project_id = new.project_id
@@ -154,11 +154,11 @@ def _refuse_taken_id(transaction: Transaction, kind: Kind, object_id: str) -> No
         )
 
 
-def _refuse_foreign_parent(transaction: Transaction, new: Any, project: str) -> None:
+def _refuse_foreign_parent(transaction: Transaction, kind: Kind, new: Any, project: str) -> None:
     """A child belongs to its parent's project; one that is asked for in another project cannot see the parent."""
-    parent = transaction.object(KINDS["Network"], new.network_id)
+    parent = transaction.object(KINDS[kind.parent_kind], kind.parent_of(new))
     if parent is not None and parent.project_id != project:
-        raise reference_not_found("network_id", "Network", new.network_id)
+        raise reference_not_found(kind.parent, kind.parent_kind, kind.parent_of(new))
 
 
 # -- update -----------------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def amend(transaction: Transaction, kind: Kind, stored: Any, **fields: Any) -> N
     new = copy(stored)
     for name, value in fields.items():
         setattr(new, name, value)
-    key = keys.place(kind, stored.id, stored.network_id if kind.parent else "")
+    key = keys.place(kind, stored.id, kind.parent_of(stored))
     before = transaction.read(key)
     _write(transaction, kind, new, before.value if before else b"")
 
@@ -273,7 +273,7 @@ def delete(
 
 def remove(transaction: Transaction, kind: Kind, old: Any, force: bool, context: Context) -> None:
     """Delete a stored object with all that stands for it."""
-    key = keys.place(kind, old.id, old.network_id if kind.parent else "")
+    key = keys.place(kind, old.id, kind.parent_of(old))
     before = transaction.get(key)  # a network's rules delete the whole scope
     services.RULES[kind.name].delete(transaction, old, force, context)
     if not kind.scope:  # else the whole scope is gone with it
@@ -294,7 +294,7 @@ def _write(transaction: Transaction, kind: Kind, message: Any, before: bytes) ->
     value = message.SerializeToString()
     if len(value) > LARGEST_RESOURCE:
         raise ApiError(Code.INVALID_ARGUMENT, "TOO_MANY_VALUES", f"the object has {len(value)} bytes; {LARGEST_RESOURCE} fit")
-    transaction.put_bytes(keys.place(kind, message.id, message.network_id if kind.parent else ""), value)
+    transaction.put_bytes(keys.place(kind, message.id, kind.parent_of(message)), value)
     _record(transaction, kind, message, before, value)
 
 

@@ -95,7 +95,7 @@ class NodeRules(Rules):
             entry = transaction.get(keys.index("Port", port))
             if entry is None:
                 continue
-            binding = keys.bindings(store_pb2.Index.FromString(entry.value).network_id) + port
+            binding = keys.bindings(store_pb2.Index.FromString(entry.value).parent_id) + port
             # Read, so that a binding that moves to another node meanwhile is not taken away there.
             if transaction.read(binding) is not None:
                 transaction.delete(binding)

@@ -33,7 +33,6 @@ Observer = Callable[[str, Entry | None, Entry | None], None]
 
 CATCH_UP = 5.0  # seconds a read waits for the watch before the store counts as unavailable
 PARSED = 4096  # messages kept parsed
-PARENT = "Network"  # the kind that others are children of
 NOT_KEPT = (keys.REQUESTS, keys.CHANGES)
 
 
@@ -78,7 +77,7 @@ class Cache:
             index = self.get(keys.index(kind.name, object_id))
             if index is None:
                 return None
-            parent_id = store_pb2.Index.FromString(index.value).network_id
+            parent_id = store_pb2.Index.FromString(index.value).parent_id
         key = keys.place(kind, object_id, parent_id)
         return key if self.get(key) and keys.names_object(object_id) else None
 
@@ -112,9 +111,9 @@ class Cache:
         if not kind.parent:
             found = (self.located(kind, object_id) for object_id in self.ids(kind, project))
             return [pair for pair in found if pair]
-        # Children are of their network's project: whole folders, which is much faster than one look-up for each.
-        networks = self.ids(KINDS[PARENT], project)
-        folders = (self.folder(keys.place(kind, "", network)) for network in networks)
+        # Children are of their parent's project: whole folders, which is much faster than one look-up for each.
+        parents = self.ids(KINDS[kind.parent_kind], project)
+        folders = (self.folder(keys.place(kind, "", parent)) for parent in parents)
         here = {key.rpartition("/")[2]: (key, entry) for folder in folders for key, entry in folder.items()}
         return [here[object_id] for object_id in self.ids(kind, project) if object_id in here]
 

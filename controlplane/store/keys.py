@@ -5,16 +5,17 @@
     net/{net}/place/{port}       where a port shall be (Ports.Bind); none: wherever it is plugged
     net/{net}/change             who changed the network last; rewritten by every transaction that changes the scope, so
                                  its mod revision is the revision of the scope, deletions included
+    {scope}/{id}/…               likewise of every other kind with a scope: the object, its children, `change`
     node/{id}                    a node                   node/.change            the same for all nodes
     {noun}/{id}                  every other resource
     status/{node}/agent          what an agent says of itself
     status/{node}/port/{port}    a port seen on br-int there
-    status/{node}/net/{net}      revision of the network up to which that node's data plane is complete
+    status/{node}/net/{net}      revision of the network up to which that node's data plane is complete; other scopes likewise
     status/{node}/nodes          the same for the node scope
     status/{node}/drift          what it found changed by others, and what is foreign on it
     status/{node}/counters       traffic and drops of all its ports
     alive/{node}                 leased
-    index/{kind}/{id}            the network that holds an object, and its quota slot
+    index/{kind}/{id}            the parent of an object, and its quota slot
     index/bind/{node}/{port}     ports bound to a node
     claim/{pool}/{value}         a unique value in use; pools: vxlan, vlan/{physical network}, flat, network-key, node-key,
                                  tunnel-ip, net/{net}/mac, net/{net}/ip/{subnet}, net/{net}/dns, quota/{project}/{plural},
@@ -28,7 +29,8 @@
     meta/restored                leased: the store was restored from a backup just now
     meta/compaction              which revisions are how old
 
-A key's last element never holds "/"; a *folder* is a key less its last element, and ends with "/".
+A key's last element never holds "/"; a *folder* is a key less its last element, and ends with "/". A *scope* is what the
+nodes that use one object must know; it is known by its prefix, `/kumihimo/net/{net}/`. "" stands for the scope of all nodes.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ INSTALLATION = "installation"
 SETTINGS = f"{ROOT}settings/{INSTALLATION}"
 
 _SCOPED = {kind.scope: kind for kind in KINDS.values() if kind.scope}
+SCOPES = tuple(f"{ROOT}{folder}/" for folder in _SCOPED)
 _BY_NOUN = {kind.noun: kind for kind in KINDS.values()}
 
 
@@ -65,9 +68,28 @@ def _quoted(text: str) -> str:
     return quote(text, safe="")
 
 
-def scope(network_id: str) -> str:
-    """Prefix of all that one network's nodes must know."""
-    return f"{NETWORKS}{network_id}/"
+def scope(object_id: str, folder: str = "net") -> str:
+    """The scope of one object, a network where nothing else is said: the prefix of all that its nodes must know."""
+    return f"{ROOT}{folder}/{object_id}/"
+
+
+def scope_of(key: str) -> str:
+    """The scope that a key lies in; "" when it lies in none."""
+    if not key.startswith(SCOPES):
+        return ""
+    object_id, _, leaf = key[key.index("/", len(ROOT)) + 1 :].partition("/")
+    return key[: len(key) - len(leaf)] if object_id and leaf else ""
+
+
+def is_scope(prefix: str) -> bool:
+    """Whether a prefix is that of a scope."""
+    return prefix.startswith(SCOPES)
+
+
+def head(scope: str) -> str:
+    """The key of the object that a scope is that of."""
+    folder, object_id, _ = split(scope)
+    return place(_SCOPED[folder], object_id)
 
 
 def network(network_id: str) -> str:
@@ -77,7 +99,7 @@ def network(network_id: str) -> str:
 def place(kind: Kind, object_id: str, parent_id: str = "") -> str:
     """Where an object stands. parent_id: for kinds that have a parent."""
     if kind.parent:
-        return f"{NETWORKS}{parent_id}/{kind.noun}/{object_id}"
+        return f"{ROOT}{kind.folder}/{parent_id}/{kind.noun}/{object_id}"
     if kind.scope:
         return f"{ROOT}{kind.scope}/{object_id}/{kind.noun}"
     return f"{ROOT}{kind.noun}/{object_id}"
@@ -93,7 +115,7 @@ def resource(key: str) -> tuple[Kind, str] | None:
     match split(key):
         case [folder, object_id, noun] if folder in _SCOPED and _SCOPED[folder].noun == noun:
             return _SCOPED[folder], object_id
-        case [folder, _, noun, object_id] if folder in _SCOPED and noun in _BY_NOUN and _BY_NOUN[noun].parent:
+        case [folder, _, noun, object_id] if noun in _BY_NOUN and _BY_NOUN[noun].parent and _BY_NOUN[noun].folder == folder:
             return _BY_NOUN[noun], object_id
         case [noun, object_id] if noun in _BY_NOUN and not object_id.startswith("."):
             kind = _BY_NOUN[noun]
@@ -117,8 +139,9 @@ def placements(network_id: str) -> str:
     return f"{NETWORKS}{network_id}/place/"
 
 
-def change_of_network(network_id: str) -> str:
-    return f"{NETWORKS}{network_id}/change"
+def change_of(scope: str) -> str:
+    """Who changed a scope last; its mod revision is the scope's."""
+    return f"{scope}change" if scope else NODES_CHANGE
 
 
 def node(node_id: str) -> str:
@@ -138,12 +161,17 @@ def port_status(node_id: str, port_id: str = "") -> str:
     return f"{STATUS}{node_id}/port/{port_id}"
 
 
-def network_status(node_id: str, network_id: str = "") -> str:
-    return f"{STATUS}{node_id}/net/{network_id}"
+def scope_status(node_id: str, scope: str) -> str:
+    """How far a node has applied a scope."""
+    return f"{STATUS}{node_id}/{scope.removeprefix(ROOT).rstrip('/') or 'nodes'}"
 
 
-def nodes_status(node_id: str) -> str:
-    return f"{STATUS}{node_id}/nodes"
+def scope_of_status(key: str) -> str:
+    """The scope that a node says in this key how far it has applied; "" when it says something else."""
+    match split(key):
+        case ["status", _, folder, object_id] if folder in _SCOPED:
+            return scope(object_id, folder)
+    return ""
 
 
 def drift_status(node_id: str) -> str:

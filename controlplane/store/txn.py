@@ -231,7 +231,7 @@ class Transaction:
             index = self.get(keys.index(kind.name, object_id))
             if index is None:
                 return None
-            parent_id = store_pb2.Index.FromString(index.value).network_id
+            parent_id = store_pb2.Index.FromString(index.value).parent_id
         key = keys.place(kind, object_id, parent_id)
         return key if self.get(key) and keys.names_object(object_id) else None
 
@@ -325,10 +325,9 @@ class Transaction:
         """After the attempt: the change key of every scope that is written."""
         scopes = set()
         for key in (*self.puts, *self.deleted):
-            if key.startswith(keys.NETWORKS):
-                network_id, _, leaf = key[len(keys.NETWORKS) :].partition("/")
-                if leaf and not self.deleted.get(keys.scope(network_id)):
-                    scopes.add(keys.change_of_network(network_id))
+            if scope := keys.scope_of(key):
+                if not self.deleted.get(scope):
+                    scopes.add(keys.change_of(scope))
             elif key.startswith(keys.NODES):
                 scopes.add(keys.NODES_CHANGE)
         if not scopes:

@@ -153,7 +153,7 @@ async def _stored(cloud: Cloud, project: str, count: int) -> str:
     entry = await cloud.store.get(keys.ports(network.id) + one.id)
     assert entry is not None
     stored = KINDS["Port"].new(entry.value)
-    index = store_pb2.Index(network_id=network.id, project_id=project).SerializeToString()
+    index = store_pb2.Index(parent_id=network.id, project_id=project).SerializeToString()
     for first in range(0, count - 1, 1000):
         operations = []
         for number in range(first, min(first + 1000, count - 1)):

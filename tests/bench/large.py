@@ -197,7 +197,7 @@ def _compile(known: int) -> list[float]:
     }
     engine.touch(state.take(Listed(keys.NODES, 1, nodes)))
     index = keys.index("Port", plugged)
-    engine.touch(state.take(Listed(index, 1, {index: _entry(store_pb2.Index(network_id=net))})))
+    engine.touch(state.take(Listed(index, 1, {index: _entry(store_pb2.Index(parent_id=net))})))
     engine.touch(state.take(Listed(keys.scope(net), 1, entries)))
     engine.run()
     found = []

@@ -476,15 +476,15 @@ def dead(node: str) -> Any:
 
 def applied(node: str, network: str, revision: int, *errors: store_pb2.ObjectError) -> Any:
     message = store_pb2.Applied(revision=revision, errors=errors)
-    return put(keys.network_status(node, network), message.SerializeToString())
+    return put(keys.scope_status(node, keys.scope(network)), message.SerializeToString())
 
 
 def applied_nodes(node: str, revision: int) -> Any:
-    return put(keys.nodes_status(node), store_pb2.Applied(revision=revision).SerializeToString())
+    return put(keys.scope_status(node, ""), store_pb2.Applied(revision=revision).SerializeToString())
 
 
 def unconcerned(node: str, network: str) -> Any:
-    return delete(keys.network_status(node, network))
+    return delete(keys.scope_status(node, keys.scope(network)))
 
 
 def plugged(node: str, port: str, *, wired: bool = True, interface: str = "tap0") -> Any:

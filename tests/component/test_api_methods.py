@@ -484,7 +484,7 @@ async def test_what_is_observed_is_never_stored(cloud: Cloud, make: Make, kind: 
 
 async def test_the_change_record_says_who_did_what(cloud: Cloud) -> None:
     network = await cloud.api.create("Network", by="alice", request={"request_id": "recorded"})
-    entry = await cloud.store.get(keys.change_of_network(network.id))
+    entry = await cloud.store.get(keys.change_of(keys.scope(network.id)))
     assert entry is not None
     assert entry.mod_revision == network.revision
     record = store_pb2.ChangeRecord.FromString(entry.value)

@@ -339,7 +339,7 @@ async def test_the_checker_sees_each_kind_of_fault(cloud: Cloud) -> None:
         keys.claim(keys.mac_pool(network), port.mac_address),
         keys.index("Port", port.id),
         keys.index("Subnet", subnet.id),
-        keys.change_of_network(network),
+        keys.change_of(keys.scope(network)),
         keys.network(network),
     ):
         assert faults({name: entry for name, entry in good.items() if name != key}), key

@@ -139,7 +139,7 @@ DAMAGES: dict[str, tuple[Change, list[str]]] = {
         [f"{keys.claim('quota/demo/ports', 3)}: nothing that {GONE} is calls for it"],
     ),
     "index without object": (
-        lambda made, _: [_put(keys.index("Subnet", GONE), store_pb2.Index(network_id=made.network))],
+        lambda made, _: [_put(keys.index("Subnet", GONE), store_pb2.Index(parent_id=made.network))],
         [f"{keys.index('Subnet', GONE)}: nothing calls for it"],
     ),
     "index elsewhere": (
@@ -157,19 +157,19 @@ DAMAGES: dict[str, tuple[Change, list[str]]] = {
     ),
     "no key of ours": (lambda made, _: [_put(keys.ROOT + "mischief/1", b"x")], ["no key of this release looks like it"]),
     "scope without network": (
-        lambda made, _: [_put(keys.change_of_network(GONE), store_pb2.ChangeRecord())],
-        [f"{keys.change_of_network(GONE)}: nothing calls for it"],
+        lambda made, _: [_put(keys.change_of(keys.scope(GONE)), store_pb2.ChangeRecord())],
+        [f"{keys.change_of(keys.scope(GONE))}: nothing calls for it"],
     ),
     "value that cannot be parsed": (
         lambda made, _: [_put(keys.ports(made.network) + made.port, b"\xff\xff")],
         ["its value cannot be parsed as Port"],
     ),
     "status that cannot be parsed": (
-        lambda made, _: [_put(keys.nodes_status("h1"), b"\xff")],
+        lambda made, _: [_put(keys.scope_status("h1", ""), b"\xff")],
         ["its value cannot be parsed as Applied"],
     ),
     "format": (lambda made, _: [_put(keys.FORMAT, store_pb2.StoreFormat(version=2))], ["the store's format is 2"]),
-    "node of nobody": (lambda made, _: [_put(keys.nodes_status("h9"), store_pb2.Applied())], ["there is no such node"]),
+    "node of nobody": (lambda made, _: [_put(keys.scope_status("h9", ""), store_pb2.Applied())], ["there is no such node"]),
     "node dead": (lambda made, _: [client.delete(keys.alive("h1"))], ["node h1 is not heard of; its traffic goes on"]),
     "agent of another release": (
         lambda made, _: [_put(keys.agent_status("h1"), store_pb2.AgentStatus(version="9.9"))],
@@ -178,7 +178,7 @@ DAMAGES: dict[str, tuple[Change, list[str]]] = {
     "node that fails": (
         lambda made, _: [
             _put(
-                keys.nodes_status("h1"),
+                keys.scope_status("h1", ""),
                 store_pb2.Applied(errors=[store_pb2.ObjectError(object="flow 1", reason="OVS", message="too many")]),
             )
         ],
@@ -195,7 +195,7 @@ DAMAGES: dict[str, tuple[Change, list[str]]] = {
 
 def _hold(made: Installation) -> Any:
     """Keeps the release controller from freeing anything: a living node that lags."""
-    return _put(keys.nodes_status("h1"), store_pb2.Applied())
+    return _put(keys.scope_status("h1", ""), store_pb2.Applied())
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

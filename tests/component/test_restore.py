@@ -189,7 +189,7 @@ async def test_c_06_a_statement_from_another_life_of_the_store_is_not_believed(c
 
     def says(revision: int, cluster: int) -> object:
         return client.put(
-            keys.network_status("h1", network),
+            keys.scope_status("h1", keys.scope(network)),
             store_pb2.Applied(revision=revision, cluster=cluster).SerializeToString(),
         )
 

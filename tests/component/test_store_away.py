@@ -42,7 +42,7 @@ async def write(store: Store, **messages: Any) -> None:
         client.delete(key) if message is None else client.put(key, message.SerializeToString())
         for key, message in messages.items()
     ]
-    for key in (keys.change_of_network(NET), keys.NODES_CHANGE):
+    for key in (keys.change_of(keys.scope(NET)), keys.NODES_CHANGE):
         operations.append(client.put(key, store_pb2.ChangeRecord().SerializeToString()))
     await store.transact([], operations)
 
@@ -60,8 +60,8 @@ async def populate(store: Store) -> None:
             keys.network(NET): network,
             keys.ports(NET) + PORTS[1]: port(1, 0, 3),
             keys.ports(NET) + PORTS[2]: port(2, 0, 4),
-            keys.index("Port", PORTS[1]): store_pb2.Index(network_id=NET),
-            keys.index("Port", PORTS[2]): store_pb2.Index(network_id=NET),
+            keys.index("Port", PORTS[1]): store_pb2.Index(parent_id=NET),
+            keys.index("Port", PORTS[2]): store_pb2.Index(parent_id=NET),
             keys.bindings(NET) + PORTS[1]: port_pb2.Binding(node="h1"),
             keys.bindings(NET) + PORTS[2]: port_pb2.Binding(node="h2"),
         },
@@ -186,7 +186,7 @@ async def test_b_ops_13_a_start_without_etcd_puts_what_was_known_and_removes_not
             await until(first.is_whole, "it is whole")
             whole = dict(first.driver.there)
         assert path.exists(), "an agent that stops has written what it knew"
-        said = await store.get(keys.network_status("h1", NET))
+        said = await store.get(keys.scope_status("h1", keys.scope(NET)))
         assert said is not None
 
         proxy.begin(cut_up=0)
@@ -216,9 +216,9 @@ async def test_b_ops_13_a_start_without_etcd_puts_what_was_known_and_removes_not
             applied = store_pb2.Applied()
 
             async def said_again() -> bool:
-                entry = await store.get(keys.network_status("h1", NET))
+                entry = await store.get(keys.scope_status("h1", keys.scope(NET)))
                 applied.ParseFromString(entry.value if entry else b"")
-                change = await store.get(keys.change_of_network(NET))
+                change = await store.get(keys.change_of(keys.scope(NET)))
                 return change is not None and applied.revision >= change.mod_revision
 
             await until(said_again, "and status says how far it is")

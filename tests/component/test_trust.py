@@ -38,7 +38,7 @@ FORBIDDEN: Mapping[str, tuple[str, ...]] = {
         f"{keys.subnets(OTHER)}{FAR}",
         f"{keys.ports(OTHER)}{FAR}",
         f"{keys.bindings(OTHER)}{FAR}",
-        keys.change_of_network(OTHER),
+        keys.change_of(keys.scope(OTHER)),
     ),
     "node": (keys.node("h1"), keys.node("h10"), keys.NODES_CHANGE),
     "status": (
@@ -47,8 +47,8 @@ FORBIDDEN: Mapping[str, tuple[str, ...]] = {
         keys.STATUS + "h1.x/agent",
         keys.agent_status("h10"),
         keys.port_status("h10", OTHER),
-        keys.network_status("h2", OTHER),
-        keys.nodes_status("h"),
+        keys.scope_status("h2", keys.scope(OTHER)),
+        keys.scope_status("h", ""),
     ),
     "alive": (keys.alive("h10"), keys.alive("h"), keys.alive("h1") + "/x", keys.ALIVE),
     "index": (keys.index("Port", OTHER), keys.bound_to("h1", OTHER)),
@@ -64,8 +64,8 @@ FORBIDDEN: Mapping[str, tuple[str, ...]] = {
 ALLOWED = (
     keys.agent_status("h1"),
     keys.port_status("h1", OTHER),
-    keys.network_status("h1", OTHER),
-    keys.nodes_status("h1"),
+    keys.scope_status("h1", keys.scope(OTHER)),
+    keys.scope_status("h1", ""),
     keys.alive("h1"),
     ELECTIONS + "router-1",
 )

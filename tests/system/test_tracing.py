@@ -37,7 +37,7 @@ def test_one_trace_leads_from_the_command_to_every_nodes_apply(
         applied = [span for span in spans(files[host.name], trace_id) if span["name"] == "agent.apply"]
         assert len(applied) == 1
         assert applied[0]["attributes"]["node"] == host.name
-        assert applied[0]["attributes"]["network"] == network.id
+        assert network.id in applied[0]["attributes"]["scope"]
         assert applied[0]["parent_id"] in served, "its parent is the change that the API made"
         assert applied[0]["end"] >= applied[0]["start"] >= root["start"]
     port = cloud.admin.client.find("Port", "traced")

@@ -54,7 +54,7 @@ class World:
         for number, port in enumerate(self.net):
             self.put_port(number)
             self.bind(port, self.home[port])
-            self._put(keys.index("Port", port), keys.index("Port", port), store_pb2.Index(network_id=self.net[port]))
+            self._put(keys.index("Port", port), keys.index("Port", port), store_pb2.Index(parent_id=self.net[port]))
 
     def put_node(self, number: int, tunnel_ip: str) -> None:
         node = node_pb2.Node(id=f"h{number}", key=number + 1, tunnel_ip=tunnel_ip)

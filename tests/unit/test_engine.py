@@ -219,7 +219,7 @@ class Incremental(RuleBasedStateMachine):
             self.delete_port(number)
         self.home[number] = network
         self.cloud.write(
-            (keys.index("Port", PORTS[number]), store_pb2.Index(network_id=NETWORKS[network])),
+            (keys.index("Port", PORTS[number]), store_pb2.Index(parent_id=NETWORKS[network])),
             (keys.ports(NETWORKS[network]) + PORTS[number], port(number, network, number + 2, up=up, guarded=guarded)),
         )
 

@@ -118,6 +118,7 @@ RULES = {
         "controlplane.dhcpoptions",
         "controlplane.names",
         "controlplane.values.Invalid",
+        "controlplane.store.keys",
         "controlplane.values.eui64",
         "controlplane.values.overhead",
         "controlplane.values.service_mac",

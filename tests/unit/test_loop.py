@@ -96,7 +96,7 @@ class Cloud:
         return self.revision
 
     def applied(self) -> int:
-        return store_pb2.Applied.FromString(self.said.get(keys.network_status("h1", NET), b"")).revision
+        return store_pb2.Applied.FromString(self.said.get(keys.scope_status("h1", keys.scope(NET)), b"")).revision
 
 
 @asynccontextmanager
@@ -110,7 +110,7 @@ async def running(refuse: bool = False) -> AsyncIterator[tuple[Cloud, FakeDriver
             keys.node("h1"): node_pb2.Node(id="h1", key=1),
             keys.network(NET): network,
             keys.ports(NET) + PORT: port(1, 0, 3),
-            keys.index("Port", PORT): store_pb2.Index(network_id=NET),
+            keys.index("Port", PORT): store_pb2.Index(parent_id=NET),
         }
     )
     state = State("h1")
@@ -132,12 +132,12 @@ async def test_c_06_a_network_is_announced_before_it_is_read_and_let_go_after_it
     async with running() as (cloud, driver):
         cloud.plug("tap1", 11, PORT)
         await until(lambda: cloud.applied() == cloud.revision)
-        say, watch = f"say {keys.network_status('h1', NET)}", f"watch {keys.scope(NET)}"
+        say, watch = f"say {keys.scope_status('h1', keys.scope(NET))}", f"watch {keys.scope(NET)}"
         assert cloud.asked.index(say) < cloud.asked.index(watch)
         assert store_pb2.PortStatus.FromString(cloud.said[keys.port_status("h1", PORT)]).wired
         assert any(key[0] == "group" for key in driver.there)
         cloud.unplug("tap1")
-        await until(lambda: keys.network_status("h1", NET) not in cloud.said)
+        await until(lambda: keys.scope_status("h1", keys.scope(NET)) not in cloud.said)
         assert not any(key[0] == "group" for key in driver.there)
         assert keys.port_status("h1", PORT) not in cloud.said
 
@@ -149,7 +149,7 @@ async def test_c_06_a_revision_that_changes_nothing_here_is_applied_too() -> Non
         for interface in ("tap1", "tap1-renamed"):
             binding = port_pb2.Binding(node="h1", interface=interface)
             revision = cloud.write(
-                **{keys.bindings(NET) + PORT: binding, keys.change_of_network(NET): store_pb2.ChangeRecord()}
+                **{keys.bindings(NET) + PORT: binding, keys.change_of(keys.scope(NET)): store_pb2.ChangeRecord()}
             )
             await until(lambda revision=revision: cloud.applied() == revision, "the revision is applied")
 
@@ -187,13 +187,13 @@ async def test_c_06_what_fails_is_said_and_the_revision_does_not_count() -> None
         cloud.write(
             **{
                 keys.ports(NET) + PORTS[2]: port(2, 0, 4),
-                keys.index("Port", PORTS[2]): store_pb2.Index(network_id=NET),
+                keys.index("Port", PORTS[2]): store_pb2.Index(parent_id=NET),
             }
         )
         cloud.plug("tap2", 12, PORTS[2])
 
         def errors() -> list[str]:
-            said = store_pb2.Applied.FromString(cloud.said[keys.network_status("h1", NET)])
+            said = store_pb2.Applied.FromString(cloud.said[keys.scope_status("h1", keys.scope(NET))])
             return [error.reason for error in said.errors]
 
         await until(lambda: errors() == ["REFUSED"], "the failure is said")

@@ -100,7 +100,7 @@ class TestKind:
 def test_keys_that_hold_no_resource_are_of_no_kind() -> None:
     for key in (
         keys.NODES_CHANGE,
-        keys.change_of_network("n"),
+        keys.change_of(keys.scope("n")),
         keys.bindings("n") + "p",
         keys.index("Port", "p"),
         keys.claim("vxlan", 1),

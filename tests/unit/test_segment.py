@@ -80,7 +80,7 @@ class Host:
         for number, made in enumerate(self.networks):
             here, there = name(2, number), name(3, number)
             index = keys.index("Port", here)
-            self._list(index, {index: store_pb2.Index(network_id=made.id)})
+            self._list(index, {index: store_pb2.Index(parent_id=made.id)})
             messages: dict[str, Any] = {keys.network(made.id): made}
             for place, port, node_id in ((1, here, "h1"), (2, there, "h2")):
                 message = port_pb2.Port(id=port, network_id=made.id, mac_address=f"fa:16:3e:00:00:0{place}")
