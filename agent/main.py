@@ -86,6 +86,7 @@ async def _work(settings: Settings) -> None:
         marker_table=Table.MARKER,
         marker_cookie=cookie(CookieKind.MARKER),
         rundir=RUNDIR,
+        same=lambda item: flows.as_wanted(item),
     )
     netlink = NetlinkDriver()
     flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost, loop.drifts)

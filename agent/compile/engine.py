@@ -42,7 +42,7 @@ class Changes:
 
     put: dict[Key, Item] = field(default_factory=dict)
     delete: set[Key] = field(default_factory=set)
-    scopes: dict[Key, set[str]] = field(default_factory=lambda: defaultdict(set))
+    scopes: dict[Key, frozenset[str]] = field(default_factory=dict)
     failed: dict[Unit, str] = field(default_factory=dict)
     compiled: int = 0
 
@@ -53,10 +53,12 @@ class Engine:
     def __init__(self, state: State, features: Features) -> None:
         self._state = state
         self._features = features
+        # Of a network's ports there may be ten thousand: what is kept of each is kept small, and equal things once.
         self._items: dict[Unit, dict[Key, Item]] = {}
-        self._owners: dict[Key, dict[Unit, Item]] = {}
-        self._reads: dict[Unit, set[Token]] = {}
+        self._owners: dict[Key, tuple[Unit, ...]] = {}
+        self._reads: dict[Unit, tuple[Token, ...]] = {}
         self._readers: dict[Token, set[Unit]] = defaultdict(set)
+        self._tokens: dict[Token, Token] = {}
         self._failed: dict[Unit, str] = {}
         self._dirty: set[Unit] = set(features.always)
         self._waiting: set[Unit] = set()  # during a run: units whose items are about to be replaced
@@ -88,7 +90,7 @@ class Engine:
 
     def items(self) -> dict[Key, Item]:
         """Everything desired."""
-        return {key: next(iter(owners.values())) for key, owners in self._owners.items()}
+        return {key: self._items[owners[0]][key] for key, owners in self._owners.items()}
 
     def full(self) -> dict[Key, Item]:
         """Everything desired, computed from nothing: the reference that `items()` must equal."""
@@ -114,22 +116,22 @@ class Engine:
             self._failed.pop(unit, None)
         self._note_reads(unit, view.reads)
         old = self._items.get(unit, {})
-        scope = self._features.scope(unit)
+        scope = frozenset((self._features.scope(unit),))
         for key in old.keys() - new.keys():
-            owners = self._owners[key]
-            del owners[unit]
-            if not owners:
+            self._owners[key] = others = tuple(owner for owner in self._owners[key] if owner != unit)
+            if not others:
                 del self._owners[key]
                 changes.put.pop(key, None)
                 changes.delete.add(key)
-                changes.scopes[key].add(scope)
+                changes.scopes[key] = changes.scopes.get(key, scope) | scope
+        alone = (unit,)
         for key, item in new.items():
-            owners = self._owners.setdefault(key, {})
-            if owners.get(unit) != item:
-                owners[unit] = item
+            if key not in old:
+                self._owners[key] = self._owners[key] + alone if key in self._owners else alone
+            if old.get(key) != item:
                 changes.put[key] = item
                 changes.delete.discard(key)
-                changes.scopes[key].add(scope)
+                changes.scopes[key] = changes.scopes.get(key, scope) | scope
         if new or unit in self._failed:
             self._items[unit] = new
         else:
@@ -142,9 +144,9 @@ class Engine:
         for item in items:
             key = item.key
             others = [
-                other
-                for owner, other in self._owners.get(key, {}).items()
-                if owner != unit and owner not in self._waiting and other != item
+                self._items[owner][key]
+                for owner in self._owners.get(key, ())
+                if owner != unit and owner not in self._waiting and self._items[owner][key] != item
             ]
             if key in new and new[key] != item:
                 others.append(new[key])
@@ -154,14 +156,15 @@ class Engine:
         return new
 
     def _note_reads(self, unit: Unit, reads: set[Token]) -> None:
-        old = self._reads.get(unit, set())
+        old = set(self._reads.get(unit, ()))
         for token in old - reads:
             self._readers[token].discard(unit)
             if not self._readers[token]:
                 del self._readers[token]
+                del self._tokens[token]
         for token in reads - old:
-            self._readers[token].add(unit)
+            self._readers[self._tokens.setdefault(token, token)].add(unit)
         if reads:
-            self._reads[unit] = reads
+            self._reads[unit] = tuple(self._tokens[token] for token in reads)
         else:
             self._reads.pop(unit, None)

@@ -60,7 +60,7 @@ class View:
     def port(self, network: str, port: str) -> port_pb2.Port | None:
         self.reads.add(("port", network, port))
         state = self._listed(network)
-        return state.ports.get(port) if state else None
+        return state.port(port) if state else None
 
     def bound_to(self, network: str, port: str) -> str:
         """The node a port is bound to; "" when it is not."""

@@ -127,7 +127,7 @@ class Look:
             port.purpose = "workload"
             network_id = self._state.located.get(interface.iface_id) or ""
             network = self._state.networks.get(network_id)
-            known = network.ports.get(interface.iface_id) if network else None
+            known = network.port(interface.iface_id) if network else None
             port.objects.add(kind="Port", id=interface.iface_id, name=known.name if known else "")
             if network_id:
                 port.objects.append(self._network(network_id))

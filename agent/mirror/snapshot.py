@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -28,6 +28,7 @@ PAUSE = 0.5  # seconds
 SHARE = 20
 RETRY = 30.0  # seconds after a write that failed
 DIGEST = 32  # bytes
+PART = 500  # entries
 
 _log = structlog.get_logger("kumihimo.agent")
 
@@ -64,15 +65,12 @@ def _parse(data: bytes, node: str, endpoints: Sequence[str]) -> dict[str, Listed
         raise Unusable(f"it is that of node {stored.node}, and this is {node}")
     if not set(stored.etcd) & set(endpoints):
         raise Unusable(f"it was made from etcd at {', '.join(stored.etcd)}; configured is {', '.join(endpoints)}")
-    return {
-        prefix.prefix: Listed(
-            prefix.prefix,
-            prefix.revision,
-            {entry.key: Entry(entry.value, 0, prefix.revision) for entry in prefix.entries},
-            prefix.cluster,
-        )
-        for prefix in stored.prefixes
-    }
+    found: dict[str, Listed] = {}
+    for part in stored.prefixes:
+        # A prefix may come in parts, which follow each other.
+        listed = found.setdefault(part.prefix, Listed(part.prefix, part.revision, {}, part.cluster))
+        listed.entries.update((entry.key, Entry(entry.value, 0, part.revision)) for entry in part.entries)
+    return found
 
 
 class Recorder:
@@ -82,7 +80,7 @@ class Recorder:
         self._path = path
         self._head = store_pb2.MirrorSnapshot(node=node, etcd=endpoints).SerializeToString()
         self._known: dict[str, tuple[int, int, dict[str, bytes]]] = {}  # prefix → revision, cluster, values by key
-        self._packed: dict[str, bytes] = {}  # those that have not changed since
+        self._packed: dict[str, list[bytes]] = {}  # those that have not changed since
         self._changed = asyncio.Event()
         self._told = ""
 
@@ -128,12 +126,11 @@ class Recorder:
                 await asyncio.sleep(max(0.0, SHARE * (loop.time() - began) - PAUSE) if wrote else RETRY)
         finally:
             if self._changed.is_set():
-                _write(self._path, self._data())
+                _write(self._path, self._parts())
 
     async def _write(self) -> bool:
         self._changed.clear()
-        data = self._data()
-        failed = await asyncio.to_thread(_write, self._path, data)
+        failed = await asyncio.to_thread(_write, self._path, self._parts())
         if failed and failed != self._told:
             _log.warning("snapshot not written; a boot while the store is away would begin from an older one", detail=failed)
         elif self._told and not failed:
@@ -143,40 +140,50 @@ class Recorder:
             self._changed.set()
         return not failed
 
-    def _data(self) -> bytes:
+    def _parts(self) -> list[bytes]:
+        """The file, in pieces that follow each other."""
         for prefix in self._known.keys() - self._packed.keys():
-            revision, cluster, values = self._known[prefix]
-            entries = [store_pb2.SnapshotEntry(key=key, value=value) for key, value in sorted(values.items())]
-            packed = store_pb2.SnapshotPrefix(prefix=prefix, revision=revision, cluster=cluster, entries=entries)
-            # Messages end to end are one message that holds all of them.
-            self._packed[prefix] = store_pb2.MirrorSnapshot(prefixes=[packed]).SerializeToString()
-        body = self._head + b"".join(self._packed[prefix] for prefix in sorted(self._packed))
-        return MAGIC + str(FORMAT).encode() + b"\n" + hashlib.sha256(body).digest() + body
+            self._packed[prefix] = list(_packed(prefix, *self._known[prefix]))
+        body = [self._head, *(part for prefix in sorted(self._packed) for part in self._packed[prefix])]
+        digest = hashlib.sha256()
+        for part in body:
+            digest.update(part)
+        return [MAGIC + str(FORMAT).encode() + b"\n" + digest.digest(), *body]
 
 
-def _write(path: Path, data: bytes) -> str:
+def _packed(prefix: str, revision: int, cluster: int, values: Mapping[str, bytes]) -> Iterator[bytes]:
+    """A prefix as messages of some entries each: messages end to end are one message, and a large one would need much room."""
+    names = sorted(values)
+    for start in range(0, max(len(names), 1), PART):
+        entries = [store_pb2.SnapshotEntry(key=key, value=values[key]) for key in names[start : start + PART]]
+        part = store_pb2.SnapshotPrefix(prefix=prefix, revision=revision, cluster=cluster, entries=entries)
+        yield store_pb2.MirrorSnapshot(prefixes=[part]).SerializeToString()
+
+
+def _write(path: Path, parts: Sequence[bytes]) -> str:
     """Replace the file; why not, when it fails."""
-    part = path.with_name(path.name + ".part")
+    beside = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             point("snapshot: begun")
             os.fchmod(file, 0o600)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(file, view) :]
+            for part in parts:
+                view = memoryview(part)
+                while view:
+                    view = view[os.write(file, view) :]
             os.fsync(file)
         finally:
             os.close(file)
         point("snapshot: written")
-        part.replace(path)
+        beside.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         return f"{path}: {error.strerror or error}"
     return ""

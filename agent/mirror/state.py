@@ -13,6 +13,7 @@ addresses · ("bridge", name): what its interfaces carry.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
@@ -48,12 +49,17 @@ class NetworkState(ScopeState):
 
     network: network_pb2.Network | None = None
     subnets: dict[str, network_pb2.Subnet] = field(default_factory=dict)
-    ports: dict[str, port_pb2.Port] = field(default_factory=dict)
+    ports: dict[str, bytes] = field(default_factory=dict)  # as they are stored; a parsed message is ten times as large
     bindings: dict[str, str] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)  # port → node that it shall be on
     members: dict[str, int] = field(default_factory=dict)  # node → number of ports bound to it
     domains: dict[str, int] = field(default_factory=dict)  # dns_domain → number of ports that have it as their own
     floating: dict[str, set[str]] = field(default_factory=dict)  # MAC of an address pair, not the port's own → ports
+
+    def port(self, port: str) -> port_pb2.Port | None:
+        """A port of the network."""
+        stored = self.ports.get(port)
+        return None if stored is None else port_pb2.Port.FromString(stored)
 
 
 class State:
@@ -266,7 +272,7 @@ class State:
 
     def _take_network(self, network: str, state: NetworkState, key: str, entry: Entry | None) -> set[Token]:
         (state.keys.add if entry else state.keys.discard)(key)
-        match keys.split(key):
+        match [sys.intern(part) for part in keys.split(key)]:
             case ["net", _, "network"]:
                 state.network = network_pb2.Network.FromString(entry.value) if entry else None
                 return {("network", network)}
@@ -292,9 +298,11 @@ class State:
 
     def _take_port(self, network: str, state: NetworkState, port: str, entry: Entry | None) -> set[Token]:
         new = port_pb2.Port.FromString(entry.value) if entry else None
-        old = state.ports.pop(port, None)
-        if new is not None:
-            state.ports[port] = new
+        old = state.port(port)
+        if entry is not None:
+            state.ports[port] = entry.value
+        else:
+            state.ports.pop(port, None)
         tokens: set[Token] = {("port", network, port)}
         before, after = old.dns_domain if old else "", new.dns_domain if new else ""
         if before != after:
@@ -314,7 +322,7 @@ class State:
 
     def _take_binding(self, network: str, state: NetworkState, port: str, entry: Entry | None) -> set[Token]:
         old = state.bindings.get(port, "")
-        new = port_pb2.Binding.FromString(entry.value).node if entry else ""
+        new = sys.intern(port_pb2.Binding.FromString(entry.value).node) if entry else ""
         if new:
             state.bindings[port] = new
         else:

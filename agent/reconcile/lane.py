@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
@@ -30,6 +31,10 @@ RECONNECT = 0.2
 # something over and over costs us a twentieth of a core.
 AUDIT_PAUSE = 0.5
 AUDIT_SHARE = 20
+
+_NONE: frozenset[str] = frozenset()
+
+T = TypeVar("T", bound=Item)
 
 _log = structlog.get_logger("kumihimo.agent")
 
@@ -70,7 +75,8 @@ class Lane:
         self._reading: dict[Driver, float] = {}  # seconds that it took last
         self._sparing = False  # what nobody desires stays
         self._unsettled = True  # what is applied may not be in force yet
-        self._scopes: dict[Key, set[str]] = {}
+        self._scopes: dict[Key, frozenset[str]] = {}
+        self._known_scopes: dict[frozenset[str], frozenset[str]] = {}  # one object for all keys that have the same
         self._dirty: set[Key] = set()
         self._failed: dict[Key, _Failed] = {}
         self._submitted = 0
@@ -79,7 +85,7 @@ class Lane:
         self._told = ""
         self.finished = 0
 
-    def submit(self, number: int, put: Mapping[Key, Item], delete: set[Key], scopes: Mapping[Key, set[str]]) -> None:
+    def submit(self, number: int, put: Mapping[Key, Item], delete: set[Key], scopes: Mapping[Key, frozenset[str]]) -> None:
         """State what has changed in what is desired. Keys of other lanes' kinds are passed over."""
         for key, item in put.items():
             if key[0] in self._kinds:
@@ -92,9 +98,10 @@ class Lane:
         self._submitted = number
         self._woken.set()
 
-    def _mark(self, key: Key, scopes: Mapping[Key, set[str]]) -> None:
+    def _mark(self, key: Key, scopes: Mapping[Key, frozenset[str]]) -> None:
         self._dirty.add(key)
-        self._scopes.setdefault(key, set()).update(scopes.get(key, ()))
+        concerned = self._scopes.get(key, _NONE) | scopes.get(key, _NONE)
+        self._scopes[key] = self._known_scopes.setdefault(concerned, concerned)
         failed = self._failed.get(key)
         if failed is not None:
             failed.again_at = 0.0
@@ -106,6 +113,11 @@ class Lane:
             self.unsettle()
         self._sparing = sparing
         self._started.set()
+
+    def as_wanted(self, item: T) -> T:
+        """The desired item, where the given one equals it: in a large cloud there are many, and each is to be kept once."""
+        wanted = self._desired.get(item.key)
+        return wanted if wanted is not None and wanted == item else item
 
     def failures(self) -> dict[str, dict[Key, Failure]]:
         """What fails, by scope."""
@@ -215,7 +227,7 @@ class Lane:
         """Read back what is there of a driver's kinds; what differs from what is desired becomes dirty."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        actual = dict(await driver.read_owned())
+        actual = {item.key: item for item in map(self.as_wanted, (await driver.read_owned()).values())}
         known = driver not in self._unknown
         self._unknown.discard(driver)
         self._audited.discard(driver)

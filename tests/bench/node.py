@@ -32,7 +32,7 @@ def measure() -> list[Figure]:
             # Another port of the network keeps its namespace and DHCP service: the plug of one port is measured.
             scene.vm(network, cloud.hosts[1])
             ours, baseline = [], []
-            # Whoever has to ask for a MAC first, and is not answered, asks again after a second: neither way is to pay for that.
+            # Who asks for a MAC and is not answered asks again after a second: neither way is to pay for that.
             wait_until(lambda: first.workload.reaches(second.ip), "both answer", PATIENCE)
             for _ in range(ROUNDS):
                 ours.append(plug(first, second))

@@ -36,6 +36,6 @@ def test_a_value_that_cannot_be_parsed_is_reported_and_everything_else_goes_on()
     assert machine.cloud.state.take(notice) == {("port", NETWORKS[0], PORTS[4])}
     assert set(machine.cloud.state.unreadable) == {broken}
     assert machine.cloud.state.networks[NETWORKS[0]].ports[PORTS[3]] == before, "what was known stays"
-    assert machine.cloud.state.networks[NETWORKS[0]].ports[PORTS[4]].name == "renamed"
-    machine.cloud.state.take(Changed(scope, 901, [(broken, Entry(before.SerializeToString(), 1, 901))]))
+    assert machine.cloud.state.networks[NETWORKS[0]].port(PORTS[4]).name == "renamed"
+    machine.cloud.state.take(Changed(scope, 901, [(broken, Entry(before, 1, 901))]))
     assert machine.cloud.state.unreadable == {}

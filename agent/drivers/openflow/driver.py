@@ -40,9 +40,8 @@ class OpenFlowDriver:
     """Driver (agent.model.item) of the kinds "flow" and "group".
 
     bridge is on the host's Open vSwitch, and has OpenFlow 1.5 among its protocols. is_ours tells by cookie, is_our_group by
-    number. The marker
-    is a flow that `synchronize` adds and deletes: a table that no packet enters and a cookie that nothing else has;
-    it counts neither as ours nor as foreign. timeout in seconds, for every answer of the switch.
+    number. The marker is a flow that `synchronize` adds and deletes: a table that no packet enters and a cookie that
+    nothing else has; it counts neither as ours nor as foreign. timeout in seconds, for every answer of the switch.
 
     The connection is opened when it is first needed, and again after a loss. Methods raise ConnectionError when the
     switch cannot be talked to; what was under way is then unknown, and has to be read again.
@@ -60,8 +59,11 @@ class OpenFlowDriver:
         marker_cookie: int,
         rundir: Path = Path("/var/run/openvswitch"),
         timeout: float = 10.0,
+        same: Callable[[Flow], Flow] = lambda flow: flow,
     ) -> None:
+        """same: gives an equal flow that is kept elsewhere already, or the one that it is given."""
         self._bridge = bridge
+        self._same = same
         self._is_ours = is_ours
         self._is_our_group = is_our_group
         self._marker = Flow(marker_table, 0, (), (), marker_cookie)
@@ -116,7 +118,7 @@ class OpenFlowDriver:
         marker = (self._marker.table, self._marker.cookie)
         known: dict[bytes, Flow] = {}
         for body in await self._multipart(codec.flows_request()):
-            known.update(codec.flows_known(body, self._known))
+            known.update((raw, self._same(flow)) for raw, flow in codec.flows_known(body, self._known))
         self._known = known
         self._groups = await self._all_groups()
         owned: dict[Key, Item] = {}
