@@ -6,6 +6,7 @@ network is refused at once: the service namespace has no way to the outside, so 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 
 from agent.compile.base import ETH_IPV4, ETH_IPV6, ICMPV6, UDP, flow, ip_number, is_ipv6, mac_number
@@ -29,7 +30,7 @@ def name(network: network_pb2.Network, port: port_pb2.Port) -> Iterator[PortName
         for each in assignments(port, network.dns_domain)
     )
     if lines:
-        yield PortName(network.id, port.id, lines)
+        yield PortName(sys.intern(network.id), sys.intern(port.id), lines)
 
 
 def dns_config(view: View, network: network_pb2.Network) -> Iterator[str]:

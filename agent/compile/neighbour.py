@@ -33,6 +33,7 @@ ADVERTISEMENT = {**SOLICITATION, "icmpv6_type": ADVERTISE}
 TARGET_LINK_LAYER = 2  # type of an option (RFC 4861, section 4.6.1)
 # Bits of an advertisement (section 4.4): it answers a solicitation; it is to replace what was known.
 SOLICITED, OVERRIDE = 1 << 30, 1 << 29
+FOUND_IT = SetField(FLAGS, NEIGHBOUR_FOUND, NEIGHBOUR_FOUND)
 ALL_NODES, ALL_NODES_MAC = ip_number("ff02::1"), 0x3333_0000_0001
 
 
@@ -44,7 +45,7 @@ def neighbour(network_key: int, ip: str, mac: int, mark: int) -> Flow:
         100,
         match(metadata=network_key, **{asked: ip_number(ip)}),
         SetField(FOUND, mac << FOUND_OFFSET, MAC_MASK),
-        SetField(FLAGS, NEIGHBOUR_FOUND, NEIGHBOUR_FOUND),
+        FOUND_IT,
         cookie=mark,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from agent.compile.provider import PHYSICAL, obstacle, provider, provider_items
 from agent.compile.tunnel import TUNNELS, is_enabled, tunnel_items
@@ -36,8 +37,14 @@ def segment_items(view: View, network: network_pb2.Network, mark: int) -> Iterat
 def to_node(network: network_pb2.Network, node: node_pb2.Node) -> tuple[Action, ...]:
     """To a port on another node; () where nothing leads there."""
     if network.network_type in TUNNELS:
-        return SetField(NODE_KEY, node.key), Resubmit(Table.NODE)
+        return _by_tunnel(node.key)
     return (Resubmit(Table.PROVIDER),) if network.network_type in PHYSICAL else ()
+
+
+@lru_cache(4096)
+def _by_tunnel(node_key: int) -> tuple[Action, ...]:
+    """One object for all ports of a node."""
+    return SetField(NODE_KEY, node_key), Resubmit(Table.NODE)
 
 
 def to_all_nodes(view: View, network: network_pb2.Network) -> Iterator[tuple[Action, ...]]:

@@ -67,7 +67,7 @@ def state(*interfaces: Interface) -> State:
     network = made.networks[NET] = NetworkState(listed=True, members={"h1": 1, "h2": 3})
     vxlan = network_pb2.NETWORK_TYPE_VXLAN
     network.network = network_pb2.Network(id=NET, name="web", network_type=vxlan, segmentation_id=100)
-    network.ports[PORT] = port_pb2.Port(id=PORT, name="web1")
+    network.ports[PORT] = port_pb2.Port(id=PORT, name="web1").SerializeToString()
     return made
 
 
