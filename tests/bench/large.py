@@ -161,6 +161,8 @@ def _at_once(cloud: Cloud, scene: Scene, control: ControlFlow) -> Iterator[Figur
     vm = scene.vm(network, host)
     yield Figure(f"agent start, {AT_ONCE} wired ports", "ms", _starts(cloud, vm), [], "none", "≤ 2,000 ms")
     host.run(["ovs-vsctl", *_unplugs("br-int")])
+    scene.remove(vm)
+    wait_until(lambda: not any(port.binding for port in cloud.admin.list(port_pb2.Port)), "none is bound", PATIENCE)
     cloud.admin.delete(network, force=True)
 
 
