@@ -143,7 +143,7 @@ DAMAGES: dict[str, tuple[Change, list[str]]] = {
         [f"{keys.index('Subnet', GONE)}: nothing calls for it"],
     ),
     "index elsewhere": (
-        lambda made, entries: _swap(entries, keys.index("Port", made.port), network_id=made.other),
+        lambda made, entries: _swap(entries, keys.index("Port", made.port), parent_id=made.other),
         ["it says network"],
     ),
     "binding without index": (lambda made, _: [client.delete(keys.bound_to("h1", made.port))], ["does not list the port"]),

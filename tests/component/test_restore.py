@@ -174,7 +174,7 @@ async def test_c_06_wait_after_a_restoration_waits_for_nodes_that_have_not_spoke
         again.plug(port)
         await api.wait(revision=changed.revision, ids=[port])
         group = ("group", again.state.networks[network].network.key)  # type: ignore[union-attr]
-        assert again.state.networks[network].ports[port].admin_state_up is False, group
+        assert again.state.networks[network].port(port).admin_state_up is False, group  # type: ignore[union-attr]
     # Who stays silent for longer than a lease is dead, and not waited for.
     await cloud.write(client.delete(keys.STATUS, prefix=True), client.delete(keys.RESTORED))
     await api.wait(ids=[port], seconds=5)
