@@ -50,7 +50,7 @@ def command(kind: Kind, method: MethodDescriptor, target: click.Argument) -> cli
             reply = api.call(kind.service.full_name, method.name, request)
             try:
                 if changes and params["wait"] and not params["validate_only"]:
-                    api.wait(reply.revision, [reply.id], timeout=params["timeout"])
+                    api.wait(reply.revision, [request.id], timeout=params["timeout"])
             finally:
                 _show(reply, changes, output)
 
