@@ -104,9 +104,13 @@ def _create(kind: Kind) -> click.Command:
         click.Argument(["positional"], nargs=-1, metavar=usage, type=ObjectName(first)),
         *(options.FieldOption(field) for field in kind.settable),
     ]
-    example = " ".join(_sample(kind, field) for field in arguments)
+    words = [_sample(kind, field) for field in arguments]
+    for field in kind.settable:
+        if required(field) and field not in arguments and field.name != "id":
+            words.append(f"--{option_name(field)} {_sample(kind, field)}")
     if "name" not in kind.options.arguments and not kind.options.operator_named:
-        example += f" --name my-{kind.noun}"
+        words.append(f"--name my-{kind.noun}")
+    example = " ".join(words)
     shared = options.decorate(callback, options.change_options)
     return _command(kind, "create", f"Create a {kind.options.singular}.", example, shared, params)
 
@@ -344,7 +348,10 @@ def _sample(kind: Kind, field: FieldDescriptor) -> str:
     """A value for an example."""
     known = rules(field)
     if known.reference:
-        return f"my-{known.reference.lower()}"
+        other = kind_named(known.reference)
+        return f"my-{other.noun if other else known.reference.lower()}"
+    if field.enum_type is not None:
+        return values.choices(field.enum_type)[0]
     if known.format == resource_pb2.FORMAT_CIDR:
         return "10.0.0.0/24"
     return _mine(kind) if field.name in ("id", "name") else _metavar(field)
