@@ -11,7 +11,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from cli import completion, methods, options, plugins, render, values
 from cli.errors import DENIED, NOT_FOUND, UNAVAILABLE, CliError
-from cli.kinds import Kind, kind_named, option_name, required, rules
+from cli.kinds import Kind, kind_held, kind_named, option_name, required, rules
 from kumihimo.v1 import resource_pb2
 
 
@@ -129,6 +129,7 @@ def _place(ctx: click.Context, arguments: Sequence[FieldDescriptor], positional:
 
 def _show(kind: Kind) -> click.Command:
     has_live = LIVE in kind.service.methods_by_name
+    holds_others = any(map(kind_held, kind.descriptor.fields))
 
     def callback(ctx: click.Context, target: str, at: int, output: str, **params: Any) -> None:
         from cli import client, live
@@ -138,6 +139,8 @@ def _show(kind: Kind) -> click.Command:
             raise click.UsageError("what was is not live: leave --at out", ctx)
         with client.connect(ctx.obj) as api:
             item = api.find(kind.name, target, at)
+            if holds_others and not at:
+                item = api.get(kind, item.id, whole=True)
             found = None
             if has_live and not at and (params["svg"] or (output == "table" if wanted is None else wanted)):
                 found = live.ask(api, kind, item.id)
