@@ -34,6 +34,8 @@ from controlplane.controllers import runner
 from controlplane.controllers.access import AccessControl
 from controlplane.controllers.binder import Binder
 from controlplane.controllers.compactor import Compactor
+from controlplane.controllers.expiry import Expiry
+from controlplane.controllers.members import Members
 from controlplane.controllers.registrar import Registrar
 from controlplane.controllers.release import Release
 from controlplane.errors import BadConfig, StoreRefused, StoreUnavailable
@@ -77,8 +79,9 @@ def handlers(
             "Update": crud.update,
             "Delete": crud.delete,
         }
-        verbs.update((name, crud.change(method)) for name, method in RULES[kind.name].changes.items())
-        verbs.update((name, crud.read(method)) for name, method in RULES[kind.name].reads.items())
+        rules = RULES[kind.name]
+        verbs.update((name, crud.change(method, rules.completes.get(name))) for name, method in rules.changes.items())
+        verbs.update((name, crud.read(method)) for name, method in rules.reads.items())
         if kind.name == "Node":
             verbs["Inspect"] = Inspect(cache, agents).inspect
         found.append(_service(kind.service, kind.name, verbs, dispatch))
@@ -144,6 +147,8 @@ async def serve(settings: config.Config) -> None:
             Binder(committer, progress),
             Release(committer, progress),
             Registrar(committer, progress, installation),
+            Expiry(committer, progress, installation),
+            Members(committer, progress, installation),
             Compactor(store, cache, settings.store.history),
         ]
         if settings.etcd_tls:
