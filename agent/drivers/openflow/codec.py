@@ -1,7 +1,8 @@
 """OpenFlow 1.5 messages (wire version 6) as bytes, and back.
 
 Sources: OpenFlow Switch Specification 1.5.1, section 7, and for Open vSwitch's own actions (resubmit, ct), group command
-(add-or-mod), handling of fragments and flush of a zone ovs-actions(7), ovs-ofctl(8) and lib/ofp-actions.c. What was encoded, sent and read back decodes to an equal value.
+(add-or-mod), handling of fragments and flush of a zone ovs-actions(7), ovs-ofctl(8) and lib/ofp-actions.c. What was encoded,
+sent and read back decodes to an equal value.
 
 Version 1.5 and not 1.4: only 1.5 has set-field with a mask and copy-field. Over 1.4 Open vSwitch answers a masked
 set-field as NXAST_REG_LOAD, one for each run of bits in the mask, from which the original action cannot be told. The
