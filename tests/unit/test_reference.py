@@ -16,9 +16,9 @@ from cli.main import root
 from docs import generate
 from tests.unit.test_imports import modules
 
-# Algorithms, environment, alarms of etcd, usage texts: words in capitals that are no reasons.
+# Algorithms, values, environment, alarms of etcd, usage texts: words in capitals that are no reasons.
 OTHERS = re.compile(
-    r"(RS|PS|ES)\d+|UNSPECIFIED|NAMES?|FILE|BUNDLE|NONE|USER|SIZE|CORRUPT|NOSPACE|GRPC_VERBOSITY|ETCDCTL_API|KUMI_FAULT"
+    r"(RS|PS|ES)\d+|UNSPECIFIED|PARENT|NAMES?|FILE|BUNDLE|NONE|USER|SIZE|CORRUPT|NOSPACE|GRPC_VERBOSITY|ETCDCTL_API|KUMI_FAULT"
 )
 _WORD = re.compile(r"(?=.{4})[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
 
