@@ -14,7 +14,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agent.compile.view import View
-from agent.mirror.state import State, Token
+from agent.mirror.scope import Token
+from agent.mirror.state import State
 from agent.model.item import Item, Key
 
 Unit = tuple[Hashable, ...]

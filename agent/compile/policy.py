@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from agent.compile.base import ETH_ARP, ETH_IPV4, ETH_IPV6, ICMPV6, drop, flow, is_up
 from agent.compile.port import verdict
-from agent.compile.view import Group, View
+from agent.compile.view import View
 from agent.mirror.groups import groups_of
 from agent.model.flow import (
     CT_INVALID,
@@ -59,6 +59,7 @@ from agent.model.pipeline import (
     cookie,
 )
 from agent.model.remark import pending
+from controlplane.store import keys
 
 IGMP = 2
 # Query, report and done of MLD, report of MLDv2; solicitations and advertisements of routers and neighbours: what IPv6 cannot
@@ -113,7 +114,7 @@ def compile_filter(_: View) -> Iterable[Item]:
     # What is allowed already is not looked at any more.
     allowed = match(**{FLAGS: (ALLOWED, ALLOWED)})
     for table in (Table.GROUP, Table.MEMBERS, Table.RULES):
-        yield flow(table, 1000, allowed, cookie=base)
+        yield flow(table, 1000, allowed, SetField(FLAGS, ALLOWED, ALLOWED), cookie=base)
 
 
 def _states(side: Side, base: int) -> Iterator[Flow]:
@@ -142,7 +143,7 @@ _CLEAN = tuple(SetField(register, 0) for register in (JUDGED, REMOTE, GENERATION
 
 
 def _decisions(side: Side, base: int) -> Iterator[Flow]:
-    onward = (SetField(FLAGS, 0, ALLOWED | OBSERVED), *_CLEAN, Resubmit(side.onward))
+    onward: tuple[Action, ...] = (SetField(FLAGS, 0, ALLOWED | OBSERVED), *_CLEAN, Resubmit(side.onward))
     for family in FAMILIES:
         allowed = match(**{FLAGS: (ALLOWED, ALLOWED)}, eth_type=family)
         observed = match(**{FLAGS: (OBSERVED, OBSERVED)}, eth_type=family)
@@ -158,7 +159,7 @@ def _decisions(side: Side, base: int) -> Iterator[Flow]:
 
 def _observe() -> tuple[Action, ...]:
     """Count what is let through, and go on."""
-    return SetField(REASON, int(Reason.OBSERVED)), Resubmit(Table.DROP), SetField(REASON, 0)
+    return SetField(REASON, int(Reason.OBSERVED)), Resubmit(Table.DROP)
 
 
 def compile_policy(view: View, network_id: str, port_id: str) -> Iterable[Item]:
@@ -178,7 +179,7 @@ def compile_policy(view: View, network_id: str, port_id: str) -> Iterable[Item]:
     named = {*scopes, *(remote for found in remotes.values() for remote in found if remote)}
     known = {scope: view.group(scope) for scope in named}
     if None in known.values():
-        yield pending(network_id, "what the rules of its groups name is not known yet", port_id)
+        yield pending(keys.scope(network_id), "what the security groups of a port say is not known yet")
     groups = [group for scope in scopes if (group := known[scope]) is not None and group.key]
     generation = _generation(view, scopes, named)
     stateless = any(not group.stateful for group in groups)
@@ -193,7 +194,7 @@ def compile_policy(view: View, network_id: str, port_id: str) -> Iterable[Item]:
     for bit in (0, STATELESS) if stateless else (0,):
         turns = [group.key for group in groups if group.stateful == (not bit)]
         asked = [action for key in turns for action in (SetField(JUDGED, key, GROUP_KEY), Resubmit(Table.GROUP))]
-        where = match(**{POLICY_PORT: ofport, JUDGED: (bit, STATELESS)})
+        where = match(**{POLICY_PORT: ofport}, **{JUDGED: (bit, STATELESS)})
         yield flow(Table.POLICY, 100, where, SetField(GENERATION, generation), *observes, *asked, cookie=mark)
 
 
@@ -224,11 +225,3 @@ def _generation(view: View, scopes: Iterable[str], named: Iterable[str]) -> int:
     rule that names a group: its connections are asked about once more."""
     text = "\n".join([*scopes, "", *(f"{scope} {view.cut(scope)}" for scope in sorted(named))])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") or 1
-
-
-def scope_cookie(scope: str) -> int:
-    """The cookie of flows that several rules or members of a group share."""
-    return cookie(CookieKind.GROUP, scope.rstrip("/").rsplit("/", 1)[1])
-
-
-__all__ = ["EGRESS", "INGRESS", "Group", "compile_filter", "compile_policy", "scope_cookie"]

@@ -7,10 +7,9 @@ the number of rules, and a rule one for each masked range of ports, whatever the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from agent.compile.base import ETH_IPV4, ETH_IPV6, ICMPV6, flow
-from agent.compile.policy import scope_cookie
 from agent.compile.view import View
 from agent.model.flow import CT_INVALID, CT_TRACKED, LATER, Flow, Resubmit, SetField, match
 from agent.model.item import Item
@@ -28,6 +27,7 @@ from agent.model.pipeline import (
 )
 from agent.model.remark import pending
 from agent.model.rule import Allowed, Direction, Masked, Prefix
+from controlplane.store import keys
 
 Fields = dict[str, int | tuple[int, int]]
 ANYBODY = 0
@@ -52,13 +52,13 @@ def compile_group(view: View, scope: str) -> Iterable[Item]:
     group = view.group(scope)
     if group is None or not group.key or not group.used:
         return
-    keys: dict[Direction, list[int]] = {}
+    lists: dict[Direction, list[int]] = {}
     for remote, directions in view.remotes(scope).items():
-        key = _key(view, remote)
-        for direction in directions if key is not None else ():
-            keys.setdefault(direction, []).append(key or ANYBODY)
+        if (key := _key(view, remote)) is not None:
+            for direction in directions:
+                lists.setdefault(direction, []).append(key)
     mark = scope_cookie(scope)
-    for direction, remotes in sorted(keys.items()):
+    for direction, remotes in sorted(lists.items()):
         asked = [
             action
             for key in sorted(remotes)
@@ -94,7 +94,7 @@ def compile_rule(view: View, scope: str, rule_id: str) -> Iterable[Item]:
     key = _key(view, rule.remote)
     if key is None:
         if view.group(rule.remote) is None:
-            yield pending(scope, "what a rule names is not known yet", rule_id)
+            yield pending(scope, "what a rule names is not known yet")
         return
     for allowed in rule.allows:
         if view.owner(scope, allowed) == rule_id:
@@ -148,11 +148,9 @@ def _asked(group: int, direction: Direction, way: int) -> Fields:
 def _other_side(direction: Direction, way: int, prefix: Masked) -> Fields:
     """Who has sent what is received, and who is to receive what is sent."""
     end = "src" if direction.ingress else "dst"
-    if way:
-        name = f"ct_ipv6_{end}" if direction.ipv6 else f"ct_nw_{end}"
-    else:
-        name = f"ipv6_{end}" if direction.ipv6 else f"ip_{end}"
-    return {"eth_type": ETH_IPV6 if direction.ipv6 else ETH_IPV4, name: prefix} | ({"ct_state": VALID} if way else {})
+    names = (f"ct_ipv6_{end}", f"ct_nw_{end}") if way else (f"ipv6_{end}", f"ip_{end}")
+    fields: Fields = {"eth_type": ETH_IPV6 if direction.ipv6 else ETH_IPV4, names[not direction.ipv6]: prefix}
+    return fields | {"ct_state": VALID} if way else fields
 
 
 def _packet(allowed: Allowed, way: int) -> Fields:
@@ -163,10 +161,11 @@ def _packet(allowed: Allowed, way: int) -> Fields:
     fields: Fields = {"ct_nw_proto" if way else "ip_proto": allowed.protocol} | ({"ct_state": VALID} if way else {})
     for name, masked in ((source, allowed.source), (target, allowed.target)):
         if masked is not None:
-            fields[name] = _bits(masked, way, allowed.protocol)
+            # Type and code of ICMP have 8 bits, but 16 as those of a connection.
+            fields[name] = masked[0] if allowed.protocol in (ICMP, ICMPV6) else masked
     return fields
 
 
-def _bits(masked: Masked, way: int, protocol: int) -> Masked | int:
-    """A masked number; type and code of ICMP have 8 bits, but 16 as those of a connection."""
-    return masked[0] if protocol in (ICMP, ICMPV6) else masked
+def scope_cookie(scope: str) -> int:
+    """The cookie of flows that several rules or members of a group share."""
+    return cookie(CookieKind.GROUP, keys.split(scope)[1])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from agent.facts.model import Interface
 from agent.mirror.groups import GroupState
-from agent.mirror.state import NetworkState, State, Token
+from agent.mirror.scope import Token
+from agent.mirror.state import NetworkState, State
 from agent.model.rule import Allowed, Direction, Prefix, Rule
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2
 

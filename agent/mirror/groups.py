@@ -46,6 +46,17 @@ class GroupState(ScopeState):
     fragments: Counter[Allowed] = field(default_factory=Counter)
     remotes: dict[str, Counter[Direction]] = field(default_factory=lambda: defaultdict(Counter))
 
+    def holds(self, token: Token) -> bool:
+        """Whether it has the member, rule or match that a token names."""
+        match token:
+            case ("member", _, str(name)):
+                return name in self.members
+            case ("rule", _, str(rule)):
+                return rule in self.rules
+            case ("fragments", _, Allowed() as allowed):
+                return allowed in self.fragments
+        return True
+
 
 def groups_of(port: port_pb2.Port) -> tuple[str, ...] | None:
     """Scopes of the security groups by which a port is filtered; None when it is not filtered."""

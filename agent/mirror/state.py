@@ -9,8 +9,8 @@ groups, and the groups that rules of those name; and all nodes.
 Tokens: ("node", id) · ("network", net) · ("subnets", net) · ("port", net, id): port, binding, or its interface ·
 ("local", net): the set of ports plugged here · ("members", net): the set of other nodes with ports · ("domains", net): the set
 of domains that ports have of their own · ("floating", net): MACs of address pairs · ("interface", name) · ("host",): bridges,
-addresses · ("bridge", name): what its interfaces carry · ("policy", net, id): of a port plugged here, anything that decides how it is
-filtered · those of groups (groups.py).
+addresses · ("bridge", name): what its interfaces carry · ("policy", net, id): of a port plugged here, anything that decides how
+it is filtered · those of groups (groups.py).
 """
 
 from __future__ import annotations
