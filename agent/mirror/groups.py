@@ -28,6 +28,7 @@ ICMP = (1, 58)
 WITH_PORTS = (6, 17, 132)  # TCP, UDP, SCTP: those whose ports Open vSwitch looks at
 ANY = -1
 WHOLE = (1 << 16) - 1
+LAST_OF_ICMP = 255
 SECURITY, ADDRESS = "secgroup", "addrgroup"
 
 
@@ -115,6 +116,8 @@ class Groups:
         return tokens
 
     def _count(self, remote: str, direction: Direction, number: int) -> set[Token]:
+        if not remote:
+            return set()
         known = self.named.setdefault(remote, Counter())
         before = set(known)
         known[direction] += number
@@ -191,7 +194,7 @@ class Groups:
         for rule, number in ((old, -1), (new, 1)):
             if rule is not None:
                 tokens |= _index(scope, state, rule, number)
-                if rule.remote and self.is_used(scope):
+                if self.is_used(scope):
                     tokens |= self._count(rule.remote, rule.direction, number)
         return tokens | self._forget()
 
@@ -292,7 +295,7 @@ def _allowed(stored: security_pb2.SecurityGroupRule, direction: Direction, remot
     high = stored.port_range_max if stored.HasField("port_range_max") else None
     if low is None:
         yield whole
-    elif protocol in ICMP:
+    elif protocol in ICMP and max(low, high or 0) <= LAST_OF_ICMP:
         yield whole._replace(source=(low, WHOLE), target=None if high is None else (high, WHOLE))
     elif protocol in WITH_PORTS and high is not None:
         for ports in ranged(low, high):
