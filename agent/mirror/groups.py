@@ -5,8 +5,9 @@ address, or of one port elsewhere, is a change of one member.
 
 Tokens: ("group", scope): key, stateful, mode, whether it is listed, whether ports here have it · ("member", scope, name) ·
 ("rule", scope, id) · ("allowed", scope, allowed): the rule that has a match which several want · ("fragments", scope,
-allowed): whether any rule has matches with it · ("remotes", scope): groups that its rules name · ("named", scope): in which
-directions and families rules of ports here name it · ("cut", scope): when something was last taken away from it.
+allowed): whether any rule has matches with it · ("remotes", scope): groups that its rules name, and in which directions ·
+("referents", scope): the groups alone · ("named", scope): in which directions and families rules of ports here name it ·
+("cut", scope): when something was last taken away from it.
 """
 
 from __future__ import annotations
@@ -237,13 +238,15 @@ def _index(scope: str, state: GroupState, rule: Rule, number: int) -> set[Token]
         del known[rule.direction]
     if before_directions != set(known):
         tokens.add(("remotes", scope))
+        if rule.remote and not (before_directions and known):
+            tokens.add(("referents", scope))
     if not known:
         del state.remotes[rule.remote]
     return tokens
 
 
 def _tokens(scope: str, state: GroupState) -> Iterator[Token]:
-    yield from ((what, scope) for what in ("group", "cut", "remotes", "named"))
+    yield from ((what, scope) for what in ("group", "cut", "remotes", "referents", "named"))
     yield from (("member", scope, name) for name in state.members)
     yield from (("rule", scope, rule) for rule in state.rules)
     yield from (("fragments", scope, allowed) for allowed in state.fragments)

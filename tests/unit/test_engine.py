@@ -167,7 +167,9 @@ class Incremental(RuleBasedStateMachine):
         for number in range(len(ADDRESS_GROUPS)):
             self.put_addresses(number, ["10.0.0.3", "10.0.1.0/26", "fd00::/64"], True)
         for number in range(len(RULES) // 2):
-            self.put_rule(number, number % 2 == 0, chance.choice(REMOTES), chance.choice(["", "tcp"]), (80, 83), number % 5 == 0)
+            self.put_rule(
+                number, number % 2 == 0, chance.choice(REMOTES), chance.choice(["", "tcp"]), (80, 83), number % 5 == 0
+            )
         self.cloud.settle()
 
     @rule(number=st.integers(0, 3), tunnel=st.booleans(), mapped=st.sampled_from(["", "eth1", "br-ex"]))
@@ -270,7 +272,9 @@ class Incremental(RuleBasedStateMachine):
 
     @rule(
         number=st.integers(0, 1),
-        addresses=st.lists(st.sampled_from(["10.0.0.3", "10.0.0.0/24", "10.0.0.5-10.0.0.9", "fd00::/64", "nonsense"]), unique=True),
+        addresses=st.lists(
+            st.sampled_from(["10.0.0.3", "10.0.0.0/24", "10.0.0.5-10.0.0.9", "fd00::/64", "nonsense"]), unique=True
+        ),
         there=st.booleans(),
     )
     def put_addresses(self, number: int, addresses: list[str], there: bool) -> None:
