@@ -191,6 +191,10 @@ class Guest:
     def send(self, *frames: bytes) -> None:
         self._ask(frames=[frame.hex() for frame in frames])
 
+    def repeat(self, *frames: bytes, period: float = 0.002) -> None:
+        """Send the frames every period (seconds), in place of those before; none: no more."""
+        self._ask(repeat=[frame.hex() for frame in frames], period=period)
+
     def probe(
         self,
         sent: Sequence[bytes],
