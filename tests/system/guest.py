@@ -23,11 +23,13 @@ import time
 
 EVERY_PROTOCOL = 0x0003
 KEPT = 20000
+SO_RCVBUFFORCE, BUFFER = 33, 1 << 24  # socket(7); bytes
 
 
 class Guest:
     def __init__(self, interface):
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(EVERY_PROTOCOL))
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         self.socket.bind((interface, 0))
         self.frames = []
         self.sent = []
