@@ -51,7 +51,7 @@ class Output:
 
     def fill(self, message: Any, caller: Caller, named: Container[str] = ()) -> Any:
         """The message with its output fields; revision and etag must be set. named: fields that are made for who names them."""
-        if message.DESCRIPTOR.name == "SecurityGroup" and "rules" in named:
+        if message.DESCRIPTOR.name == "SecurityGroup" and ("rules" in named or "*" in named):
             message.rules.extend(self._rules_of(message.id))
         make = self._makers.get(message.DESCRIPTOR.name)
         if make is not None:
