@@ -1,7 +1,7 @@
 """UDP, as a script in a workload. Standard library alone.
 
-`datagram.py serve PORT` sends back what it is sent, until it is stopped. `datagram.py ask ADDRESS PORT BYTES` sends so much and
-prints what comes of it: `answered`, `refused` (an error of ICMP has come back) or `silence`.
+`datagram.py serve PORT` sends back what it is sent, until it is stopped. `datagram.py ask ADDRESS PORT BYTES SECONDS` sends so
+much and prints what comes of it within so long: `answered`, `refused` (an error of ICMP has come back) or `silence`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import sys
 
-PATIENCE = 10  # seconds
 MOST = 1 << 16
 
 
@@ -23,9 +22,9 @@ def serve(port: int) -> None:
             place.sendto(data, asker)
 
 
-def ask(address: str, port: int, size: int) -> str:
+def ask(address: str, port: int, size: int, seconds: float) -> str:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as place:
-        place.settimeout(PATIENCE)
+        place.settimeout(seconds)
         place.connect((address, port))
         try:
             place.send(bytes(size))
@@ -40,4 +39,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(int(sys.argv[2]))
     else:
-        print(ask(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])), flush=True)
+        print(ask(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])), flush=True)
