@@ -69,7 +69,7 @@ def _parse(data: bytes, node: str, endpoints: Sequence[str]) -> dict[str, Listed
     for part in stored.prefixes:
         # A prefix may come in parts, which follow each other.
         listed = found.setdefault(part.prefix, Listed(part.prefix, part.revision, {}, part.cluster))
-        listed.entries.update((entry.key, Entry(entry.value, 0, part.revision)) for entry in part.entries)
+        listed.entries.update((entry.key, Entry(entry.value, 0, entry.mod_revision or part.revision)) for entry in part.entries)
     return found
 
 
@@ -79,7 +79,7 @@ class Recorder:
     def __init__(self, path: Path, node: str, endpoints: Sequence[str]) -> None:
         self._path = path
         self._head = store_pb2.MirrorSnapshot(node=node, etcd=endpoints).SerializeToString()
-        self._known: dict[str, tuple[int, int, dict[str, bytes]]] = {}  # prefix → revision, cluster, values by key
+        self._known: dict[str, tuple[int, int, dict[str, Entry]]] = {}  # prefix → revision, cluster, entries by key
         self._packed: dict[str, list[bytes]] = {}  # those that have not changed since
         self._changed = asyncio.Event()
         self._told = ""
@@ -93,19 +93,18 @@ class Recorder:
         if isinstance(notice, Listed):
             self._take_list(notice)
         elif notice.prefix in self._known:
-            _, cluster, values = self._known[notice.prefix]
+            _, cluster, entries = self._known[notice.prefix]
             for key, entry in notice.changes:
                 if entry is None:
-                    values.pop(key, None)
+                    entries.pop(key, None)
                 else:
-                    values[key] = entry.value
-            self._known[notice.prefix] = notice.revision, cluster, values
+                    entries[key] = entry
+            self._known[notice.prefix] = notice.revision, cluster, entries
         self._packed.pop(notice.prefix, None)
         self._changed.set()
 
     def _take_list(self, listed: Listed) -> None:
-        values = {key: entry.value for key, entry in listed.entries.items()}
-        self._known[listed.prefix] = listed.revision, listed.cluster, values
+        self._known[listed.prefix] = listed.revision, listed.cluster, dict(listed.entries)
 
     def keep(self, prefixes: set[str]) -> None:
         """Forget all others."""
@@ -151,11 +150,14 @@ class Recorder:
         return [MAGIC + str(FORMAT).encode() + b"\n" + digest.digest(), *body]
 
 
-def _packed(prefix: str, revision: int, cluster: int, values: Mapping[str, bytes]) -> Iterator[bytes]:
+def _packed(prefix: str, revision: int, cluster: int, known: Mapping[str, Entry]) -> Iterator[bytes]:
     """A prefix as messages of some entries each: messages end to end are one message, and a large one would need much room."""
-    names = sorted(values)
+    names = sorted(known)
     for start in range(0, max(len(names), 1), PART):
-        entries = [store_pb2.SnapshotEntry(key=key, value=values[key]) for key in names[start : start + PART]]
+        entries = [
+            store_pb2.SnapshotEntry(key=key, value=known[key].value, mod_revision=known[key].mod_revision)
+            for key in names[start : start + PART]
+        ]
         part = store_pb2.SnapshotPrefix(prefix=prefix, revision=revision, cluster=cluster, entries=entries)
         yield store_pb2.MirrorSnapshot(prefixes=[part]).SerializeToString()
 

@@ -183,9 +183,11 @@ class Output:
     def _late_group(self, message: Any, node: str) -> str:
         """A security group of a port that its node has not applied as of the port's last change; "" when there is none."""
         for group in message.security_group_ids:
-            applied = self._progress.applied(keys.scope(group, "secgroup")).get(node)
-            # A node that concerns itself with none of them is of an earlier release.
-            if applied is not None and applied.revision < message.revision:
+            scope = keys.scope(group, "secgroup")
+            applied = self._progress.applied(scope).get(node)
+            # A node that concerns itself with none of them is of an earlier release. Not every change of a port is one of its
+            # groups.
+            if applied is not None and applied.revision < min(message.revision, self._progress.revision_of(scope)):
                 return str(group)
         return ""
 

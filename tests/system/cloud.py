@@ -25,15 +25,18 @@ from cli.client import Client, CliError, connect
 from cli.kinds import kind_of
 from cli.settings import Settings
 from deploy.lab import Host, Lab, LabError, Workload, wait_until
-from kumihimo.v1 import network_pb2, node_pb2, port_pb2, settings_pb2
+from kumihimo.v1 import network_pb2, node_pb2, port_pb2, security_pb2, settings_pb2
 from tests.system import frames
 
+UNLIMITED = -1  # of a quota
 PATIENCE = 30.0  # seconds for what usually takes less than one
 DUMP = "ovs-ofctl -O OpenFlow15"
-# Cookies of flows that belong to a network or a port (agent/model/pipeline.py); all others are the node's own.
-NOT_BASE = ("cookie=0x4d", "cookie=0x4e")
+# Cookies of flows that belong to a network, port, group or rule (agent/model/pipeline.py); all others are the node's own.
+NOT_BASE = ("cookie=0x4d", "cookie=0x4e", "cookie=0x50", "cookie=0x51")
+# Default groups of projects stay.
 KEPT_KEYS = re.compile(
-    r"/kumihimo/(meta/|node/|physical_network/|settings/|status/[^/]+/(agent|nodes|counters|drift)$|alive/|controller/|change/|request/|claim/(node-key|tunnel-ip)/)"
+    r"/kumihimo/(meta/|node/|physical_network/|settings/|status/[^/]+/(agent|nodes|counters|drift|rules)$|alive/|controller/"
+    r"|change/|request/|claim/(node-key|tunnel-ip|group-key|rule)/|secgroup/|index/securitygroup(rule)?/)"
 )
 
 
@@ -87,6 +90,8 @@ class Cloud:
         self.ensure()
         self._callers = [Api(name) for name in ("admin", "alice", "bob")]
         self.admin, self.alice, self.bob = self._callers
+        groups = {"security_groups": UNLIMITED, "security_group_rules": UNLIMITED}
+        self.admin.update(settings_pb2.Settings(id="installation", quotas=groups), "quotas")
         if ip_version == 6:
             self.admin.update(
                 settings_pb2.Settings(id="installation", underlay_ip_version="IP_VERSION_IPV6"), "underlay_ip_version"
@@ -188,6 +193,10 @@ class Guest:
 
     def send(self, *frames: bytes) -> None:
         self._ask(frames=[frame.hex() for frame in frames])
+
+    def repeat(self, *frames: bytes, period: float = 0.002) -> None:
+        """Send the frames every period (seconds), in place of those before; none: no more."""
+        self._ask(repeat=[frame.hex() for frame in frames], period=period)
 
     def probe(
         self,
@@ -294,8 +303,8 @@ class Vm:
             self._guest = Guest(self.workload)
         return self._guest
 
-    def plug(self) -> None:
-        """What libvirt and os-vif do: an interface on br-int that names the port."""
+    def link(self) -> None:
+        """Give the workload its interface, whose other end nobody has yet."""
         tap, name = self.tap, self.workload.name
         self.host.run(f"""
             ip link add {tap} mtu {self.mtu} type veth peer name eth0 mtu {self.mtu} address {self.mac} netns {name}
@@ -304,7 +313,14 @@ class Vm:
             ip -n {name} link set eth0 up
             ethtool -K {tap} tx off >/dev/null
             ip netns exec {name} ethtool -K eth0 tx off >/dev/null
-            ovs-vsctl --may-exist add-port br-int {tap} -- set interface {tap} external_ids:iface-id={self.id} \
+        """)
+
+    def plug(self) -> None:
+        """What libvirt and os-vif do: an interface on br-int that names the port."""
+        if self._guest is None:
+            self.link()
+        self.host.run(f"""
+            ovs-vsctl --may-exist add-port br-int {self.tap} -- set interface {self.tap} external_ids:iface-id={self.id} \
                 external_ids:attached-mac='"{self.mac}"'
         """)
 
@@ -363,6 +379,8 @@ class Scene:
         self.cloud = cloud
         self.vms: list[Vm] = []
         self.networks: list[tuple[Api, Any]] = []
+        self.groups: list[tuple[Api, Any]] = []  # security groups and address groups
+        self._open: Any = None
 
     def network(
         self, api: Api | None = None, cidr: str = "10.0.0.0/24", subnet: dict[str, Any] | None = None, **fields: Any
@@ -389,6 +407,29 @@ class Scene:
             assert vm.guest, "started now, so that it sees everything from here on"
         return vm
 
+    def group(self, *rules: dict[str, Any], api: Api | None = None, **fields: Any) -> Any:
+        """A security group with these rules and no others."""
+        api = api or self.cloud.admin
+        group = api.create(security_pb2.SecurityGroup(name=f"g{next(self.cloud.numbers)}", **fields))
+        self.groups.append((api, group))
+        given = [security_pb2.SecurityGroupRule(**rule) for rule in rules]
+        request = security_pb2.ReplaceSecurityGroupRulesRequest(id=group.id, rules=given)
+        return api.client.call("SecurityGroups", "ReplaceRules", request)
+
+    def address_group(self, *addresses: str, api: Api | None = None) -> Any:
+        """An address group."""
+        api = api or self.cloud.admin
+        group = api.create(security_pb2.AddressGroup(name=f"a{next(self.cloud.numbers)}", addresses=addresses))
+        self.groups.append((api, group))
+        return group
+
+    def open(self) -> dict[str, list[str]]:
+        """Fields of a port that may send anything, and that anything may be sent to."""
+        if self._open is None:
+            ways, families = ("DIRECTION_INGRESS", "DIRECTION_EGRESS"), ("IP_VERSION_IPV4", "IP_VERSION_IPV6")
+            self._open = self.group(*({"direction": way, "ethertype": family} for way in ways for family in families))
+        return {"security_group_ids": [self._open.id]}
+
     def move(self, vm: Vm, host: Host) -> Vm:
         """Another workload, on another host, for the same port; not plugged."""
         other = Vm(vm.api, vm.port, host, f"v{next(self.cloud.numbers)}", vm.mtu)
@@ -408,6 +449,11 @@ class Scene:
             self.remove(vm)
         for api, network in self.networks:
             api.delete(network, force=True)
+        for api, group in self.groups:
+            if isinstance(group, security_pb2.SecurityGroup):
+                api.client.call("SecurityGroups", "ReplaceRules", security_pb2.ReplaceSecurityGroupRulesRequest(id=group.id))
+        for api, group in self.groups:
+            api.delete(group)
         self.assert_bare()
 
     def assert_bare(self) -> None:
