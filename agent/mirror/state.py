@@ -196,7 +196,7 @@ class State:
         for network, port in changed:
             state = self.networks.get(network)
             here = state is not None and state.listed and port in self.interface_of and self.located.get(port) == network
-            message = state.ports.get(port) if state is not None and here else None
+            message = state.port(port) if state is not None and here else None
             if message is not None or self.located.get(port) in (None, "", network):
                 tokens |= self.groups.use(port, (groups_of(message) or ()) if message is not None else ())
             tokens.add(("policy", network, port))
