@@ -83,7 +83,7 @@ def test_a_44_c_07_back_to_a_backup_without_a_lost_packet(
         touched = [digits(item) for item in (changed.id, late.id, guests[0].id, guests[1].id)]
         # Addresses of members that are gone; and of each port what has the mark of its connections, which is of one life of the
         # store: they are asked about once more.
-        touched += ["nw_src=10.7.0.", "table=21,", "table=22,", "table=71,"]
+        touched += ["nw_src=10.7.0.", "table=21 ", "table=22 ", "table=71 "]
         ages = {host.name: (time.monotonic(), untouched(host, touched)) for host in (h1, h2)}
 
         with Watch(control, *pair) as watch:
