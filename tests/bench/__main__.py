@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import api, large, node
+from tests.bench import api, large, node, security
 from tests.bench.figures import Figure
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "BENCHMARKS.md"
@@ -19,6 +19,7 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
     "api": lambda: asyncio.run(api.measure()),
     "node": node.measure,
     "large": large.measure,
+    "security": security.measure,
 }
 
 

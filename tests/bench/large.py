@@ -64,7 +64,7 @@ def _measure(cloud: Cloud, scene: Scene, control: ControlFlow) -> Iterator[Figur
     first, second, _ = (scene.vm(network, host) for host in (*cloud.hosts, cloud.hosts[1]))
     wait_until(lambda: first.workload.reaches(second.ip), "both answer", PATIENCE)  # as in node.py
     for known in (FEW, MANY):
-        _fill(cloud, network, known)
+        fill(cloud, network, known)
         pairs = [(plug(first, second), plug_by_hand(control)) for _ in range(ROUNDS)]
         ours, by_hand = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         yield Figure(
@@ -78,7 +78,7 @@ def _measure(cloud: Cloud, scene: Scene, control: ControlFlow) -> Iterator[Figur
     yield Figure("agent resident, 10,000 known", "MB", [_resident(cloud.hosts[1])], [], "none", "≤ 150 MB")
 
 
-def _fill(cloud: Cloud, network: Any, known: int) -> None:
+def fill(cloud: Cloud, network: Any, known: int) -> None:
     """Make ports of a network on ELSEWHERE until both hosts know so many, and wait until they have them."""
     have = sum(port.network_id == network.id for port in cloud.admin.list(port_pb2.Port))
     made: list[str] = []
