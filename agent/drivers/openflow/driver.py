@@ -17,7 +17,7 @@ from agent.drivers import unixctl
 from agent.drivers.openflow import codec
 from agent.drivers.openflow.connection import NO_SUCH_GROUP, Connection, ErrorReply, OpenFlowError
 from agent.faults import point
-from agent.model.flow import Flow, Group, ToGroup
+from agent.model.flow import Flow, Group, Match, ToGroup
 from agent.model.item import Failure, Item, Key
 
 _ROUNDS = 32  # bundles tried in one apply; a commit names only the first message that it refuses
@@ -141,10 +141,13 @@ class OpenFlowDriver:
         bodies = await self._multipart(codec.groups_request())
         return {group.group_id: group for body in bodies for group in codec.decode_groups(body)}
 
-    async def flow_counters(self, table: int, idle: bool = False) -> list[tuple[Flow, int, int]]:
-        """The flows of one table, ours or not, with their packets and bytes; without idle, those that have seen any."""
+    async def flow_counters(
+        self, table: int | None = None, idle: bool = False, matched: Match = ()
+    ) -> list[tuple[Flow, int, int]]:
+        """The flows of one table, or of all, ours or not, with their packets and bytes; without idle, those that have seen
+        any; those alone that match all of `matched`, and perhaps more."""
         found = []
-        for body in await self._multipart(codec.flows_request(table)):
+        for body in await self._multipart(codec.flows_request(codec.ALL_TABLES if table is None else table, matched)):
             found += [(entry.flow, entry.packets, entry.bytes) for entry in codec.decode_flows(body, idle)]
             await asyncio.sleep(0)  # there may be thousands, and whoever waits for the loop has more urgent work
         return found

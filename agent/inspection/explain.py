@@ -1,0 +1,102 @@
+"""`Explain`: what filters a port that is plugged here, read from the switch: its flows with their counters, and its drops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Protocol
+
+from agent.compile.port import verdict
+from agent.compile.view import View
+from agent.inspection import words
+from agent.inspection.names import Names
+from agent.mirror.state import State
+from agent.model import text
+from agent.model.flow import Flow, Match, Resubmit, SetField, match
+from agent.model.pipeline import REASON, SOURCE, TARGET, Table
+from kumihimo.v1 import inspect_pb2 as pb
+
+SECONDS = 3.0
+MOST = 500
+
+# Fields by which a flow is of one port.
+OWN = (SOURCE, TARGET, "in_port")
+
+
+class Switch(Protocol):
+    """What counts."""
+
+    async def flow_counters(
+        self, table: int | None = None, idle: bool = False, matched: Match = ()
+    ) -> list[tuple[Flow, int, int]]: ...
+
+
+class Explainer:
+    """Answers `Explain`."""
+
+    def __init__(self, state: State, switch: Switch) -> None:
+        self._state = state
+        self._switch = switch
+
+    async def explain(self, request: pb.ExplainPortRequest) -> pb.PortExplanation:
+        """What filters the port."""
+        reply = pb.PortExplanation(node=self._state.node_id, live=True, defaults=words.DEFAULTS)
+        reply.time.GetCurrentTime()
+        found = verdict(View(self._state), self._state.located.get(request.id) or "", request.id)
+        reply.wired, reply.reason, reply.message = found.wired, found.reason, found.message
+        interface = self._state.interface_of.get(request.id)
+        if interface is None:
+            return reply
+        reply.interface = interface.name
+        if interface.ofport is None:
+            return reply
+        try:
+            async with asyncio.timeout(SECONDS):
+                await self._add_filters(reply, interface.ofport)
+                lost = await self.dropped(interface.ofport)
+        except (TimeoutError, OSError) as error:
+            reply.notes.append(f"flows: {error or f'not read within {SECONDS:g} s'}")
+            return reply
+        for reason, packets in sorted(lost.items()):
+            name, message = words.why(reason)
+            if packets:
+                reply.drops.add(reason=name, message=message, packets=packets)
+        return reply
+
+    async def dropped(self, ofport: int) -> Mapping[int, int]:
+        """Packets from or to a port that were dropped so far, by reason."""
+        found: dict[int, int] = {}
+        for field in (SOURCE, TARGET):
+            for flow, packets, _ in await self._switch.flow_counters(Table.DROP, matched=match(**{field: ofport})):
+                reason = {name: value for name, value, _ in flow.match}.get(REASON)
+                if reason is not None:
+                    found[reason] = found.get(reason, 0) + packets
+        return found
+
+    async def _add_filters(self, reply: pb.PortExplanation, ofport: int) -> None:
+        flows: dict[tuple[object, ...], tuple[Flow, int]] = {}
+        for field in OWN:
+            for flow, packets, _ in await self._switch.flow_counters(None, True, match(**{field: ofport})):
+                if flow.table != Table.DROP:
+                    flows[flow.key] = flow, packets
+        names = Names(self._state)
+        for flow, packets in sorted(flows.values(), key=lambda pair: (pair[0].table, -pair[0].priority, pair[0].match)):
+            if len(reply.filters) == MOST:
+                reply.notes.append(f"{len(flows) - MOST} more flows are left out")
+                break
+            reply.filters.append(_filter(names, flow, packets))
+
+
+def _filter(names: Names, flow: Flow, packets: int) -> pb.PortFilter:
+    refused = not flow.actions or any(isinstance(action, Resubmit) and action.table == Table.DROP for action in flow.actions)
+    reasons = [action.value for action in flow.actions if isinstance(action, SetField) and action.field == REASON]
+    return pb.PortFilter(
+        table=flow.table,
+        stage=words.stage(flow.table),
+        object=names.behind(flow.cookie),
+        text=words.packets(flow.match),
+        passes=not refused,
+        reason=words.why(reasons[-1])[0] if refused and reasons else "",
+        packets=packets,
+        flow=f"{text.name(flow)} {text.contents(flow)}",
+    )

@@ -1,0 +1,237 @@
+"""`Trace`: what becomes of a packet on this node, by what is installed and by what is desired.
+
+What is installed the switch itself says (`ofproto/trace`), which only reads. What is desired our own evaluation of the engine's
+items says (agent/model/evaluate.py); where the two part is told. Bounded: `SECONDS` for the switch, `MOST` steps in the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+
+from agent.compile.base import is_ipv6
+from agent.compile.provider import PHYSICAL, TAGGED, provider
+from agent.compile.tunnel import TUNNELS
+from agent.compile.view import View
+from agent.drivers import unixctl
+from agent.inspection import packet, words
+from agent.inspection.names import Names
+from agent.inspection.traced import parse
+from agent.mirror.state import State
+from agent.model.evaluate import Tables, TooLong, evaluate
+from agent.model.host import INTEGRATION_BRIDGE
+from agent.model.item import Item
+from agent.model.journey import End, Fate, Journey, Step
+from agent.model.pipeline import REASON, Table
+from kumihimo.v1 import inspect_pb2 as pb
+from kumihimo.v1 import network_pb2
+
+SECONDS = 3.0
+MOST = 500
+
+_FATES = {Fate.DROPPED: pb.PACKET_FATE_DROPPED, Fate.ANSWERED: pb.PACKET_FATE_ANSWERED}
+
+
+class Refused(Exception):
+    """A packet that cannot be traced here: reason for a program, and a sentence."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Tracer:
+    """Answers `Trace`. desired: the items that the node shall have. dropped: what an ofport has lost so far, by reason."""
+
+    def __init__(
+        self,
+        state: State,
+        desired: Callable[[], Iterable[Item]],
+        dropped: Callable[[int], Awaitable[Mapping[int, int]]],
+        rundir: Path,
+    ) -> None:
+        self._state = state
+        self._desired = desired
+        self._dropped = dropped
+        self._rundir = rundir
+
+    async def trace(self, request: pb.TraceNodeRequest) -> pb.NodeTrace:
+        """What becomes of the packet."""
+        reply = pb.NodeTrace(node=self._state.node_id)
+        reply.time.GetCurrentTime()
+        try:
+            fields = packet.fields_of(request.packet)
+            fields |= self._sent(request.port_id) if request.port_id else self._arriving(request.network_id, request.from_node)
+            await self._walk(reply, fields)
+        except Refused as error:
+            reply.reason, reply.message = error.reason, str(error)
+        except ValueError as error:
+            reply.reason, reply.message = "PACKET_INVALID", str(error)
+        if request.port_id and (interface := self._state.interface_of.get(request.port_id)) and interface.ofport:
+            await self._add_drops(reply, interface.ofport)
+        return reply
+
+    def _sent(self, port_id: str) -> dict[str, int]:
+        """Where the workload of a port comes in."""
+        interface = self._state.interface_of.get(port_id)
+        if interface is None:
+            raise Refused("NOT_ATTACHED", "no interface of this host names the port")
+        if interface.ofport is None:
+            raise Refused("INTERFACE_ERROR", f"interface {interface.name}: {interface.error or 'has no ofport yet'}")
+        return {"in_port": interface.ofport}
+
+    def _arriving(self, network_id: str, from_node: str) -> dict[str, int]:
+        """Where a packet for a network comes in, from another node or from a wire."""
+        view = View(self._state)
+        network = view.network(network_id)
+        if network is None:
+            raise Refused("NETWORK_NOT_ON_NODE", "no port of the network is on this node")
+        if network.network_type in PHYSICAL:
+            return self._from_wire(view, network)
+        tunnel = TUNNELS.get(network.network_type)
+        interface = view.interface(tunnel.port) if tunnel else None
+        if interface is None or interface.ofport is None:
+            raise Refused("NO_TUNNEL", "this node has no tunnel port for the network")
+        found = {"in_port": interface.ofport, "tun_id": network.segmentation_id}
+        sender, own = view.node(from_node), view.node(view.node_id)
+        if sender is not None and own is not None and sender.tunnel_ip and not is_ipv6(sender.tunnel_ip):
+            found |= {"tun_src": int(ip_address(sender.tunnel_ip)), "tun_dst": int(ip_address(own.tunnel_ip))}
+        return found
+
+    def _from_wire(self, view: View, network: network_pb2.Network) -> dict[str, int]:
+        found = provider(view, network.physical_network)
+        interface = view.interface(found.patch) if found else None
+        if interface is None or interface.ofport is None:
+            raise Refused("SEGMENT_NOT_ON_NODE", f"physical network {network.physical_network} is not on this node")
+        tagged = network.network_type == network_pb2.NETWORK_TYPE_VLAN
+        return {"in_port": interface.ofport} | ({"vlan_vid": TAGGED | network.segmentation_id} if tagged else {})
+
+    async def _walk(self, reply: pb.NodeTrace, fields: Mapping[str, int]) -> None:
+        items = list(self._desired())
+        desired = await asyncio.to_thread(_evaluate, items, dict(fields))
+        names = Names(self._state)
+        walk = reply.walks.add()
+        try:
+            async with asyncio.timeout(SECONDS), unixctl.connect(self._rundir, timeout=SECONDS) as control:
+                installed = parse(await control.call("ofproto/trace", INTEGRATION_BRIDGE, packet.flow_of(fields)), fields)
+        except (TimeoutError, OSError) as error:
+            reply.notes.append(f"what is installed: {error or f'not told within {SECONDS:g} s'}; this is by what is desired")
+            installed = None
+        shown = installed or desired
+        if shown is None:
+            raise Refused("SWITCH_SILENT", "the switch does not answer, and what is desired leads nowhere")
+        self._tell(reply, walk, names, shown)
+        if installed is not None and desired is not None and differ(installed, desired):
+            walk.disagreement.CopyFrom(_disagreement(names, installed, desired))
+            walk.desired_ends.extend(self._end(names, desired, end) for end in desired.ends[:MOST])
+
+    def _tell(self, reply: pb.NodeTrace, walk: pb.TraceWalk, names: Names, journey: Journey) -> None:
+        for step in journey.steps[:MOST]:
+            walk.steps.append(_step(names, step))
+        for end in journey.ends[:MOST]:
+            walk.ends.append(self._end(names, journey, end))
+        reply.left_out += max(0, len(journey.steps) - MOST) + max(0, len(journey.ends) - MOST)
+
+    def _end(self, names: Names, journey: Journey, end: End) -> pb.TraceEnd:
+        told = pb.TraceEnd(step=end.step, cause=names.behind(_decided(journey, end).cookie))
+        if end.fate is not Fate.OUTPUT:
+            told.fate = _FATES[end.fate]
+            if end.fate is Fate.DROPPED:
+                told.reason, told.message = words.why(end.fields.get(REASON, 0))
+            elif "eth_src" in end.fields:
+                told.mac = end.fields["eth_src"].to_bytes(6, "big").hex(":")
+            return told
+        interface = names.interface(end.port)
+        told.interface = interface.name if interface else f"port {end.port}"
+        tunnels = {tunnel.port: tunnel.type for tunnel in TUNNELS.values()}
+        if told.interface in tunnels:
+            address = end.fields.get("tun_ipv6_dst") or end.fields.get("tun_dst", 0)
+            told.fate, told.address = pb.PACKET_FATE_TUNNEL, str(ip_address(address))
+            told.node = names.node_at(told.address)
+            told.segment = f"{tunnels[told.interface]} {end.fields.get('tun_id', 0)}"
+        elif interface is not None and interface.iface_id:
+            told.fate = pb.PACKET_FATE_DELIVERED
+            told.object.CopyFrom(names.port(interface.iface_id))
+        elif interface is not None and interface.type == "patch":
+            told.fate = pb.PACKET_FATE_WIRE
+            tag = end.fields.get("vlan_vid", 0) & 0xFFF
+            told.segment = f"vlan {tag}" if tag else "flat"
+        else:
+            told.fate = pb.PACKET_FATE_SERVICE
+        if end.fault:
+            told.fate, told.message = pb.PACKET_FATE_DROPPED, f"the switch says: {end.fault}"
+            told.reason = "NOT_SENT"
+        return told
+
+    async def _add_drops(self, reply: pb.NodeTrace, ofport: int) -> None:
+        try:
+            async with asyncio.timeout(SECONDS):
+                lost = await self._dropped(ofport)
+        except (TimeoutError, OSError) as error:
+            reply.notes.append(f"drops: {error or f'not told within {SECONDS:g} s'}")
+            return
+        reply.drops.update({words.why(reason)[0] or str(reason): count for reason, count in lost.items() if count})
+
+
+def _evaluate(items: Iterable[Item], fields: Mapping[str, int]) -> Journey | None:
+    try:
+        return evaluate(Tables(items), fields)
+    except TooLong:
+        return None
+
+
+def differ(installed: Journey, desired: Journey) -> bool:
+    """Whether the two lead a packet by other flows, or to another end."""
+    return [step.flow for step in installed.here()] != [step.flow for step in desired.steps] or sorted(
+        end.told for end in installed.ends
+    ) != sorted(end.told for end in desired.ends)
+
+
+def _disagreement(names: Names, installed: Journey, desired: Journey) -> pb.TraceDisagreement:
+    """Where they part."""
+    here = list(installed.here())
+    pairs = enumerate(zip(here, desired.steps, strict=False))
+    place = next((number for number, (found, wanted) in pairs if found.flow != wanted.flow), 0)
+    if not place and len(here) != len(desired.steps):
+        place = min(len(here), len(desired.steps)) - 1  # the last that both have: it does not go on alike
+    found, wanted = here[place], desired.steps[place]
+    return pb.TraceDisagreement(
+        table=wanted.table,
+        stage=words.stage(wanted.table),
+        wanted=names.behind(wanted.cookie),
+        wanted_flow=_flow(wanted),
+        found=names.behind(found.cookie),
+        found_flow=_flow(found),
+    )
+
+
+def _flow(step: Step) -> str:
+    """A step's flow in one line."""
+    if step.priority < 0:
+        return f"table={step.table}: no flow"
+    parts = [f"table={step.table}", f"priority={step.priority}", *([step.match] if step.match else [])]
+    return f"{','.join(parts)} actions={','.join(step.actions)}"
+
+
+def _decided(journey: Journey, end: End) -> Step:
+    """The step that decided an end: what a drop is by, is who sent it to table DROP."""
+    step = journey.steps[end.step]
+    return journey.steps[end.step - 1] if step.table == Table.DROP and end.step else step
+
+
+def _step(names: Names, step: Step) -> pb.TraceStep:
+    return pb.TraceStep(
+        table=step.table,
+        stage=words.stage(step.table) if not step.bridge else "",
+        priority=step.priority,
+        cookie=step.cookie,
+        object=names.behind(step.cookie) if not step.bridge else None,
+        match=step.match,
+        actions=step.actions,
+        bridge=step.bridge,
+        depth=step.depth,
+        run=step.run,
+        notes=step.notes,
+    )

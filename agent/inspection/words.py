@@ -1,0 +1,128 @@
+"""The pipeline in words: a line for each table, reason and kind of cookie. Nothing else here knows them one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from agent.model import text
+from agent.model.flow import FIELD_BITS, FieldMatch
+from agent.model.pipeline import CookieKind, Reason, Table
+
+# What a table is for.
+STAGES: Mapping[Table, str] = {
+    Table.CLASSIFY: "where it comes from",
+    Table.PORT_SECURITY: "anti-spoofing",
+    Table.ND_GUARD: "anti-spoofing of neighbour discovery",
+    Table.SERVICES: "services of the host",
+    Table.ARP_REPLY: "answer to ARP",
+    Table.ND_REPLY: "answer to neighbour discovery",
+    Table.ND_OPTION: "link-layer address of the answer",
+    Table.NEIGHBOURS: "IPv4 neighbours",
+    Table.NEIGHBOURS_6: "IPv6 neighbours",
+    Table.FROM_PROVIDER: "from a physical network",
+    Table.L2: "where it goes",
+    Table.INGRESS: "before the receiver",
+    Table.LOCAL: "to a workload",
+    Table.NODE: "to another node",
+    Table.PROVIDER: "to a physical network",
+    Table.VXLAN: "by VXLAN",
+    Table.GENEVE: "by Geneve",
+    Table.GRE: "by GRE",
+    Table.DROP: "drops",
+    Table.MARKER: "marker of the agent",
+}
+
+# Why a packet is dropped: a clause that goes on from "it was dropped: ".
+WHY: Mapping[Reason, str] = {
+    Reason.UNKNOWN_SOURCE: "nothing is known of the interface that it came by",
+    Reason.SPOOFED_MAC: "it does not bear the MAC of the port (anti-spoofing)",
+    Reason.SPOOFED_IP: "the port has no such source address, nor an allowed pair of it (anti-spoofing)",
+    Reason.SPOOFED_ARP: "its ARP claims an address or MAC that is not the port's (anti-spoofing)",
+    Reason.DHCP_SERVER: "workloads may not be DHCP servers",
+    Reason.PROTOCOL: "it is neither IP nor ARP",
+    Reason.IPV6: "it is IPv6, and the port has no IPv6 address",
+    Reason.ADMIN_DOWN: "the port or its network is switched off (admin_state_up is false)",
+    Reason.ARP_UNKNOWN: "its ARP asks for an address that nobody on the network has",
+    Reason.ARP_OWN: "its ARP asks for its own address",
+    Reason.UNKNOWN_UNICAST: "nobody on the network has the MAC that it goes to",
+    Reason.BACK_TO_SENDER: "it would go back to its sender",
+    Reason.SPLIT_HORIZON: "what came from elsewhere does not leave the node again",
+    Reason.NO_TUNNEL: "no tunnel leads to the receiver's node",
+    Reason.NO_PORT: "the receiver's port is not on the node",
+    Reason.SPOOFED_IPV6: "the port has no such IPv6 source address, nor an allowed pair of it (anti-spoofing)",
+    Reason.SPOOFED_ND: "its neighbour discovery claims an address or MAC that is not the port's (anti-spoofing)",
+    Reason.RA_SERVER: "workloads may not advertise routers",
+    Reason.DHCPV6_SERVER: "workloads may not be DHCPv6 servers",
+    Reason.ND_UNKNOWN: "its neighbour discovery asks for an address that nobody on the network has",
+    Reason.ND_OWN: "its neighbour discovery asks for its own address",
+    Reason.VLAN_TAG: "it bears a VLAN tag, which workloads may not send",
+}
+WITHOUT_REASON = "no flow takes it any further"
+
+# The kind of resource behind a cookie.
+KINDS: Mapping[CookieKind, str] = {
+    CookieKind.BASE: "",
+    CookieKind.NODE: "Node",
+    CookieKind.NETWORK: "Network",
+    CookieKind.PORT: "Port",
+    CookieKind.MARKER: "",
+}
+
+# What holds for every port and is asked for by nobody.
+DEFAULTS = (
+    "ARP and neighbour discovery are answered by the host for every address of the network; others are asked for nowhere",
+    "DHCP, DHCPv6 and router solicitations go to the network's own service on the host and to nobody else",
+    "DNS and echo requests to the service address of the network are answered on the host",
+    "frames with a VLAN tag are dropped",
+)
+
+_PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
+_VERSIONS = {0x0806: "ARP", 0x0800: "IPv4", 0x86DD: "IPv6"}
+_FIELDS = {
+    "eth_src": "from MAC",
+    "eth_dst": "to MAC",
+    "ip_src": "from",
+    "ip_dst": "to",
+    "ipv6_src": "from",
+    "ipv6_dst": "to",
+    "arp_spa": "that says",
+    "arp_tpa": "that asks for",
+    "arp_sha": "with MAC",
+    "nd_target": "about",
+    "nd_sll": "with link-layer address",
+    "nd_tll": "with link-layer address",
+}
+# Where a packet is in the pipeline, and what is said by the words before.
+_ASIDE = ("eth_type", "ip_proto", "metadata", "in_port", "reg", "ct_")
+
+
+def stage(table: int) -> str:
+    """What a table is for."""
+    return STAGES.get(Table(table), Table(table).name) if table in set(Table) else f"table {table}"
+
+
+def why(reason: int) -> tuple[str, str]:
+    """A drop reason's name, and what it means."""
+    if reason not in set(Reason):
+        return "", WITHOUT_REASON
+    known = Reason(reason)
+    return known.name, WHY.get(known, known.name)
+
+
+def packets(matched: Iterable[FieldMatch]) -> str:
+    """Which packets a flow takes, in words."""
+    fields = {name: (value, mask) for name, value, mask in matched}
+    protocol = fields.get("ip_proto", (0, None))[0]
+    version = fields.get("eth_type", (0, None))[0]
+    said = [_PROTOCOLS.get(protocol, f"IP protocol {protocol}") if protocol else _VERSIONS.get(version, "any frame")]
+    for name, (value, mask) in fields.items():
+        if not name.startswith(_ASIDE):
+            said.append(f"{_FIELDS.get(name, name.replace('_', ' '))} {_shown(name, value, mask)}")
+    return " ".join(said)
+
+
+def _shown(name: str, value: int, mask: int | None) -> str:
+    """A value; of a prefix with its length."""
+    if mask is None or FIELD_BITS[name] not in (32, 128):
+        return text.shown(name, value, mask) if FIELD_BITS.get(name, 0) > 16 else str(value)
+    return f"{text.shown(name, value, None)}/{mask.bit_count()}"

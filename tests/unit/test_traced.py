@@ -1,0 +1,99 @@
+"""What `ofproto/trace` of Open vSwitch 3.1 has said (traces/, as it was), read; and the words for the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.inspection import packet, words
+from agent.inspection.traced import parse
+from agent.model.flow import match
+from agent.model.journey import NO_FLOW, Fate, Journey
+from agent.model.pipeline import CookieKind, Reason, Table
+from kumihimo.v1 import inspect_pb2 as pb
+
+TRACES = Path(__file__).with_name("traces")
+
+
+def read(name: str) -> Journey:
+    return parse((TRACES / f"{name}.txt").read_text())
+
+
+def test_a_drop_has_its_reason_and_the_flow_that_decided_it() -> None:
+    found = read("spoofed")
+    assert [(step.table, step.priority) for step in found.steps] == [(0, 100), (10, 90), (99, 100)]
+    assert found.steps[1].match == "ip,reg14=0x1,dl_src=fa:16:3e:07:3b:3a"
+    assert found.steps[1].actions == ("set_field:0x3->reg11", "resubmit(,99)")
+    assert found.steps[1].cookie >> 56 == CookieKind.PORT
+    (end,) = found.ends
+    assert (end.fate, end.step, end.fields["reg11"]) == (Fate.DROPPED, 2, Reason.SPOOFED_IP)
+
+
+def test_each_bucket_of_a_group_has_an_end_and_begins_with_what_was_before_the_group() -> None:
+    found = read("broadcast")
+    assert [(end.fate, end.port, end.fields.get("reg11", 0)) for end in found.ends] == [
+        (Fate.DROPPED, 0, Reason.BACK_TO_SENDER),
+        (Fate.OUTPUT, 4, 0),
+        (Fate.OUTPUT, 2, 0),
+    ]
+    assert found.ends[1].fields.get("reg15") == 4
+    assert "reg15" not in found.ends[2].fields
+    assert (found.ends[2].fields["tun_id"], found.ends[2].fields["tun_dst"]) == (1, 0xC0A83202)
+    assert [step.bridge for step in found.steps if step.bridge] == ["br-phy"], "the underlay is no part of our pipeline"
+    assert found.steps[-1].notes == ("forwarding to learned port",)
+
+
+def test_an_answer_tells_its_mac_and_a_subroutine_returns() -> None:
+    found = read("arp")
+    assert [(step.table, step.depth) for step in found.steps] == [(0, 0), (10, 0), (30, 0), (44, 1), (31, 0)]
+    assert found.steps[2].actions == ("move:NXM_OF_ARP_TPA[]->NXM_NX_REG3[]", "resubmit(,44)", "resubmit(,31)")
+    (end,) = found.ends
+    assert (end.fate, end.fields["eth_src"]) == (Fate.ANSWERED, 0xFA163E04D2A3)
+
+
+def test_connection_tracking_begins_another_run() -> None:
+    found = read("tracked")
+    assert [(step.table, step.run) for step in found.steps] == [(0, 0), (21, 1), (30, 1)]
+    assert found.steps[-1].priority == NO_FLOW
+    assert [(end.fate, end.step) for end in found.ends] == [(Fate.DROPPED, 2)]
+
+
+def test_what_the_switch_cannot_send_is_told() -> None:
+    (end,) = read("no_route").ends
+    assert (end.fate, end.fault) == (Fate.OUTPUT, "native tunnel routing failed")
+    for name in ("no_match", "to_sender"):
+        assert [end.fate for end in read(name).ends] == [Fate.DROPPED]
+
+
+@pytest.mark.parametrize("text", ["", "Bad openflow flow syntax: nonsense=9: unknown field nonsense"])
+def test_what_is_no_trace_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no trace"):
+        parse(text)
+
+
+def test_the_words_know_every_table_reason_and_kind_of_cookie() -> None:
+    assert set(words.STAGES) == set(Table)
+    assert set(words.WHY) == set(Reason)
+    assert set(words.KINDS) == set(CookieKind)
+    assert words.why(0) == ("", words.WITHOUT_REASON)
+    assert words.stage(240) == "table 240"
+
+
+def test_a_match_in_words() -> None:
+    sent = match(reg14=1, eth_src=0xFA163E000001, eth_type=0x0800, ip_src=(0x0A000000, 0xFFFFFF00), ip_proto=17, udp_src=67)
+    assert words.packets(sent) == "UDP from MAC fa:16:3e:00:00:01 from 10.0.0.0/24 udp src 67"
+    assert words.packets(match(reg14=1)) == "any frame"
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        (pb.Packet(eth_src="fa:16:3e:00:00:01", ip_src="10.0.0.1", ip_dst="nonsense", eth_type=packet.IPV4), "nonsense"),
+        (pb.Packet(eth_src="fa:16:3e:00:00:01", ip_src="10.0.0.1", ip_dst="fd00::1", eth_type=packet.IPV4), "fd00::1"),
+        (pb.Packet(eth_src="fa:16", eth_type=packet.ARP), "no MAC"),
+    ],
+)
+def test_a_packet_that_is_none_is_refused(described: pb.Packet, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        packet.fields_of(described)
