@@ -328,6 +328,12 @@ def _watch(kind: Kind) -> click.Command:
     return _command(kind, "watch", f"Tell each change of {kind.plural} as it happens, until interrupted.", "--initial", shared)
 
 
+def _explain(kind: Kind) -> click.Command:
+    from cli import trace
+
+    return trace.explain(kind, _target(kind))
+
+
 def _target(kind: Kind) -> click.Argument:
     return click.Argument(["target"], metavar="ID_OR_NAME", type=ObjectName(kind))
 
@@ -361,4 +367,5 @@ VERBS: dict[str, tuple[str, Callable[[Kind], click.Command]]] = {
     "Update": ("update", _update),
     "Delete": ("delete", _delete),
     "Watch": ("watch", _watch),
+    "Explain": ("explain", _explain),
 }

@@ -57,10 +57,7 @@ class Explainer:
         except (TimeoutError, OSError) as error:
             reply.notes.append(f"flows: {error or f'not read within {SECONDS:g} s'}")
             return reply
-        for reason, packets in sorted(lost.items()):
-            name, message = words.why(reason)
-            if packets:
-                reply.drops.add(reason=name, message=message, packets=packets)
+        reply.drops.extend(words.drops(lost))
         return reply
 
     async def dropped(self, ofport: int) -> Mapping[int, int]:

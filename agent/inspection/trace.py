@@ -172,7 +172,7 @@ class Tracer:
         except (TimeoutError, OSError) as error:
             reply.notes.append(f"drops: {error or f'not told within {SECONDS:g} s'}")
             return
-        reply.drops.update({words.why(reason)[0] or str(reason): count for reason, count in lost.items() if count})
+        reply.drops.extend(words.drops(lost))
 
 
 def _evaluate(items: Iterable[Item], fields: Mapping[str, int]) -> Journey | None:

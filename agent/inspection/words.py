@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from agent.model import text
 from agent.model.flow import FIELD_BITS, FieldMatch
 from agent.model.pipeline import CookieKind, Reason, Table
+from kumihimo.v1 import inspect_pb2 as pb
 
 # What a table is for.
 STAGES: Mapping[Table, str] = {
@@ -57,6 +58,8 @@ WHY: Mapping[Reason, str] = {
     Reason.ND_OWN: "its neighbour discovery asks for its own address",
     Reason.VLAN_TAG: "it bears a VLAN tag, which workloads may not send",
 }
+# What guests have that do nothing wrong: probes for their own address, IPv6 by default.
+USUAL = frozenset({Reason.IPV6, Reason.ARP_OWN, Reason.ND_OWN, Reason.BACK_TO_SENDER, Reason.SPLIT_HORIZON})
 WITHOUT_REASON = "no flow takes it any further"
 
 # The kind of resource behind a cookie.
@@ -78,20 +81,31 @@ DEFAULTS = (
 
 _PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 _VERSIONS = {0x0806: "ARP", 0x0800: "IPv4", 0x86DD: "IPv6"}
+# By field, in the order in which they are told.
 _FIELDS = {
-    "eth_src": "from MAC",
-    "eth_dst": "to MAC",
     "ip_src": "from",
-    "ip_dst": "to",
     "ipv6_src": "from",
+    "ip_dst": "to",
     "ipv6_dst": "to",
+    "arp_op": "of operation",
     "arp_spa": "that says",
-    "arp_tpa": "that asks for",
     "arp_sha": "with MAC",
+    "arp_tpa": "that asks for",
+    "icmp_type": "of type",
+    "icmpv6_type": "of type",
+    "icmp_code": "of code",
+    "icmpv6_code": "of code",
     "nd_target": "about",
     "nd_sll": "with link-layer address",
     "nd_tll": "with link-layer address",
+    "tcp_src": "from port",
+    "udp_src": "from port",
+    "tcp_dst": "to port",
+    "udp_dst": "to port",
+    "eth_src": "from MAC",
+    "eth_dst": "to MAC",
 }
+_ORDER = {name: number for number, name in enumerate(_FIELDS)}
 # Where a packet is in the pipeline, and what is said by the words before.
 _ASIDE = ("eth_type", "ip_proto", "metadata", "in_port", "reg", "ct_")
 
@@ -109,13 +123,22 @@ def why(reason: int) -> tuple[str, str]:
     return known.name, WHY.get(known, known.name)
 
 
+def drops(lost: Mapping[int, int]) -> Iterator[pb.PortDrop]:
+    """What was dropped, by reason; the most first."""
+    for reason, count in sorted(lost.items(), key=lambda item: -item[1]):
+        name, message = why(reason)
+        if count:
+            yield pb.PortDrop(reason=name, message=message, packets=count, usual=reason in USUAL)
+
+
 def packets(matched: Iterable[FieldMatch]) -> str:
     """Which packets a flow takes, in words."""
     fields = {name: (value, mask) for name, value, mask in matched}
     protocol = fields.get("ip_proto", (0, None))[0]
     version = fields.get("eth_type", (0, None))[0]
     said = [_PROTOCOLS.get(protocol, f"IP protocol {protocol}") if protocol else _VERSIONS.get(version, "any frame")]
-    for name, (value, mask) in fields.items():
+    for name in sorted(fields, key=lambda name: _ORDER.get(name, len(_ORDER))):
+        value, mask = fields[name]
         if not name.startswith(_ASIDE):
             said.append(f"{_FIELDS.get(name, name.replace('_', ' '))} {_shown(name, value, mask)}")
     return " ".join(said)

@@ -82,7 +82,7 @@ def test_the_words_know_every_table_reason_and_kind_of_cookie() -> None:
 
 def test_a_match_in_words() -> None:
     sent = match(reg14=1, eth_src=0xFA163E000001, eth_type=0x0800, ip_src=(0x0A000000, 0xFFFFFF00), ip_proto=17, udp_src=67)
-    assert words.packets(sent) == "UDP from MAC fa:16:3e:00:00:01 from 10.0.0.0/24 udp src 67"
+    assert words.packets(sent) == "UDP from 10.0.0.0/24 from port 67 from MAC fa:16:3e:00:00:01"
     assert words.packets(match(reg14=1)) == "any frame"
 
 

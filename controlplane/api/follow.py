@@ -1,0 +1,227 @@
+"""Follows a packet from host to host by asking their agents, and says of each what is done there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from controlplane.api import packets
+from controlplane.api.agents import Agents, Silent
+from controlplane.api.standing import Names, title
+from controlplane.identity import Caller
+from kumihimo.v1 import inspect_pb2 as pb
+from kumihimo.v1 import operations_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Who sends or receives: an address and, where it is known, its MAC, its port and the node of that."""
+
+    ip: str
+    mac: str = ""
+    port: Any = None
+    node: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{title(self.port)} ({self.ip})" if self.port is not None else self.ip
+
+
+class Follow:
+    """Follows packets for one caller."""
+
+    def __init__(self, agents: Agents, names: Names, caller: Caller) -> None:
+        self._agents = agents
+        self._names = names
+        self._caller = caller
+        self.partial = False
+        self._drops: dict[str, Sequence[pb.PortDrop]] = {}
+        self._notes: list[str] = []
+
+    async def direction(self, source: Side, target: Side, packet: pb.Packet) -> operations_pb2.TraceDirection:
+        """One way. Before it sends, the workload asks for its neighbour."""
+        way = operations_pb2.TraceDirection(packet=packet)
+        if not source.node:
+            way.summary, way.reason = f"{source.text} is on no node, so nothing is sent", "NOT_ATTACHED"
+            return way
+        asked = [*([packet] if packet.eth_dst else []), packets.question(packet)]
+        told = await asyncio.gather(*(self._ask(source.node, packet=each, port_id=source.port.id) for each in asked))
+        self._drops[source.port.id] = told[-1].drops
+        here = told[0] if asked[0] is packet else None
+        refused = here is not None and any(end.fate == pb.PACKET_FATE_DROPPED for walk in here.walks[:1] for end in walk.ends)
+        # Of what is dropped either way the packet itself tells more than the question before it.
+        if not refused and not self._neighbour(way, told[-1], source, target, packet):
+            return way
+        if here is None:  # it goes where the answer has told
+            here = await self._ask(source.node, packet=packet, port_id=source.port.id)
+        await self._carry(way, here, source, target, packet)
+        return way
+
+    def _neighbour(self, way: Any, question: pb.NodeTrace, source: Side, target: Side, packet: pb.Packet) -> bool:
+        """Whether the workload learns a MAC; it is written into the packet where it was not known."""
+        if not question.walks:
+            return self._silent(way, question, source)
+        ends = question.walks[0].ends
+        answered = next((end for end in ends if end.fate == pb.PACKET_FATE_ANSWERED), None)
+        lost = [end for end in ends if end.fate == pb.PACKET_FATE_DROPPED]
+        if len(lost) == len(ends):
+            self._add(way, question, source)
+            self._dropped(way, question.walks[0], lost[0], source, f"the question for {packet.ip_dst} is dropped")
+            return False
+        if answered is None:
+            text = f"the question for {packet.ip_dst} goes to all members: its owner answers"
+            self._hop(way, source, "neighbour", pb.ObjectRef(), text)
+        else:
+            packet.eth_dst = packet.eth_dst or answered.mac
+            text = f"{packet.ip_dst} has MAC {answered.mac or target.mac}: the host answers"
+            self._hop(way, source, "neighbour", answered.cause, text)
+        if not packet.eth_dst:
+            way.reason = "ADDRESS_UNKNOWN"
+            way.summary = f"nobody is known to have {packet.ip_dst}: whoever answers gets the packet"
+        return bool(packet.eth_dst)
+
+    async def _carry(self, way: Any, here: pb.NodeTrace, source: Side, target: Side, packet: pb.Packet) -> None:
+        """From the sender's host on."""
+        if not here.walks:
+            self._silent(way, here, source)
+            return
+        self._add(way, here, source)
+        walk = here.walks[0]
+        end = _best(walk.ends, target)
+        match end.fate:
+            case pb.PACKET_FATE_DROPPED:
+                self._dropped(way, walk, end, source, "dropped")
+            case pb.PACKET_FATE_TUNNEL | pb.PACKET_FATE_WIRE:
+                await self._beyond(way, end, source, target, packet)
+            case _:
+                self._delivered(way, end, target)
+
+    async def _beyond(self, way: Any, end: pb.TraceEnd, source: Side, target: Side, packet: pb.Packet) -> None:
+        """On the receiver's host."""
+        tunnel = end.fate == pb.PACKET_FATE_TUNNEL
+        if tunnel and end.node != target.node and target.node:
+            at = self._names.host(end.node, "another port") if end.node else end.address
+            way.reason, way.summary = "MISDIRECTED", f"sent to {at}, and {target.text} is not there"
+            return
+        if target.port is None or not target.node:
+            way.passes = not tunnel or target.port is None
+            way.summary = f"leaves {self._names.host(source.node, title(source.port))}" + (" by the wire" if not tunnel else "")
+            return
+        sent = {"network_id": target.port.network_id, "from_node": source.node}
+        there = await self._ask(target.node, packet=packet, **sent)
+        if not there.walks:
+            self._silent(way, there, target)
+            if tunnel:
+                way.summary += "; up to its tunnel the packet passes"
+            return
+        self._add(way, there, target)
+        walk = there.walks[0]
+        last = _best(walk.ends, target)
+        if last.fate == pb.PACKET_FATE_DROPPED:
+            self._dropped(way, walk, last, target, "dropped")
+        else:
+            self._delivered(way, last, target)
+
+    def _delivered(self, way: Any, end: pb.TraceEnd, target: Side) -> None:
+        if end.fate == pb.PACKET_FATE_DELIVERED and target.port is not None and end.object.id != target.port.id:
+            self._names.clear(end.object)
+            way.reason = "MISDIRECTED"
+            way.summary = f"delivered to port {end.object.name or end.object.id} in place of {target.text}"
+            return
+        way.passes, way.summary = True, f"delivered to {target.text}"
+
+    def _dropped(self, way: Any, walk: pb.TraceWalk, end: pb.TraceEnd, at: Side, what: str) -> None:
+        way.reason = end.reason or "NO_FLOW"
+        host = self._names.host(at.node, title(at.port))
+        way.summary = f"{what} on {host}: {end.message}" + (f" ({end.reason})" if end.reason else "")
+        if walk.HasField("disagreement"):
+            passes = any(wanted.fate != pb.PACKET_FATE_DROPPED for wanted in walk.desired_ends)
+            way.summary += f"; {self.differs(walk.disagreement, passes)}"
+
+    def differs(self, parting: pb.TraceDisagreement, passes: bool) -> str:
+        """Where what is installed is not what is desired, as a clause."""
+        self._names.clear(parting.wanted)
+        wanted = parting.wanted
+        whose = f"of {wanted.kind} {wanted.name or wanted.id} " if wanted.kind else ""
+        text = f"a flow {whose}in table {parting.table} ({parting.stage}) is not there as desired"
+        return f"{text}, and with it the packet would pass" if passes else text
+
+    def _silent(self, way: Any, told: pb.NodeTrace, at: Side) -> bool:
+        """Nothing was traced there."""
+        self.partial = True
+        way.reason = told.reason
+        message = told.message if self._caller.is_operator else f"{self._names.host(at.node, title(at.port))} does not answer"
+        way.summary = f"{message}, so what becomes of the packet there is not known"
+        return False
+
+    def _add(self, way: Any, told: pb.NodeTrace, at: Side) -> None:
+        """What a node has told, as stages and, for operators, as it is."""
+        walk = told.walks[0]
+        if walk.HasField("disagreement"):
+            where = f"on {self._names.host(at.node, title(at.port))}"
+            self._notes.append(f"{where} {self.differs(walk.disagreement, passes=False)}")
+        ends = {end.step: end for end in walk.ends}
+        for number, step in enumerate(walk.steps):
+            if step.bridge or step.stage == "" or (step.depth and number not in ends):
+                continue
+            end = ends.get(number)
+            self._hop(way, at, step.stage, step.object, self._fate(end) if end is not None else "goes on")
+        if self._caller.is_operator:
+            for each in (step.object for one in told.walks for step in one.steps):
+                self._names.clear(each)
+            way.nodes.append(told)
+
+    def _fate(self, end: pb.TraceEnd) -> str:
+        match end.fate:
+            case pb.PACKET_FATE_DELIVERED:
+                self._names.clear(end.object)
+                return f"delivered to port {end.object.name or end.object.id}"
+            case pb.PACKET_FATE_TUNNEL:
+                if not self._caller.is_operator:
+                    return "sent to another host"
+                return f"sent by {end.segment} to node {end.node or end.address}"
+            case pb.PACKET_FATE_WIRE:
+                return f"sent to the wire, {end.segment}"
+            case pb.PACKET_FATE_ANSWERED:
+                return "answered by the host"
+            case pb.PACKET_FATE_SERVICE:
+                return "given to the service of the network"
+        return f"dropped: {end.message}" + (f" ({end.reason})" if end.reason else "")
+
+    def _hop(self, way: Any, at: Side, stage: str, ref: pb.ObjectRef, text: str) -> None:
+        hop = way.hops.add(stage=stage, object=ref, text=text, node=at.node if self._caller.is_operator else "")
+        self._names.clear(hop.object)
+
+    async def _ask(self, node: str, **fields: Any) -> pb.NodeTrace:
+        """What a node says; of a silent one, why."""
+        try:
+            found: pb.NodeTrace = await self._agents.ask(node, "Trace", pb.TraceNodeRequest(id=node, **fields))
+        except Silent as error:
+            found = pb.NodeTrace(node=node, reason=error.reason, message=error.message)
+        self.partial |= bool(found.notes)
+        if self._caller.is_operator:
+            self._notes += [f"node {node}: {note}" for note in found.notes]
+        return found
+
+    def notes(self, source: Side, target: Side) -> Iterator[str]:
+        """What nodes have said beside it: differences, and what workloads have lost that does nothing wrong would not."""
+        yield from dict.fromkeys(self._notes)
+        for side in (source, target):
+            for drop in self._drops.get(side.port.id, ()) if side.port is not None else ():
+                if not drop.usual:
+                    yield f"{drop.packets} packets of {title(side.port)} were dropped so far: {drop.message} ({drop.reason})"
+
+
+def _best(ends: Sequence[pb.TraceEnd], target: Side) -> pb.TraceEnd:
+    """Of several copies the one that matters: that for the receiver, else one that arrives somewhere."""
+
+    def rank(end: pb.TraceEnd) -> int:
+        if target.port is not None and end.object.id == target.port.id:
+            return 0
+        if end.fate == pb.PACKET_FATE_TUNNEL and end.node == target.node:
+            return 1
+        return 3 if end.fate == pb.PACKET_FATE_DROPPED else 2
+
+    return min(ends, key=rank)
