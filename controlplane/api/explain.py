@@ -6,7 +6,7 @@ from typing import Any
 
 from controlplane.api.agents import Agents, Silent
 from controlplane.api.crud import current
-from controlplane.api.standing import Names, Standing, title
+from controlplane.api.standing import Finding, Names, Standing, title
 from controlplane.errors import not_found, refuse
 from controlplane.registry import KINDS
 from controlplane.services.base import Context
@@ -39,7 +39,7 @@ class Explain:
         names = Names(self._cache, caller)
         for found in reply.filters:
             names.clear(found.object)
-        _conclude(reply, port, [finding.text for finding in findings], bool(findings and findings[0].fatal))
+        _conclude(reply, port, findings)
         if not caller.is_operator:
             _hide(reply)
         return reply
@@ -52,13 +52,13 @@ class Explain:
         return found
 
 
-def _conclude(reply: pb.PortExplanation, port: Any, findings: list[str], fatal: bool) -> None:
+def _conclude(reply: pb.PortExplanation, port: Any, findings: list[Finding]) -> None:
     """The sentence: what keeps everything from passing, else what was dropped that need not have been."""
     dropped = [
         f"{drop.packets} packets were dropped so far: {drop.message} ({drop.reason})" for drop in reply.drops if not drop.usual
     ]
-    if fatal:
-        said = findings.pop(0)
+    if findings and findings[0].fatal:
+        said = findings.pop(0).text
     elif not reply.live:
         said = f"{title(port)} was wired when it was heard of last: {reply.message}"
     elif not reply.wired:
@@ -68,7 +68,7 @@ def _conclude(reply: pb.PortExplanation, port: Any, findings: list[str], fatal: 
     else:
         said = f"{title(port)} is wired, and nothing of its traffic was dropped that should not have been"
     reply.summary = said[:1].upper() + said[1:]
-    reply.notes.extend([*findings, *dropped])
+    reply.notes.extend([*(finding.note for finding in findings), *dropped])
 
 
 def _hide(reply: pb.PortExplanation) -> None:

@@ -42,6 +42,11 @@ class Finding:
     text: str
     fatal: bool = True
 
+    @property
+    def note(self) -> str:
+        """As something that is to be said beside the sentence."""
+        return f"{self.text} ({self.reason})"
+
 
 class Standing:
     """Findings about ports, in the words that a caller may read."""

@@ -162,7 +162,8 @@ def conclude(
         reply.reason, said = back.reason, f"{what} arrives, but not the answer: {back.summary}"
     else:
         reply.passes, said = True, f"{what} passes" + (", and so does the answer" if back is not None else "")
-    told = [*(finding.text for finding in fatal[1:]), *(finding.text for finding in findings if not finding.fatal), *notes]
+    rest = [*fatal[1:], *(finding for finding in findings if not finding.fatal)]
+    told = [*(finding.note for finding in rest), *notes]
     told = list(dict.fromkeys(told))
     if reply.passes and told:
         said += f"; but {told.pop(0)}"
