@@ -95,10 +95,31 @@ def read(files: Sequence[str]) -> Manifest:
     return found
 
 
-def _object(found: Manifest, file: str, node: Node) -> None:
+def listed(name: str, kind: Kind) -> Manifest:
+    """The objects of one kind that a file lists, which may leave their kind out; none where the list is empty."""
+    found = Manifest()
+    shown = "stdin" if name == "-" else name
+    try:
+        nodes = documents.read(name)
+    except documents.Unreadable as error:
+        found.faults.append((Place(shown, error.line), error.message))
+        return found
+    for node in nodes:
+        for item in [node] if node.items is None else node.items:
+            _object(found, shown, item, kind)
+    for entry in found.entries:
+        if entry.kind is not kind:
+            found.faults.append((entry.place, f"this is a {entry.kind.noun}; a {kind.noun} is accepted"))
+    return found
+
+
+def _object(found: Manifest, file: str, node: Node, usual: Kind | None = None) -> None:
+    """usual: the kind of what does not say its own."""
     place = Place(file, node.line)
     pairs = {key.text: value for key, value in node.pairs or [] if key.text is not None}
     noun = pairs.get("kind")
+    if noun is None and usual is not None and node.pairs is not None:
+        noun = Node(node.line, usual.noun)
     if node.pairs is None or noun is None or not noun.text:
         found.faults.append((place, f"this is no object with a kind; accepted: kind: {', '.join(kinds())}"))
         found.whole = False

@@ -201,7 +201,7 @@ def _update(kind: Kind) -> click.Command:
             type=FieldName(changeable.values()),
             help="Unset a field. May be given several times.",
         ),
-        click.option("--etag", metavar="TEXT", help="Refuse the change if the object has another etag."),
+        options.etag,
         *options.change_options,
     ]
     params = [_target(kind), *(options.FieldOption(field) for field in changeable.values())]

@@ -112,7 +112,9 @@ def help_text(field: FieldDescriptor) -> str:
     if field.message_type is not None and not is_map(field):
         if field.message_type.name == "Duration":
             notes.append("For example 24h, 120s, -1s (infinite).")
-        elif field.message_type.name != "Timestamp":
+        elif field.message_type.name == "Timestamp":
+            notes.append("For example 2027-01-31T12:00:00Z.")
+        else:
             notes.append(f"{values.short_form(field.message_type)}.")
     if kind_named(known.reference):
         notes.append("Id or name.")
@@ -132,6 +134,7 @@ output = click.option(
 )
 filter = click.option("--filter", default="", metavar="TEXT", help='For example: name = "a*" AND NOT tags:"old".')
 at = click.option("--at", type=click.IntRange(min=0), default=0, metavar="REVISION", help="As it was at this store revision.")
+etag = click.option("--etag", metavar="TEXT", help="Refuse the change if the object has another etag.")
 timeout = click.option(
     "--timeout", type=DurationType(), default="30s", show_default=True, help="How long --wait waits, for example 5m."
 )

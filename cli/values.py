@@ -149,7 +149,10 @@ def _parse_message(descriptor: Descriptor, text: str) -> Message:
         message.seconds, message.nanos = int(milli / 1000), (abs(milli) % 1000) * 1_000_000 * (-1 if milli < 0 else 1)
         return message
     if isinstance(message, Timestamp):
-        message.FromJsonString(text)
+        try:
+            message.FromJsonString(text)
+        except ValueError:
+            raise ValueError(f"'{text}' is not a time such as 2027-01-31T12:00:00Z") from None
         return message
     for name, value in _pairs(descriptor, text).items():
         field = descriptor.fields_by_name[name]
@@ -249,6 +252,9 @@ def _message_text(value: Any) -> str:
             drops = text(value.DESCRIPTOR.fields_by_name["drops"], value.drops)
             said = f"received {value.rx_packets} packets ({value.rx_bytes} bytes), sent {value.tx_packets} ({value.tx_bytes})"
             return f"{said}, dropped {drops}" if drops else said
+        case "RuleCounters":
+            last = f", last at {value.last_hit_time.ToJsonString()}" if value.HasField("last_hit_time") else ""
+            return f"{value.packets} packets ({value.bytes} bytes){last}"
         case "Binding":
             return str(value.node) if value.active or value.interface else f"{value.node} (asked)"
         case "Condition":

@@ -18,7 +18,7 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 
 from controlplane.registry import KINDS, Kind, rules
-from controlplane.services import network, node, prefixes
+from controlplane.services import membership, network, node, prefixes, rule, security
 from controlplane.services.segment import segment_of
 from controlplane.store import keys
 from controlplane.store.client import Entry
@@ -101,6 +101,16 @@ def _port(item: Any) -> Iterator[str]:
         yield keys.claim(keys.ip_pool(item.network_id, fixed.subnet_id), fixed.ip_address)
     if item.dns_name:
         yield keys.claim(keys.dns_pool(item.network_id), item.dns_name)
+    for group in item.security_group_ids:
+        yield keys.members(group) + item.id
+
+
+def _security_group(item: Any) -> Iterator[str]:
+    yield keys.claim(security.KEY_POOL, item.key)
+
+
+def _security_group_rule(item: Any) -> Iterator[str]:
+    yield keys.claim(*rule.claimed(item))
 
 
 def _node(item: Any) -> Iterator[str]:
@@ -115,6 +125,9 @@ CALLS_FOR: dict[str, Callable[[Any], Iterator[str]]] = {
     "SubnetPool": _subnet_pool,
     "Port": _port,
     "Node": _node,
+    "SecurityGroup": _security_group,
+    "SecurityGroupRule": _security_group_rule,
+    "AddressGroup": _security_group,
 }
 
 
@@ -185,6 +198,19 @@ def _placement(snapshot: Snapshot, key: str, open_: list[str], value: Any) -> It
         yield "its port is gone", LEAK
 
 
+def _member(snapshot: Snapshot, key: str, open_: list[str], value: Any) -> Iterator[Fault]:
+    yield from _called_for(snapshot, key, open_, value)
+    port = snapshot.objects.get(("Port", open_[-1]))
+    if key in snapshot.called_for and port is not None and list(value.addresses) != membership.sends_from(port):
+        yield "it is not what the port sends from", "update the port, for example its description"
+
+
+def _cut(snapshot: Snapshot, key: str, open_: list[str], value: Any) -> Iterator[Fault]:
+    scope = keys.folder(key)
+    if keys.head(scope) not in snapshot.entries:
+        yield "its group is gone", LEAK
+
+
 def _bound(snapshot: Snapshot, key: str, open_: list[str], value: Any) -> Iterator[Fault]:
     node_id, port = open_
     if value.node != node_id:
@@ -201,6 +227,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("net/*/bind/*", port_pb2.Binding, _binding),
     Family("net/*/place/*", store_pb2.Placement, _placement),
     *(Family(f"{kind.scope}/*/change", store_pb2.ChangeRecord, _called_for) for kind in KINDS.values() if kind.scope),
+    Family("secgroup/*/member/*", store_pb2.Member, _member),
+    *(Family(f"{folder}/*/cut", store_pb2.Cut, _cut) for folder in ("secgroup", "addrgroup")),
     Family("node/.change", store_pb2.ChangeRecord),
     Family("index/bind/*/*", port_pb2.Binding, _bound),
     Family("index/*/*", store_pb2.Index, _index),
@@ -212,6 +240,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("status/*/nodes", store_pb2.Applied),
     Family("status/*/drift", store_pb2.DriftReport),
     Family("status/*/counters", store_pb2.NodeCounters),
+    Family("status/*/rules", store_pb2.NodeRuleCounters),
     Family("alive/*", None),
     Family("controller/*", None),
     Family("request/**", store_pb2.RequestRecord),
@@ -288,7 +317,7 @@ def _of_every_kind(snapshot: Snapshot, kind: Kind, item: Any) -> Iterator[str]:
     if kind.indexed:
         yield keys.index(kind.name, item.id)
         index = snapshot.values.get(keys.index(kind.name, item.id))
-        if index is not None and kind.options.quota:
+        if index is not None and index.quota_slot:
             yield keys.claim(keys.quota_pool(index.project_id, kind), index.quota_slot)
 
 

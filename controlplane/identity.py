@@ -50,7 +50,12 @@ def _standard(read: Role, write: Role) -> dict[str, Role]:
 POLICY: Mapping[str, Mapping[str, Role]] = {
     "*": _standard(Role.READER, Role.MEMBER),
     "Network": {**_standard(Role.READER, Role.MEMBER), "GetIpAvailability": Role.READER},
+    "AddressGroup": {
+        **_standard(Role.READER, Role.MEMBER),
+        **dict.fromkeys(("AddAddresses", "RemoveAddresses"), Role.MEMBER),
+    },
     "AvailabilityZone": _standard(Role.READER, Role.OPERATOR),
+    "DefaultSecurityGroupRule": _standard(Role.READER, Role.OPERATOR),
     "NetworkSegmentRange": _standard(Role.READER, Role.OPERATOR),
     "Node": {**_standard(Role.OPERATOR, Role.OPERATOR), "Inspect": Role.OPERATOR},
     "PhysicalNetwork": _standard(Role.READER, Role.OPERATOR),
@@ -60,6 +65,7 @@ POLICY: Mapping[str, Mapping[str, Role]] = {
         "Explain": Role.READER,
     },
     "Quota": _standard(Role.READER, Role.OPERATOR),
+    "SecurityGroup": {**_standard(Role.READER, Role.MEMBER), "ReplaceRules": Role.MEMBER},
     "Settings": _standard(Role.OPERATOR, Role.OPERATOR),
     "SubnetPool": {
         **_standard(Role.READER, Role.MEMBER),

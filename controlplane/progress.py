@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from controlplane.store import keys
 from controlplane.store.cache import Cache
 from controlplane.store.client import Entry
-from kumihimo.v1 import port_pb2, resource_pb2, store_pb2
+from kumihimo.v1 import port_pb2, resource_pb2, security_pb2, store_pb2
 
 T = TypeVar("T")
 
@@ -46,6 +46,7 @@ class Progress:
         self._applied: dict[str, dict[str, store_pb2.Applied]] = defaultdict(dict)  # scope → node → how far it is
         self._ports: dict[str, dict[str, store_pb2.PortStatus]] = defaultdict(dict)
         self._counters: dict[str, dict[bytes, port_pb2.PortCounters]] = {}  # node → port's id in 16 bytes
+        self._rules: dict[str, dict[bytes, security_pb2.RuleCounters]] = {}  # node → rule's id in 16 bytes
         self._alive: set[str] = set()
         self._spoken: set[str] = set()  # nodes that have spoken of the cluster that is
         self._taken_over = 0
@@ -59,8 +60,11 @@ class Progress:
             case ["status", node, "port", port]:
                 _set(self._ports, port, node, store_pb2.PortStatus.FromString(new.value) if new else None)
             case ["status", node, "counters"]:
-                counted = store_pb2.NodeCounters.FromString(new.value).ports if new else ()
-                self._counters[node] = {port.port: port.counters for port in counted}
+                ports = store_pb2.NodeCounters.FromString(new.value).ports if new else ()
+                self._counters[node] = {port.port: port.counters for port in ports}
+            case ["status", node, "rules"]:
+                rules = store_pb2.NodeRuleCounters.FromString(new.value).rules if new else ()
+                self._rules[node] = {rule.rule: rule.counters for rule in rules}
             case ["status", node, "nodes"]:
                 said = self._believed(new) if new else None
                 _set(self._applied, "", node, said)
@@ -100,6 +104,18 @@ class Progress:
         """What a node last told of a port's traffic."""
         return self._counters.get(node, {}).get(UUID(port).bytes)
 
+    def rule_counters(self, rule: str) -> security_pb2.RuleCounters:
+        """What all nodes together last told that a security group rule has let through."""
+        total, known = security_pb2.RuleCounters(), UUID(rule).bytes
+        for told in self._rules.values():
+            counters = told.get(known)
+            if counters is not None:
+                total.packets += counters.packets
+                total.bytes += counters.bytes
+                if _later(counters.last_hit_time, total.last_hit_time):
+                    total.last_hit_time.CopyFrom(counters.last_hit_time)
+        return total
+
     def applied(self, scope: str) -> dict[str, store_pb2.Applied]:
         """How far the nodes that concern themselves with a scope have applied it, dead ones included."""
         return self._applied.get(scope, {})
@@ -138,6 +154,10 @@ class Progress:
         if gone:
             return "NOT_YET_REMOVED", f"node {node} has not yet removed it"
         return "NOT_YET_APPLIED", f"node {node} has applied revision {applied.revision} of {wanted}"
+
+
+def _later(one: Any, other: Any) -> bool:
+    return bool((one.seconds, one.nanos) > (other.seconds, other.nanos))
 
 
 def _set(table: dict[str, dict[str, T]], outer: str, inner: str, value: T | None) -> None:

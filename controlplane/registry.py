@@ -20,6 +20,7 @@ from kumihimo.v1 import (
     port_pb2,
     quota_pb2,
     resource_pb2,
+    security_pb2,
     segment_pb2,
     settings_pb2,
 )
@@ -31,7 +32,8 @@ Service = Any
 
 # What others depend on comes first: an Apply makes its objects in this order.
 _FILES: tuple[Any, ...] = tuple(
-    module.DESCRIPTOR for module in (settings_pb2, quota_pb2, segment_pb2, pool_pb2, network_pb2, port_pb2, node_pb2)
+    module.DESCRIPTOR
+    for module in (settings_pb2, quota_pb2, segment_pb2, pool_pb2, network_pb2, security_pb2, port_pb2, node_pb2)
 )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network, summarize_address_range
 
 from kumihimo.v1 import network_pb2
 from kumihimo.v1 import resource_pb2 as pb
@@ -130,6 +130,89 @@ def tag(value: str) -> str:
     return text(value)
 
 
+# IP protocols that have a name here, by number (IANA's, in lower case; the first of two is stored).
+PROTOCOLS: dict[int, str] = {
+    0: "hopopt",
+    1: "icmp",
+    2: "igmp",
+    4: "ipip",
+    6: "tcp",
+    8: "egp",
+    17: "udp",
+    33: "dccp",
+    41: "ipv6-encap",
+    43: "ipv6-route",
+    44: "ipv6-frag",
+    46: "rsvp",
+    47: "gre",
+    50: "esp",
+    51: "ah",
+    58: "icmpv6",
+    59: "ipv6-nonxt",
+    60: "ipv6-opts",
+    89: "ospf",
+    112: "vrrp",
+    113: "pgm",
+    132: "sctp",
+    136: "udplite",
+}
+_NUMBERS = {**{name: number for number, name in PROTOCOLS.items()}, "ipv6-icmp": 58}
+_NAMES = ", ".join(PROTOCOLS.values())
+
+
+def protocol(value: str) -> str:
+    """An IP protocol by name or number; its name where it has one, "" for any."""
+    lower = value.lower()
+    if lower == "any":
+        return ""
+    number = _NUMBERS.get(lower)
+    if number is None and lower.isascii() and lower.isdecimal() and len(lower) <= 3:
+        number = int(lower)
+    if number is None or number > 255:
+        raise Invalid(
+            "ENUM_INVALID", f"{quoted(value)} is no IP protocol; a number of 0-255, any, or one of {_NAMES} is accepted"
+        )
+    return PROTOCOLS.get(number, str(number))
+
+
+def protocol_number(canonical: str) -> int:
+    """The number of a protocol that is not any, as it is stored."""
+    return _NUMBERS[canonical] if canonical in _NUMBERS else int(canonical)
+
+
+@lru_cache(maxsize=8192)
+def addresses(value: str) -> tuple[str, tuple[Network, ...]]:
+    """(canonical text, the prefixes that it means) of an address, a prefix, or a range `first-last` of one family.
+
+    An address of a group may be any, multicast too. A range that is a prefix is written as one, a prefix of one as an address.
+    """
+    if "/" in value:
+        networks: tuple[Network, ...] = (prefix(value),)
+    else:
+        head, dash, tail = value.partition("-")
+        first, last = _any_address(value, head), _any_address(value, tail) if dash else None
+        last = first if last is None else last
+        if type(first) is not type(last) or int(first) > int(last):
+            text = f"{quoted(value)} does not go from a lower to a higher address of one family; 10.0.0.5-10.0.0.9 does"
+            raise Invalid("IP_INVALID", text)
+        networks = tuple(summarize_address_range(first, last))
+    if len(networks) > 1:
+        return f"{networks[0].network_address}-{networks[-1].broadcast_address}", networks
+    (one,) = networks
+    return str(one.network_address) if one.prefixlen == one.max_prefixlen else str(one), networks
+
+
+def _any_address(value: str, part: str) -> Address:
+    try:
+        parsed = ip_address(part)
+    except ValueError:
+        text = f"{quoted(value)} is no address, prefix or range such as 10.0.0.5, 10.0.0.0/24 or 10.0.0.5-10.0.0.9"
+        raise Invalid("IP_INVALID", text) from None
+    if isinstance(parsed, IPv6Address) and parsed.scope_id:
+        raise Invalid("IP_INVALID", f"{quoted(value)} has a zone; the address without it would be accepted")
+    return parsed
+
+
 # Bytes that an encapsulation adds to an IP packet over an IPv4 underlay: the outer IP, its own header, the inner Ethernet.
 _OVERHEAD: dict[int, int] = {
     network_pb2.NETWORK_TYPE_VXLAN: 50,
@@ -158,6 +241,8 @@ def eui64(network: Network, mac: str) -> str:
     return str(IPv6Address(int(network.network_address) | int.from_bytes(identifier, "big")))
 
 
+LINK_LOCAL = IPv6Network("fe80::/64")
+
 CANONICAL: dict[int, Callable[[str], str]] = {
     pb.FORMAT_UNSPECIFIED: text,
     pb.FORMAT_UUID: identifier,
@@ -169,4 +254,6 @@ CANONICAL: dict[int, Callable[[str], str]] = {
     pb.FORMAT_DNS_NAME: dns_name,
     pb.FORMAT_TAG: tag,
     pb.FORMAT_PROSE: prose,
+    pb.FORMAT_PROTOCOL: protocol,
+    pb.FORMAT_ADDRESSES: lambda value: addresses(value)[0],
 }

@@ -15,10 +15,13 @@ from agent.compile.guard6 import compile_nd_guard
 from agent.compile.neighbour import compile_arp, compile_nd
 from agent.compile.network import compile_network
 from agent.compile.node import compile_base
+from agent.compile.policy import compile_filter, compile_policy
 from agent.compile.port import compile_port
 from agent.compile.provider import compile_providers
+from agent.compile.rules import compile_fragments, compile_group, compile_member, compile_rule
 from agent.compile.tunnel import compile_node, compile_tunnels
-from agent.mirror.state import State, Token
+from agent.mirror.scope import Token
+from agent.mirror.state import State
 from controlplane.store import keys
 
 
@@ -34,10 +37,17 @@ def _units(token: Token) -> Iterable[Unit]:
             yield "floating", network
         case ("port", network, port):
             yield "port", network, port
+        case ("policy" | "group" | "member" | "rule" | "fragments", *_):
+            yield token
 
 
 def _scope(unit: Unit) -> str:
-    return keys.scope(str(unit[1])) if unit[0] in ("network", "dhcp", "floating", "port") else NODE_SCOPE
+    match unit:
+        case ("network" | "dhcp" | "floating" | "port" | "policy", str(network), *_):
+            return keys.scope(network)
+        case ("group" | "member" | "rule" | "fragments", str(scope), *_):
+            return scope
+    return NODE_SCOPE
 
 
 def _exists(state: State, unit: Unit) -> bool:
@@ -48,6 +58,10 @@ def _exists(state: State, unit: Unit) -> bool:
             return network in state.networks
         case ("port", str(network), str(port)):
             return network in state.networks and (port in state.networks[network].ports or port in state.interface_of)
+        case ("policy", _, str(port)):
+            return port in state.interface_of
+        case ("group" | "member" | "rule" | "fragments", str(scope), *_):
+            return scope in state.groups.states and state.groups.states[scope].holds(unit)
     return True
 
 
@@ -64,9 +78,15 @@ FEATURES = Features(
         "dhcp": compile_dhcp,
         "floating": compile_floating,
         "port": compile_port,
+        "filter": compile_filter,
+        "policy": compile_policy,
+        "group": compile_group,
+        "member": compile_member,
+        "rule": compile_rule,
+        "fragments": compile_fragments,
     },
     units=_units,
     scope=_scope,
     exists=_exists,
-    always=(("base",), ("arp",), ("nd",), ("nd-guard",), ("providers",), ("tunnels",)),
+    always=(("base",), ("arp",), ("nd",), ("nd-guard",), ("filter",), ("providers",), ("tunnels",)),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
-from agent.model.flow import Action, Flow, Match, Resubmit, SetField
+from agent.model.flow import Action, Flow, Match, Resubmit, SetField, Track
 from agent.model.pipeline import NEXT, REASON, Reason, Table
 from controlplane.values import eui64
 from kumihimo.v1 import network_pb2, port_pb2
@@ -28,8 +28,9 @@ class PipelineError(Exception):
 def flow(table: Table, priority: int, match: Match, *actions: Action, cookie: int) -> Flow:
     """A flow of the pipeline. Raises PipelineError when it goes where its table may not."""
     for action in actions:
-        if isinstance(action, Resubmit) and Table(action.table) not in NEXT[table]:
-            raise PipelineError(f"table {table.name} may not go to {Table(action.table).name}")
+        onward = action.table if isinstance(action, Resubmit | Track) else None
+        if onward is not None and Table(onward) not in NEXT[table]:
+            raise PipelineError(f"table {table.name} may not go to {Table(onward).name}")
     return Flow(int(table), priority, match, actions, cookie)
 
 

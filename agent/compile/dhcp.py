@@ -25,6 +25,7 @@ from agent.model.pipeline import FLAGS, FROM_SERVICE, FROM_TUNNEL, CookieKind, T
 from agent.model.remark import pending
 from controlplane.dhcpoptions import find, written
 from controlplane.names import default_label
+from controlplane.store import keys
 from controlplane.values import Invalid, service_mac
 from kumihimo.v1 import network_pb2, port_pb2
 
@@ -62,7 +63,7 @@ def compile_dhcp(view: View, network_id: str) -> Iterable[Item]:
         yield from dhcp6.flows(network, six, interface.ofport)
         yield from dns_flows(network, served, interface.ofport, mac)
     else:
-        yield pending(network_id)
+        yield pending(keys.scope(network_id))
 
 
 def _service_flows(network: network_pb2.Network, served: list[network_pb2.Subnet], ofport: int, mac: str) -> Iterator[Flow]:

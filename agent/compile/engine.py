@@ -14,7 +14,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agent.compile.view import View
-from agent.mirror.state import State, Token
+from agent.mirror.scope import Token
+from agent.mirror.state import State
 from agent.model.item import Item, Key
 
 Unit = tuple[Hashable, ...]
@@ -94,9 +95,7 @@ class Engine:
         """Everything desired, computed from nothing: the reference that `items()` must equal."""
         fresh = Engine(self._state, self._features)
         fresh._dirty |= set(self._items) | set(self._failed)
-        for network, state in self._state.networks.items():
-            fresh.touch([("network", network), ("floating", network), *(("port", network, port) for port in state.ports)])
-        fresh.touch(("node", node) for node in self._state.nodes)
+        fresh.touch(self._state.tokens())
         fresh.run()
         return fresh.items()
 

@@ -47,7 +47,7 @@ def _always() -> Iterator[Item]:
     for table, reason in ends.items():
         yield flow(table, 0, match(), *drop(reason), cookie=base)
     yield from untagged()
-    yield flow(Table.SERVICES, 0, match(), Resubmit(Table.L2), cookie=base)
+    yield flow(Table.SERVICES, 0, match(), Resubmit(Table.EGRESS_TRACK), cookie=base)
     yield flow(
         Table.ARP_REPLY,
         50,
@@ -56,7 +56,6 @@ def _always() -> Iterator[Item]:
         Resubmit(Table.L2),
         cookie=base,
     )
-    yield flow(Table.INGRESS, 0, match(), Resubmit(Table.LOCAL), cookie=base)
     for table, flag in ((Table.NODE, FROM_TUNNEL), (Table.PROVIDER, FROM_TUNNEL), (Table.PROVIDER, FROM_PROVIDER)):
         yield flow(table, 110 + flag, match(reg0=(flag, flag)), *drop(Reason.SPLIT_HORIZON), cookie=base)
     for reason in Reason:

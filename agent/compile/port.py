@@ -14,8 +14,19 @@ from agent.compile.segment import missing, to_node
 from agent.compile.view import View
 from agent.model.flow import Action, Flow, Output, Resubmit, SetField, match
 from agent.model.item import Item
-from agent.model.pipeline import REASON, REASONS_OF_SENDER, SOURCE, TARGET, CookieKind, Reason, Table, cookie
+from agent.model.pipeline import (
+    REASON,
+    REASONS_OF_RECEIVER,
+    REASONS_OF_SENDER,
+    SOURCE,
+    TARGET,
+    CookieKind,
+    Reason,
+    Table,
+    cookie,
+)
 from agent.model.remark import Remark
+from controlplane.store import keys
 from kumihimo.v1 import network_pb2, port_pb2
 
 
@@ -63,7 +74,7 @@ def compile_port(view: View, network_id: str, port_id: str) -> Iterable[Item]:
     found = verdict(view, network_id, port_id)
     if interface is not None and not found.wired:
         # Said here too, so that a reason that becomes another one is noticed although no flow changes.
-        yield Remark(network_id, found.reason, found.message, port_id)
+        yield Remark(keys.scope(network_id), found.reason, found.message, port_id)
     if interface is not None and found.wired and interface.ofport is not None:
         ofport = interface.ofport
         yield from _classify(network, ofport, mark, up)
@@ -117,6 +128,10 @@ def _addresses(port: port_pb2.Port) -> list[str]:
 
 
 def _counters(ofport: int, mark: int) -> Iterator[Flow]:
-    """A counter for each reason that can befall what the port sends."""
+    """A counter for each reason that can befall what the port sends, or is sent."""
     for reason in REASONS_OF_SENDER:
-        yield flow(Table.DROP, 100, match(**{REASON: int(reason), SOURCE: ofport}), cookie=mark)
+        # One that both ends have counts for the receiver when the packet has come so far.
+        also = {TARGET: 0} if reason in REASONS_OF_RECEIVER else {}
+        yield flow(Table.DROP, 100, match(**{REASON: int(reason), SOURCE: ofport}, **also), cookie=mark)
+    for reason in REASONS_OF_RECEIVER:
+        yield flow(Table.DROP, 100, match(**{REASON: int(reason), TARGET: ofport}), cookie=mark)

@@ -11,6 +11,7 @@ from agent.model.flow import Action, Resubmit, SetField
 from agent.model.item import Item
 from agent.model.pipeline import NODE_KEY, Table
 from agent.model.remark import Remark
+from controlplane.store import keys
 from controlplane.values import overhead
 from kumihimo.v1 import network_pb2, node_pb2
 
@@ -66,4 +67,4 @@ def _mtu_remark(view: View, network: network_pb2.Network) -> Iterator[Remark]:
             f"mtu is {network.mtu}, and such a packet takes {network.mtu + more} bytes on {bridge}, which carries {carries}:"
             f" it is lost. An mtu of at most {max(carries - more, 0)}, or a larger one of {bridge}, would do"
         )
-        yield Remark(network.id, "UNDERLAY_MTU", text)
+        yield Remark(keys.scope(network.id), "UNDERLAY_MTU", text)

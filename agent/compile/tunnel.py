@@ -19,6 +19,7 @@ from agent.model.host import INTEGRATION_BRIDGE, OvsPort, Peer
 from agent.model.item import Item
 from agent.model.pipeline import FLAGS, FROM_TUNNEL, NODE_KEY, CookieKind, Table, cookie
 from agent.model.remark import pending
+from controlplane.store import keys
 from kumihimo.v1 import network_pb2
 
 
@@ -65,7 +66,7 @@ def tunnel_items(view: View, network: network_pb2.Network, mark: int) -> Iterato
     yield from _port(view, tunnel)
     interface = view.interface(tunnel.port)
     if own is not None and own.tunnel_ip and (interface is None or interface.ofport is None):
-        yield pending(network.id)
+        yield pending(keys.scope(network.id))
     if interface is not None and interface.ofport is not None:
         yield flow(
             Table.CLASSIFY,

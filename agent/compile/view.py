@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from dataclasses import dataclass
 
 from agent.facts.model import Interface
-from agent.mirror.state import NetworkState, State, Token
+from agent.mirror.groups import GroupState
+from agent.mirror.scope import Token
+from agent.mirror.state import NetworkState, State
+from agent.model.rule import Allowed, Direction, Prefix, Rule
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """key: 0 when there is no such group; used: ports plugged here have it."""
+
+    key: int
+    stateful: bool
+    observes: bool
+    used: bool
 
 
 class View:
@@ -106,6 +120,61 @@ class View:
         """An interface of Open vSwitch by name."""
         self.reads.add(("interface", name))
         return self._state.facts.interfaces.get(name)
+
+    # Groups, by scope: security groups and address groups.
+
+    def group(self, scope: str) -> Group | None:
+        """What a group is; None while it is not known."""
+        self.reads.add(("group", scope))
+        state = self._known(scope)
+        if state is None:
+            return None
+        return Group(state.key, state.stateful, state.observes, self._state.groups.is_used(scope))
+
+    def cut(self, scope: str) -> tuple[int, int]:
+        """When something was last taken away from a group: an etcd cluster, and a revision of it."""
+        self.reads.add(("cut", scope))
+        state = self._known(scope)
+        return (state.cluster, state.cut) if state else (0, 0)
+
+    def remotes(self, scope: str) -> dict[str, Set[Direction]]:
+        """The groups that rules of a group name, "" where they name none, and in which directions and families."""
+        self.reads.add(("remotes", scope))
+        state = self._known(scope)
+        return {remote: state.remotes[remote].keys() for remote in sorted(state.remotes)} if state else {}
+
+    def named(self, scope: str) -> Sequence[Direction]:
+        """In which directions and families rules for ports here name a group."""
+        self.reads.add(("named", scope))
+        return sorted(self._state.groups.named.get(scope, ()))
+
+    def member(self, scope: str, name: str) -> Sequence[Prefix]:
+        """The addresses of one member of a group."""
+        self.reads.add(("member", scope, name))
+        state = self._known(scope)
+        return state.members.get(name, ()) if state else ()
+
+    def rule(self, scope: str, rule: str) -> Rule | None:
+        """A rule of a security group."""
+        self.reads.add(("rule", scope, rule))
+        state = self._known(scope)
+        return state.rules.get(rule) if state else None
+
+    def owner(self, scope: str, allowed: Allowed) -> str:
+        """The rule, of all that have a match, that is said to allow it: the first by id."""
+        self.reads.add(("allowed", scope, allowed))
+        state = self._known(scope)
+        return min(state.owners.get(allowed, ()), default="") if state else ""
+
+    def has_fragments(self, scope: str, allowed: Allowed) -> bool:
+        """Whether some rule of a group lets fragments of such packets through."""
+        self.reads.add(("fragments", scope, allowed))
+        state = self._known(scope)
+        return state is not None and allowed in state.fragments
+
+    def _known(self, scope: str) -> GroupState | None:
+        state = self._state.groups.states.get(scope)
+        return state if state is not None and state.listed else None
 
     def _listed(self, network: str) -> NetworkState | None:
         state = self._state.networks.get(network)

@@ -3,43 +3,34 @@
 Pure: no I/O, no clock. `take_*` methods take in notices of the feed and facts of the host and return *tokens*, the names of
 what changed; compile records the tokens it reads, so that exactly the units concerned are compiled again.
 
-Interest closure: ports plugged here → their networks (through index/port/…) → everything below net/{net}/; and all nodes.
+Interest closure: ports plugged here → their networks (through index/port/…) → everything below net/{net}/; their security
+groups, and the groups that rules of those name; and all nodes.
 
 Tokens: ("node", id) · ("network", net) · ("subnets", net) · ("port", net, id): port, binding, or its interface ·
 ("local", net): the set of ports plugged here · ("members", net): the set of other nodes with ports · ("domains", net): the set
 of domains that ports have of their own · ("floating", net): MACs of address pairs · ("interface", name) · ("host",): bridges,
-addresses · ("bridge", name): what its interfaces carry.
+addresses · ("bridge", name): what its interfaces carry · ("policy", net, id): of a port plugged here, anything that decides how
+it is filtered · those of groups (groups.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
 from agent.facts.model import HostFacts, Interface
+from agent.mirror.groups import Groups, groups_of
+from agent.mirror.scope import ScopeState, Token
 from agent.model.host import INTEGRATION_BRIDGE
 from controlplane.store import keys
 from controlplane.store.client import Entry
 from controlplane.store.feed import Changed, Listed
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
 
-Token = tuple[Hashable, ...]
-
 _NONE: frozenset[str] = frozenset()
 NO_FACTS = HostFacts(interfaces={}, datapath_types=(), ovs_version="", underlay_ips=())
-
-
-@dataclass(slots=True)
-class ScopeState:
-    """What is known of one scope. listed: known as a whole, at a revision of an etcd cluster."""
-
-    listed: bool = False
-    revision: int = 0
-    cluster: int = 0
-    trace_context: str = ""
-    keys: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -67,6 +58,7 @@ class State:
         self.nodes_revision = 0
         self.nodes_cluster = 0
         self.networks: dict[str, NetworkState] = {}
+        self.groups = Groups()
         # Ports plugged here: network id, "" when there is no such port, None while that is not known.
         self.located: dict[str, str | None] = {}
         self.interface_of: dict[str, Interface] = {}
@@ -85,8 +77,8 @@ class State:
         return wanted | self.wanted_scopes()
 
     def wanted_scopes(self) -> set[str]:
-        """Scopes that a port plugged here belongs to."""
-        return {keys.scope(network) for network in self.wanted_networks()}
+        """Scopes that a port plugged here belongs to, and those that decide how it is filtered."""
+        return {keys.scope(network) for network in self.wanted_networks()} | self.groups.wanted()
 
     def wanted_networks(self) -> set[str]:
         """Networks with a port plugged here."""
@@ -98,17 +90,28 @@ class State:
         return (
             self.nodes_listed
             and all(network is not None for network in self.located.values())
-            and all(network in self.networks and self.networks[network].listed for network in self.wanted_networks())
+            and all(state is not None and state.listed for state in map(self.scope, self.wanted_scopes()))
         )
 
     def scopes(self) -> Iterator[tuple[str, ScopeState]]:
         """What is known, by scope."""
         for network, state in self.networks.items():
             yield keys.scope(network), state
+        yield from self.groups.states.items()
 
     def scope(self, scope: str) -> ScopeState | None:
         """What is known of a scope."""
-        return self.networks.get(keys.split(scope)[1])
+        folder, object_id, _ = keys.split(scope)
+        return self.networks.get(object_id) if folder == "net" else self.groups.states.get(scope)
+
+    def tokens(self) -> Iterator[Token]:
+        """All that is known, by its tokens."""
+        for network, state in self.networks.items():
+            yield from (("network", network), ("floating", network))
+            for port in state.ports:
+                yield from (("port", network, port), ("policy", network, port))
+        yield from (("node", node) for node in self.nodes)
+        yield from self.groups.tokens()
 
     def ports_of(self, scope: str) -> Iterator[tuple[str, str]]:
         """(network, port) of the ports of a network's scope that are plugged here."""
@@ -158,7 +161,7 @@ class State:
             if network:
                 tokens.update({("port", network, port), ("local", network)})
         self.interface_of = plugged
-        return tokens | self._drop_networks()
+        return self._follow(tokens | self._drop_networks())
 
     def _unplug(self, port: str) -> set[Token]:
         network = self.located.pop(port, None)
@@ -180,10 +183,28 @@ class State:
                 del self.unreadable[key]
         return tokens
 
+    def _follow(self, tokens: set[Token]) -> set[Token]:
+        """Tokens, and what follows from those of ports plugged here for their groups."""
+        follow = self.interface_of.keys() | self.groups.filtered()
+        changed = {(str(token[1]), str(token[2])) for token in tokens if token[0] == "port" and token[2] in follow}
+        for network in (str(token[1]) for token in tokens if token[0] == "local"):
+            changed.update((network, port) for port in self.local_ports(network))
+        for network, port in changed:
+            state = self.networks.get(network)
+            here = state is not None and state.listed and port in self.interface_of and self.located.get(port) == network
+            message = state.ports.get(port) if state is not None and here else None
+            if message is not None or self.located.get(port) in (None, "", network):
+                tokens |= self.groups.use(port, (groups_of(message) or ()) if message is not None else ())
+            tokens.add(("policy", network, port))
+        return tokens
+
     # -- notices ------------------------------------------------------------------------------------------------------
 
     def take(self, notice: Listed | Changed) -> set[Token]:
         """Take in one notice of the feed. A notice of a prefix that is no longer of interest changes nothing."""
+        return self._follow(self._take(notice))
+
+    def _take(self, notice: Listed | Changed) -> set[Token]:
         match notice:
             case Listed(prefix, revision, entries):
                 gone = [key for key in self._known(prefix) if key not in entries]
@@ -212,9 +233,12 @@ class State:
             if listed and not state.listed:
                 state.listed = True
                 tokens |= {(what, network) for what in ("network", "subnets", "local", "members", "domains", "floating")}
-            state.revision = revision
-            if isinstance(notice, Listed):
-                state.cluster = notice.cluster
+            _reach(state, notice)
+        elif keys.is_scope(prefix) and (group := self.groups.begin(prefix)) is not None:
+            for key, entry in changes:
+                tokens |= self._guarded(key, entry, lambda key, entry: self.groups.take(prefix, group, key, entry))
+            tokens |= self.groups.list(prefix) if listed else set()
+            _reach(group, notice)
         return tokens
 
     def _guarded(self, key: str, entry: Entry | None, take: Callable[[str, Entry | None], set[Token]]) -> set[Token]:
@@ -232,7 +256,7 @@ class State:
             return [keys.node(node) for node in self.nodes]
         if prefix.startswith(keys.index("Port")):
             return [prefix] if self.located.get(prefix.rsplit("/", 1)[1]) else []
-        state = self.networks.get(prefix.removeprefix(keys.NETWORKS).rstrip("/"))
+        state = self.scope(prefix) if keys.is_scope(prefix) else None
         return list(state.keys) if state else []
 
     def _take_node(self, key: str, entry: Entry | None) -> set[Token]:
@@ -327,6 +351,13 @@ class State:
         if set(state.members) != before:
             tokens.add(("members", network))
         return tokens
+
+
+def _reach(state: ScopeState, notice: Listed | Changed) -> None:
+    """What is known of a scope is that of a revision."""
+    state.revision = notice.revision
+    if isinstance(notice, Listed):
+        state.cluster = notice.cluster
 
 
 def _of_host(facts: HostFacts) -> tuple[object, ...]:

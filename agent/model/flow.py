@@ -2,8 +2,9 @@
 
 Fields bear the names of ovs-fields(7): in_port, metadata, reg0-reg15, xxreg0-xxreg3, tun_id, tun_src, tun_dst, tun_ipv6_dst,
 eth_src, eth_dst, eth_type, ip_proto, ip_src, ip_dst, ipv6_src, ipv6_dst, ip_ttl, arp_op, arp_spa, arp_tpa, arp_sha,
-arp_tha, tcp_src, udp_dst … Values are integers in host order (a MAC is a 48 bit integer, an address 32 or 128 bits;
-vlan_vid has the OpenFlow form: 0x1000 says "tagged", the lower 12 bits are the VLAN).
+arp_tha, tcp_src, udp_dst, ct_state, ct_mark … Values are integers in host order (a MAC is a 48 bit integer, an address 32
+or 128 bits; vlan_vid has the OpenFlow form: 0x1000 says "tagged", the lower 12 bits are the VLAN; ct_state and ip_frag have
+the bits that are named below).
 """
 
 from __future__ import annotations
@@ -15,18 +16,23 @@ from types import MappingProxyType
 from agent.model.item import Key
 
 _NAMES = {
-    128: "xxreg0 xxreg1 xxreg2 xxreg3 ipv6_src ipv6_dst nd_target tun_ipv6_dst",
+    128: "xxreg0 xxreg1 xxreg2 xxreg3 ipv6_src ipv6_dst nd_target tun_ipv6_dst ct_ipv6_src ct_ipv6_dst",
     64: "metadata tun_id",
     48: "eth_src eth_dst arp_sha arp_tha nd_sll nd_tll",
-    32: "in_port tun_src tun_dst ip_src ip_dst arp_spa arp_tpa ct_state ct_mark nd_reserved",
-    16: "eth_type arp_op tcp_src tcp_dst udp_src udp_dst ct_zone",
+    32: "in_port tun_src tun_dst ip_src ip_dst arp_spa arp_tpa ct_state ct_mark ct_nw_src ct_nw_dst nd_reserved",
+    16: "eth_type arp_op tcp_src tcp_dst udp_src udp_dst sctp_src sctp_dst ct_zone ct_tp_src ct_tp_dst",
     13: "vlan_vid",
-    8: "ip_proto ip_ttl icmp_type icmp_code icmpv6_type icmpv6_code nd_options_type",
+    8: "ip_proto ip_ttl icmp_type icmp_code icmpv6_type icmpv6_code nd_options_type ct_nw_proto",
+    2: "ip_frag",
 }
 # Every field that a flow of ours may name, with its width in bits (ovs-fields(7)).
 FIELD_BITS: Mapping[str, int] = MappingProxyType(
     {name: bits for bits, names in _NAMES.items() for name in names.split()} | {f"reg{n}": 32 for n in range(16)}
 )
+
+# Bits of ct_state, and the bit of ip_frag that a fragment has which is not the first of its packet.
+CT_NEW, CT_ESTABLISHED, CT_RELATED, CT_REPLY, CT_INVALID, CT_TRACKED = (1 << bit for bit in range(6))
+LATER = 2
 
 # One matched field: name, value, mask; mask None means every bit.
 FieldMatch = tuple[str, int, int | None]
@@ -135,13 +141,28 @@ class PopVlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Track:
+    """Look the packet's connection up in a zone of connection tracking (ovs-actions(7): ct).
+
+    zone: a number, or the register whose lower 16 bits are it. table: where the packet goes on with ct_state and the other
+    ct fields set; None: it goes on here, and they are not. commit: a connection that is not known is known from now on;
+    actions: what is written into it, SetField and Move to ct_mark.
+    """
+
+    zone: int | str
+    table: int | None = None
+    commit: bool = False
+    actions: tuple[SetField | Move, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Opaque:
     """An action or instruction that we do not know, as it came from the switch. It is read and never written."""
 
     data: bytes
 
 
-Action = Output | InPort | SetField | Move | Resubmit | ToGroup | PushVlan | PopVlan | Opaque
+Action = Output | InPort | SetField | Move | Resubmit | ToGroup | PushVlan | PopVlan | Track | Opaque
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,26 @@ Stages, in the order a packet meets them:
     0 CLASSIFY      in_port → network and port; tunnel and tun_id → network
     10 PORT_SECURITY  VLAN tag, MAC, address, ARP, DHCP-server and RA guard of a local port; one default drop per kind
     11 ND_GUARD     what IPv6 neighbour discovery of a local port may say
-    30 SERVICES     ARP request → 44, 31; neighbour solicitation → 45, 32; DHCP, RS → the service namespace
+    30 SERVICES     ARP request → 44, 31; neighbour solicitation → 45, 32; DHCP, RS → the service namespace; the rest → 20
     31 ARP_REPLY    turns the request into its answer
     32 ND_REPLY     turns the solicitation into an advertisement
     33 ND_OPTION    whose link-layer address it writes (a match on the type that 32 has just set)
     44 NEIGHBOURS   subroutine: (network, IPv4) → MAC
     45 NEIGHBOURS_6  the same for IPv6
+    20 EGRESS_TRACK  security groups of the sender: connection tracking in the port's zone → 21
+    21 EGRESS_STATE  connections that the port's policy of now has allowed pass; of others the rules are asked: 22, then 23
+    22 POLICY       subroutine: of a port, its generation, and its groups in turn → 24
+    23 EGRESS_DECIDE  what was allowed is committed with the generation as its mark; what was not is dropped
+    24 GROUP        subroutine: of a group, direction and family, the remotes that its rules name, in turn → 26, or by 25
+    25 MEMBERS      subroutine: (remote, address) → 26
+    26 RULES        subroutine: what a rule allows gets the flag
+    27 EGRESS_STATELESS  after the rules of stateless groups, before 21
     55 FROM_PROVIDER  patch port and VLAN tag → network; the tag goes
     60 L2           (network, MAC) → local port, node, provider network, or group of all members
-    70 INGRESS      before a local port: never back to the sender
+    70 INGRESS      before a local port: never back to the sender; security groups of the receiver: as 20
+    71 INGRESS_STATE  as 21
+    73 INGRESS_DECIDE  as 23
+    77 INGRESS_STATELESS  as 27
     80 LOCAL        output
     81 NODE         network → segment on the wire
     82 PROVIDER     network → VLAN tag, patch port; never what came from there
@@ -34,6 +45,14 @@ class Table(IntEnum):
     CLASSIFY = 0
     PORT_SECURITY = 10
     ND_GUARD = 11
+    EGRESS_TRACK = 20
+    EGRESS_STATE = 21
+    POLICY = 22
+    EGRESS_DECIDE = 23
+    GROUP = 24
+    MEMBERS = 25
+    RULES = 26
+    EGRESS_STATELESS = 27
     SERVICES = 30
     ARP_REPLY = 31
     ND_REPLY = 32
@@ -43,6 +62,9 @@ class Table(IntEnum):
     FROM_PROVIDER = 55
     L2 = 60
     INGRESS = 70
+    INGRESS_STATE = 71
+    INGRESS_DECIDE = 73
+    INGRESS_STATELESS = 77
     LOCAL = 80
     NODE = 81
     PROVIDER = 82
@@ -58,7 +80,17 @@ NEXT: dict[Table, frozenset[Table]] = {
     Table.CLASSIFY: frozenset({Table.PORT_SECURITY, Table.SERVICES, Table.FROM_PROVIDER, Table.L2, Table.DROP}),
     Table.PORT_SECURITY: frozenset({Table.ND_GUARD, Table.SERVICES, Table.DROP}),
     Table.ND_GUARD: frozenset({Table.SERVICES, Table.DROP}),
-    Table.SERVICES: frozenset({Table.NEIGHBOURS, Table.ARP_REPLY, Table.NEIGHBOURS_6, Table.ND_REPLY, Table.L2, Table.DROP}),
+    Table.EGRESS_TRACK: frozenset({Table.EGRESS_STATE, Table.POLICY, Table.EGRESS_STATELESS, Table.L2, Table.DROP}),
+    Table.EGRESS_STATE: frozenset({Table.POLICY, Table.EGRESS_DECIDE, Table.L2, Table.DROP}),
+    Table.POLICY: frozenset({Table.GROUP}),
+    Table.EGRESS_DECIDE: frozenset({Table.L2, Table.DROP}),
+    Table.GROUP: frozenset({Table.MEMBERS, Table.RULES}),
+    Table.MEMBERS: frozenset({Table.RULES}),
+    Table.RULES: frozenset(),
+    Table.EGRESS_STATELESS: frozenset({Table.EGRESS_STATE, Table.L2, Table.DROP}),
+    Table.SERVICES: frozenset(
+        {Table.NEIGHBOURS, Table.ARP_REPLY, Table.NEIGHBOURS_6, Table.ND_REPLY, Table.EGRESS_TRACK, Table.L2, Table.DROP}
+    ),
     Table.ARP_REPLY: frozenset({Table.L2, Table.DROP}),
     Table.ND_REPLY: frozenset({Table.ND_OPTION, Table.L2, Table.DROP}),
     Table.ND_OPTION: frozenset(),
@@ -66,7 +98,10 @@ NEXT: dict[Table, frozenset[Table]] = {
     Table.NEIGHBOURS_6: frozenset(),
     Table.FROM_PROVIDER: frozenset({Table.L2, Table.DROP}),
     Table.L2: frozenset({Table.INGRESS, Table.NODE, Table.PROVIDER, Table.DROP}),
-    Table.INGRESS: frozenset({Table.LOCAL, Table.DROP}),
+    Table.INGRESS: frozenset({Table.INGRESS_STATE, Table.POLICY, Table.INGRESS_STATELESS, Table.LOCAL, Table.DROP}),
+    Table.INGRESS_STATE: frozenset({Table.POLICY, Table.INGRESS_DECIDE, Table.LOCAL, Table.DROP}),
+    Table.INGRESS_DECIDE: frozenset({Table.LOCAL, Table.DROP}),
+    Table.INGRESS_STATELESS: frozenset({Table.INGRESS_STATE, Table.LOCAL, Table.DROP}),
     Table.LOCAL: frozenset({Table.DROP}),
     Table.NODE: frozenset({Table.VXLAN, Table.GENEVE, Table.GRE, Table.DROP}),
     Table.PROVIDER: frozenset({Table.DROP}),
@@ -79,8 +114,12 @@ NEXT: dict[Table, frozenset[Table]] = {
 
 # Registers. metadata bits 0-23: network key.
 FLAGS = "reg0"
+JUDGED = "reg1"  # what is asked of the rules: bits below, and in bits 0-23 the key of the group whose turn it is
+REMOTE = "reg4"  # key of the group or address group that the other side is looked for in; 0: anybody
 NODE_KEY = "reg10"  # remote node
 REASON = "reg11"  # why a packet is dropped
+GENERATION = "reg12"  # of the policy of POLICY_PORT: the mark of connections that it allows
+POLICY_PORT = "reg13"  # ofport of the port whose rules are asked
 SOURCE = "reg14"  # ofport of the local port it came from; 0: not a local one
 TARGET = "reg15"  # ofport of the local port it goes to; 0: not yet known, or not local
 ASKED = "reg3"  # address whose MAC is looked up
@@ -88,12 +127,20 @@ ASKED_6 = "xxreg1"  # the same, IPv6
 FOUND = "xxreg2"  # bits 64-111: the MAC that was found
 FOUND_OFFSET = 64
 
+# Bits of JUDGED.
+GROUP_KEY = (1 << 24) - 1
+OF_INGRESS = 1 << 31  # by the rules for what the port receives; else for what it sends
+BY_CONNECTION = 1 << 30  # not the packet, but the first one of its connection
+STATELESS = 1 << 29  # by the stateless groups of the port; else by the others
+
 # Bits of FLAGS.
 FROM_TUNNEL = 1 << 0  # also set for what must not leave the host
 FROM_PROVIDER = 1 << 1
+ALLOWED = 1 << 3  # a rule allows it
 NEIGHBOUR_FOUND = 1 << 5
 FROM_SERVICE = 1 << 6
 NEIGHBOUR_FLOATS = 1 << 7  # an address that moves between ports: its owner answers, not we
+OBSERVED = 1 << 8  # the port has a group that only observes: what no rule allows is counted and passes
 
 
 class Reason(IntEnum):
@@ -121,6 +168,10 @@ class Reason(IntEnum):
     ND_UNKNOWN = 20
     ND_OWN = 21
     VLAN_TAG = 22
+    SG_EGRESS = 23  # no rule of the sender allows it
+    SG_INGRESS = 24  # no rule of the receiver allows it
+    CT_INVALID = 25  # of no connection, and none that can begin with it
+    OBSERVED = 26  # not dropped: a group that only observes let it pass
 
 
 # What can befall a packet that a given local port sends; each has a counter for each port.
@@ -143,7 +194,12 @@ REASONS_OF_SENDER = (
     Reason.ND_UNKNOWN,
     Reason.ND_OWN,
     Reason.VLAN_TAG,
+    Reason.SG_EGRESS,
+    Reason.CT_INVALID,
+    Reason.OBSERVED,
 )
+# And to a packet on its way to a given local port.
+REASONS_OF_RECEIVER = (Reason.SG_INGRESS, Reason.CT_INVALID, Reason.OBSERVED)
 
 
 class CookieKind(IntEnum):
@@ -154,6 +210,8 @@ class CookieKind(IntEnum):
     NETWORK = 0x4D
     PORT = 0x4E
     MARKER = 0x4F
+    GROUP = 0x50
+    RULE = 0x51
 
 
 def cookie(kind: CookieKind, object_id: str = "") -> int:
@@ -169,7 +227,7 @@ def cookie(kind: CookieKind, object_id: str = "") -> int:
 
 def is_ours(value: int) -> bool:
     """Whether a flow with this cookie is the agent's to change or remove. The marker is the driver's own."""
-    return CookieKind.BASE <= value >> 56 <= CookieKind.PORT
+    return CookieKind.BASE <= value >> 56 <= CookieKind.RULE and value >> 56 != CookieKind.MARKER
 
 
 def is_our_group(group_id: int) -> bool:

@@ -1,4 +1,4 @@
-"""What status says of a network although everything of it is applied. No driver takes it: the loop does."""
+"""What status says of a scope although everything of it is applied. No driver takes it: the loop does."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ PENDING = "NOT_YET_APPLIED"
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """reason is a word that programs compare, message a sentence. port_id: of a port of the network, or "" of the whole."""
+    """scope: its prefix. reason is a word that programs compare, message a sentence. port_id: of a port of a network, or "" of
+    the whole scope."""
 
-    network_id: str
+    scope: str
     reason: str
     message: str
     port_id: str = ""
 
     @property
     def key(self) -> Key:
-        return (KIND, self.network_id, self.reason, self.port_id)
+        return (KIND, self.scope, self.reason, self.port_id)
 
 
-def pending(network_id: str) -> Remark:
-    """A port that we have made for the network has no number yet: it is not applied until that is known and compiled."""
-    return Remark(network_id, PENDING, "a port of br-int has no number yet")
+def pending(scope: str, message: str = "a port of br-int has no number yet") -> Remark:
+    """Something is not known yet that the scope's items depend on: it is not applied until that is known and compiled."""
+    return Remark(scope, PENDING, message)

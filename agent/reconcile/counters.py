@@ -17,7 +17,7 @@ from uuid import UUID
 from agent.drivers.openflow.codec import PortStats
 from agent.mirror.state import State
 from agent.model.flow import Flow
-from agent.model.pipeline import REASON, SOURCE, Reason, Table
+from agent.model.pipeline import REASON, SOURCE, TARGET, Reason, Table
 from agent.reconcile.status import Status
 from controlplane.store import keys
 from kumihimo.v1 import store_pb2
@@ -58,8 +58,10 @@ def counted(
     lost: dict[int, dict[str, int]] = defaultdict(dict)
     for flow, packets, _ in drops:
         fields = {name: value for name, value, _ in flow.match}
-        if SOURCE in fields and fields.get(REASON) in set(Reason):
-            lost[fields[SOURCE]][Reason(fields[REASON]).name] = packets
+        number = fields.get(TARGET) or fields.get(SOURCE)
+        if number is not None and fields.get(REASON) in set(Reason):
+            counts, name = lost[number], Reason(fields[REASON]).name
+            counts[name] = counts.get(name, 0) + packets
     told = store_pb2.NodeCounters()
     for number, port in sorted(ports.items(), key=lambda item: item[1]):
         stats = traffic.get(number)

@@ -21,8 +21,9 @@ from agent.compile.port import Verdict, verdict
 from agent.compile.view import View
 from agent.facts.model import HostFacts
 from agent.facts.ovsdb import Ovsdb, OvsdbError
+from agent.mirror.scope import Token
 from agent.mirror.snapshot import Recorder
-from agent.mirror.state import State, Token
+from agent.mirror.state import State
 from agent.model.item import Failure, Key
 from agent.model.remark import KIND, PENDING, Remark
 from agent.reconcile.drift import Drifts
@@ -274,10 +275,10 @@ class Loop:
     def _take_remarks(self, changes: Changes) -> None:
         """Keep what compile has to say of each scope."""
         for key in [key for key in changes.delete if key[0] == KIND]:
-            self._remarks.get(keys.scope(str(key[1])), {}).pop(key, None)
+            self._remarks.get(str(key[1]), {}).pop(key, None)
         for item in changes.put.values():
             if isinstance(item, Remark) and not item.port_id:
-                self._remarks.setdefault(keys.scope(item.network_id), {})[item.key] = item
+                self._remarks.setdefault(item.scope, {})[item.key] = item
 
     def _begin(self) -> None:
         """The mirror is complete."""
@@ -359,10 +360,13 @@ class Loop:
     def _owner(self, key: Key) -> str:
         """The resource that wants an object of the host, as kind and id."""
         for unit in self._engine.wanting(key):
-            if unit[0] == "port":
+            if unit[0] in ("port", "policy"):
                 return f"Port {unit[-1]}"
-            if scope := self._engine.scope(unit):
-                return f"Network {keys.split(scope)[1]}"
+            if unit[0] == "rule":
+                return f"SecurityGroupRule {unit[-1]}"
+            if (scope := self._engine.scope(unit)) and (owner := keys.resource(keys.head(scope))):
+                kind, object_id = owner
+                return f"{kind.name} {object_id}"
             return f"Node {unit[-1] if len(unit) > 1 else self._state.node_id}"
         return ""
 
@@ -463,5 +467,5 @@ class Loop:
             applied.errors.add(object=" ".join(str(part) for part in item[:3]), reason=failure.reason, message=failure.message)
         for remark in self._remarks.get(scope, {}).values():
             if remark.reason != PENDING:
-                applied.errors.add(object=remark.network_id, reason=remark.reason, message=remark.message)
+                applied.errors.add(object=keys.split(scope)[1], reason=remark.reason, message=remark.message)
         self._status.set(key, applied)

@@ -348,7 +348,7 @@ class _Plan:
         kind, message = item.kind, item.message
         if not item.exists:
             authorize(self._context.caller, kind.name, "Create")
-            context = replace(self._context, stated=frozenset(item.fields))
+            context = replace(self._context, stated=frozenset(item.fields), applied=True)
             draft = kernel.prepare(kind, message, context)
             for fault in draft.faults:
                 if not self._faults.at(item.index, fault.field):

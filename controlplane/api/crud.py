@@ -57,7 +57,7 @@ class Crud:
             message = RULES[self._kind.name].default(request.id, context)
         if message is None or not kernel.visible(self._kind, message, context.caller):
             raise not_found(self._kind.name, request.id or '""')
-        return shown(self._output.fill(kernel.copy(message), context.caller))
+        return shown(self._output.fill(kernel.copy(message), context.caller, request.read_mask.paths))
 
     async def list(self, request: resource_pb2.ListRequest, context: Context, origin: Origin) -> Any:
         caller = context.caller
@@ -80,7 +80,7 @@ class Crud:
             candidates = self._candidates(request.project_id, caller, after, most)
 
             def fill(message: Any) -> Any:
-                return self._output.fill(kernel.copy(message), caller)
+                return self._output.fill(kernel.copy(message), caller, request.read_mask.paths)
 
         asked = request.project_id
         later = listing.later_than(order, after)
@@ -180,10 +180,12 @@ class Crud:
 
         return await self._commit(attempt, request, context, origin)
 
-    def change(self, method: Method) -> Handler:
-        """The handler of a method that changes an object of the kind and gives it."""
+    def change(self, method: Method, complete: Callable[[Any], None] | None = None) -> Handler:
+        """The handler of a method that changes an object of the kind and gives it. complete: what a request may leave out."""
 
         async def handler(request: Any, context: Context, origin: Origin) -> Any:
+            if complete is not None:
+                complete(request)
             refuse(check(request, operator=context.caller.is_operator))
 
             def attempt(transaction: Transaction) -> Any:

@@ -6,7 +6,7 @@ Output fields are made at each read and never stored, so an agent cannot overwri
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from controlplane import names, redaction
@@ -15,6 +15,7 @@ from controlplane.progress import Lag, Progress
 from controlplane.registry import KINDS
 from controlplane.services import quota, segment
 from controlplane.services.defaults import Installation
+from controlplane.services.rule import normalized_cidr
 from controlplane.store import keys
 from controlplane.store.cache import Cache
 from kumihimo.v1 import network_pb2, port_pb2, resource_pb2, store_pb2
@@ -42,10 +43,16 @@ class Output:
             "Settings": self._settings,
             "SubnetPool": _settled,
             "AddressScope": _settled,
+            "SecurityGroup": self._security_group,
+            "SecurityGroupRule": self._security_group_rule,
+            "AddressGroup": self._address_group,
+            "DefaultSecurityGroupRule": _settled,
         }
 
-    def fill(self, message: Any, caller: Caller) -> Any:
-        """The message with its output fields; revision and etag must be set."""
+    def fill(self, message: Any, caller: Caller, named: Container[str] = ()) -> Any:
+        """The message with its output fields; revision and etag must be set. named: fields that are made for who names them."""
+        if message.DESCRIPTOR.name == "SecurityGroup" and "rules" in named:
+            message.rules.extend(self._rules_of(message.id))
         make = self._makers.get(message.DESCRIPTOR.name)
         if make is not None:
             make(message)
@@ -62,8 +69,11 @@ class Output:
 
     def _network(self, message: Any) -> None:
         message.subnets.extend(sorted(key.rsplit("/", 1)[1] for key in self._cache.folder(keys.subnets(message.id))))
-        scope = keys.scope(message.id)
-        self._scope(message, scope, message.admin_state_up)
+        self._whole(message, keys.scope(message.id), message.admin_state_up)
+
+    def _whole(self, message: Any, scope: str, up: bool) -> None:
+        """State of the object that a scope is that of, with what nodes failed to bring about in it."""
+        self._scope(message, scope, up)
         said = [(node, error) for node, applied in self._progress.applied(scope).items() for error in applied.errors]
         for node, error in sorted(said, key=lambda pair: pair[0])[:LAGGING_SHOWN]:
             _condition(message, "Applied", False, error.reason, f"node {node}: {error.object}: {error.message}")
@@ -163,9 +173,47 @@ class Output:
             have = applied.revision if applied else 0
             text = f"node {node} has applied revision {have} of {revision}"
             _condition(message, "Wired", True, "NOT_YET_APPLIED", text)
+        elif late := self._late_group(message, node):
+            message.state = resource_pb2.STATE_PENDING
+            _condition(message, "Filtered", False, "NOT_YET_APPLIED", f"node {node} has not yet applied SecurityGroup {late}")
         else:
             message.state = resource_pb2.STATE_ACTIVE
             _condition(message, "Wired", True, "WIRED", f"wired on node {node} at revision {applied.revision}")
+
+    def _late_group(self, message: Any, node: str) -> str:
+        """A security group of a port that its node has not applied as of the port's last change; "" when there is none."""
+        for group in message.security_group_ids:
+            applied = self._progress.applied(keys.scope(group, "secgroup")).get(node)
+            # A node that concerns itself with none of them is of an earlier release.
+            if applied is not None and applied.revision < message.revision:
+                return str(group)
+        return ""
+
+    def _security_group(self, message: Any) -> None:
+        message.member_count = len(self._cache.folder(keys.members(message.id)))
+        self._whole(message, keys.scope(message.id, "secgroup"), True)
+        for rule in message.rules:
+            rule.revision = rule.revision or message.revision
+            rule.etag = format(rule.revision, "x")
+            self._say(rule)
+
+    def _rules_of(self, group_id: str) -> list[Any]:
+        """The rules of a security group, oldest first."""
+        kind = KINDS["SecurityGroupRule"]
+        found = [self._cache.parsed(kind, key, entry) for key, entry in self._cache.folder(keys.rules(group_id)).items()]
+        return sorted(found, key=lambda item: (item.create_time.ToNanoseconds(), item.id))
+
+    def _security_group_rule(self, message: Any) -> None:
+        self._scope(message, keys.scope(message.security_group_id, "secgroup"), True)
+        self._say(message)
+
+    def _say(self, rule: Any) -> None:
+        """What a rule means, and what it has let through."""
+        rule.normalized_cidr = normalized_cidr(rule)
+        rule.counters.CopyFrom(self._progress.rule_counters(rule.id))
+
+    def _address_group(self, message: Any) -> None:
+        self._whole(message, keys.scope(message.id, "addrgroup"), True)
 
     def _quota(self, message: Any) -> None:
         message.usage.update(quota.usage(self._cache, message.id))

@@ -81,8 +81,9 @@ def handlers(
             "Update": crud.update,
             "Delete": crud.delete,
         }
-        verbs.update((name, crud.change(method)) for name, method in RULES[kind.name].changes.items())
-        verbs.update((name, crud.read(method)) for name, method in RULES[kind.name].reads.items())
+        rules = RULES[kind.name]
+        verbs.update((name, crud.change(method, rules.completes.get(name))) for name, method in rules.changes.items())
+        verbs.update((name, crud.read(method)) for name, method in rules.reads.items())
         if kind.name == "Node":
             verbs["Inspect"] = Inspect(cache, agents).inspect
         if kind.name == "Port":

@@ -86,7 +86,11 @@ class Wait:
             if name == "Node":
                 return {""} if caller.is_operator else set()
             if kind.folder and caller.sees(found.project_id):
-                return {keys.scope(kind.parent_of(found) or found.id, kind.folder)}
+                # A port is as it shall be when its node has its security groups as well.
+                groups = found.security_group_ids if name == "Port" else ()
+                return {keys.scope(kind.parent_of(found) or found.id, kind.folder)} | {
+                    keys.scope(group, "secgroup") for group in groups
+                }
         return set()
 
     def _behind(self, scopes: set[str] | None, revision: int) -> tuple[list[Lag], list[Lag]]:

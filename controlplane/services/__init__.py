@@ -11,6 +11,8 @@ from controlplane.services.node import NodeRules
 from controlplane.services.pool import AddressScopeRules, SubnetPoolRules
 from controlplane.services.port import PortRules
 from controlplane.services.quota import QuotaRules
+from controlplane.services.rule import DefaultSecurityGroupRuleRules, SecurityGroupRuleRules
+from controlplane.services.security import AddressGroupRules, SecurityGroupRules
 from controlplane.services.segment import NetworkSegmentRangeRules, PhysicalNetworkRules
 from controlplane.services.settings import SettingsRules
 from controlplane.services.subnet import SubnetRules
@@ -28,5 +30,9 @@ RULES: dict[str, Rules] = {
         NetworkSegmentRangeRules(),
         AddressScopeRules(),
         SubnetPoolRules(),
+        SecurityGroupRules(),
+        SecurityGroupRuleRules(),
+        AddressGroupRules(),
+        DefaultSecurityGroupRuleRules(),
     )
 }

@@ -14,6 +14,7 @@ from controlplane.identity import Caller
 from controlplane.registry import KINDS
 from controlplane.services.defaults import Installation
 from controlplane.store import keys
+from controlplane.store.client import Entry
 from controlplane.store.commit import Hints
 from controlplane.store.txn import Transaction
 from kumihimo.v1 import store_pb2
@@ -26,7 +27,7 @@ LONGEST_NAME = 40  # characters of a name that messages show
 class Context:
     """What rules may know beside the store: who asks, and what the installation defaults to.
 
-    stated: fields that an apply states, so that an empty one means "none" and not "choose".
+    stated: fields that an apply states, so that an empty one means "none" and not "choose". applied: an apply makes it.
     """
 
     caller: Caller
@@ -34,6 +35,7 @@ class Context:
     defaults: Defaults
     hints: Hints
     stated: frozenset[str] = frozenset()
+    applied: bool = False
     random: random.Random = field(default_factory=random.SystemRandom)
 
     def at(self, transaction: Transaction) -> Context:
@@ -50,8 +52,10 @@ class Rules:
     """Rules of one kind. The kernel has checked the descriptor's rules and the references before it calls these."""
 
     kind: str
-    # By name: those that write, and give an object of the kind; those that only read.
+    # By name: those that write, and give an object of the kind; those that only read. What the requests of the former may
+    # leave out is written into them before they are checked.
     changes: Mapping[str, Method] = {}
+    completes: Mapping[str, Callable[[Any], None]] = {}
     reads: Mapping[str, Method] = {}
 
     def complete(self, new: Any, context: Context) -> None:
@@ -63,6 +67,9 @@ class Rules:
 
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:
         """Checks against other objects, values chosen, claims."""
+
+    def furnish(self, transaction: Transaction, new: Any, context: Context) -> None:
+        """Make what a new object begins with; it is in the transaction by now."""
 
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
         """The same for a change."""
@@ -95,6 +102,15 @@ def messages(transaction: Transaction, kind: str, folder: str) -> list[Any]:
 def subnets_of(transaction: Transaction, network_id: str) -> list[Any]:
     """The subnets of a network, oldest first; not to be changed."""
     return messages(transaction, "Subnet", keys.subnets(network_id))
+
+
+def hold(transaction: Transaction, folder: str) -> Mapping[str, Entry]:
+    """What stands in a folder; until the commit nothing comes to it."""
+    if transaction.cache.folder(folder):
+        transaction.require_unchanged(folder)
+    else:
+        transaction.require_empty(folder)
+    return transaction.folder(folder)
 
 
 # -- claims -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ kind's claims, quota, index, history. Everything an attempt decides on it reads 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,9 @@ MADE_AT_READ = (
     "nodes",
     "dns_assignments",
     "counters",
+    "rules",
+    "member_count",
+    "normalized_cidr",
 )
 _MADE: dict[str, tuple[str, ...]] = {}
 
@@ -106,12 +109,46 @@ def prepare(kind: Kind, given: Any, context: Context, object_id: str = "") -> Dr
     return Draft(given, new, found, context.defaults)
 
 
-def create(transaction: Transaction, kind: Kind, draft: Draft, context: Context, project: str = "") -> Any:
-    """Make an object that `prepare` gave, in a project if that was asked for; what is stored."""
+def create(
+    transaction: Transaction, kind: Kind, draft: Draft, context: Context, project: str = "", counted: bool = True
+) -> Any:
+    """Make an object that `prepare` gave, in a project if that was asked for; what is stored. counted: it takes quota."""
     context = context.at(transaction)
     if context.defaults is not draft.defaults:
         draft = prepare(kind, draft.given, context, draft.new.id)
         refuse(draft.faults)
+    new = _made(transaction, kind, draft, context, project)
+    _enter(transaction, kind, new, quota.take(transaction, kind, new, context) if kind.options.quota and counted else 0)
+    _write(transaction, kind, new, b"")
+    services.RULES[kind.name].furnish(transaction, new, context)
+    return new
+
+
+def exchange(transaction: Transaction, kind: Kind, gone: Sequence[Any], drafts: Sequence[Draft], context: Context) -> list[Any]:
+    """Put objects in the place of others of their project; what is stored.
+
+    They take over the slots that those had in the quota, so an exchange of many fits into one transaction, and a project that
+    is at its limit may make it. Its history is for the caller to write.
+    """
+    context = context.at(transaction)
+    slots = [index.quota_slot for old in gone if (index := _erase(transaction, kind, old, False, context)) and index.quota_slot]
+    made = []
+    for draft in drafts:
+        new = _made(transaction, kind, draft, context)
+        slot = slots.pop() if slots else 0
+        if slot:
+            claimed = store_pb2.Claim(owner=new.id, project_id=new.project_id)
+            transaction.put(keys.claim(keys.quota_pool(new.project_id, kind), slot), claimed)
+        _enter(transaction, kind, new, slot or quota.take(transaction, kind, new, context))
+        store(transaction, kind, new)
+        made.append(new)
+    for slot in slots:
+        quota.give_back(transaction, kind, store_pb2.Index(project_id=gone[0].project_id, quota_slot=slot))
+    return made
+
+
+def _made(transaction: Transaction, kind: Kind, draft: Draft, context: Context, project: str = "") -> Any:
+    """The object of a draft as it is to be stored, with what it claims."""
     new = copy(draft.new)
     _refuse_taken_id(transaction, kind, new.id)
     _require_references(transaction, new, None, context.caller)
@@ -120,14 +157,16 @@ def create(transaction: Transaction, kind: Kind, draft: Draft, context: Context,
     services.RULES[kind.name].create(transaction, new, context)
     stamp(new.create_time)
     new.creator = transaction.origin.actor
+    return new
+
+
+def _enter(transaction: Transaction, kind: Kind, new: Any, slot: int) -> None:
+    """Have an object found by its id, and counted in the slot of a quota that it has."""
     if kind.indexed:
-        index = store_pb2.Index(parent_id=kind.parent_of(new))
+        index = store_pb2.Index(parent_id=kind.parent_of(new), quota_slot=slot)
         if kind.options.quota:
-            index.quota_slot = quota.take(transaction, kind, new, context)
             index.project_id = new.project_id
         transaction.put(keys.index(kind.name, new.id), index)
-    _write(transaction, kind, new, b"")
-    return new
 
 
 def _set_project(kind: Kind, new: Any, caller: Caller) -> Iterator[Violation]:
@@ -184,7 +223,7 @@ def update(transaction: Transaction, kind: Kind, given: Any, paths: list[str], c
     """Change an object to what the masked fields of `given` say; the object, with its old revision when nothing differs."""
     context = context.at(transaction)
     key, stored = find(transaction, kind, given.id, context)
-    _check_etag(kind, stored, given.etag)
+    check_etag(kind, stored, given.etag)
     old = copy(stored)
     new = merged(old, given, paths)
     rules_of = services.RULES[kind.name]
@@ -207,12 +246,17 @@ def amend(transaction: Transaction, kind: Kind, stored: Any, **fields: Any) -> N
     new = copy(stored)
     for name, value in fields.items():
         setattr(new, name, value)
-    key = keys.place(kind, stored.id, kind.parent_of(stored))
-    before = transaction.read(key)
+    restate(transaction, kind, new)
+
+
+def restate(transaction: Transaction, kind: Kind, new: Any) -> None:
+    """Write an object in place of the one that was read, past the rules; that one is as it was until the commit."""
+    before = transaction.read(keys.place(kind, new.id, kind.parent_of(new)))
     _write(transaction, kind, new, before.value if before else b"")
 
 
-def _check_etag(kind: Kind, old: Any, etag: str) -> None:
+def check_etag(kind: Kind, old: Any, etag: str) -> None:
+    """Raise ETAG_MISMATCH when a request knows another version of the object."""
     if etag and etag != old.etag:
         raise etag_mismatch(kind.name, old.id, old.etag)
 
@@ -259,7 +303,7 @@ def delete(
 ) -> Any:
     """Delete an object; the object as it was. Raises NOT_FOUND and what stands in the way."""
     key, old = find(transaction, kind, object_id, context)
-    _check_etag(kind, old, etag)
+    check_etag(kind, old, etag)
     if old.deletion_protection:
         raise precondition(
             "DELETION_PROTECTED",
@@ -273,29 +317,40 @@ def delete(
 
 def remove(transaction: Transaction, kind: Kind, old: Any, force: bool, context: Context) -> None:
     """Delete a stored object with all that stands for it."""
-    key = keys.place(kind, old.id, kind.parent_of(old))
-    before = transaction.get(key)  # a network's rules delete the whole scope
-    services.RULES[kind.name].delete(transaction, old, force, context)
-    if not kind.scope:  # else the whole scope is gone with it
-        transaction.delete(key)
-    if kind.indexed:
-        index_key = keys.index(kind.name, old.id)
-        entry = transaction.get(index_key)
-        if entry is not None and kind.options.quota:
-            quota.give_back(transaction, kind, store_pb2.Index.FromString(entry.value))
-        transaction.delete(index_key)
+    before = transaction.get(keys.place(kind, old.id, kind.parent_of(old)))  # a network's rules delete the whole scope
+    index = _erase(transaction, kind, old, force, context)
+    if index is not None and kind.options.quota:
+        quota.give_back(transaction, kind, index)
     _record(transaction, kind, old, before.value if before else b"", b"")
 
 
-def _write(transaction: Transaction, kind: Kind, message: Any, before: bytes) -> None:
+def _erase(transaction: Transaction, kind: Kind, old: Any, force: bool, context: Context) -> store_pb2.Index | None:
+    """Delete an object and what it claims, but for its slot in a quota; its index."""
+    services.RULES[kind.name].delete(transaction, old, force, context)
+    if not kind.scope:  # else the whole scope is gone with it
+        transaction.delete(keys.place(kind, old.id, kind.parent_of(old)))
+    if not kind.indexed:
+        return None
+    key = keys.index(kind.name, old.id)
+    entry = transaction.get(key)
+    transaction.delete(key)
+    return store_pb2.Index.FromString(entry.value) if entry is not None else None
+
+
+def store(transaction: Transaction, kind: Kind, message: Any) -> bytes:
+    """Put an object at its place; its bytes. Its history is for the caller to write."""
     strip(message)
     stamp(message.update_time)
     message.last_modifier = transaction.origin.actor
-    value = message.SerializeToString()
+    value = bytes(message.SerializeToString())
     if len(value) > LARGEST_RESOURCE:
         raise ApiError(Code.INVALID_ARGUMENT, "TOO_MANY_VALUES", f"the object has {len(value)} bytes; {LARGEST_RESOURCE} fit")
     transaction.put_bytes(keys.place(kind, message.id, kind.parent_of(message)), value)
-    _record(transaction, kind, message, before, value)
+    return value
+
+
+def _write(transaction: Transaction, kind: Kind, message: Any, before: bytes) -> None:
+    _record(transaction, kind, message, before, store(transaction, kind, message))
 
 
 def _record(transaction: Transaction, kind: Kind, message: Any, before: bytes, after: bytes) -> None:

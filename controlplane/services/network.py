@@ -14,6 +14,7 @@ from controlplane.services.base import (
     Rules,
     claim,
     first_free,
+    hold,
     in_use,
     label,
     messages,
@@ -163,10 +164,7 @@ class NetworkRules(Rules):
             for child in children:
                 kernel.remove(transaction, KINDS[kind], child, force, context)
         for folder in (keys.ports(old.id), keys.subnets(old.id)):
-            if transaction.cache.folder(folder):
-                transaction.require_unchanged(folder)
-            else:
-                transaction.require_empty(folder)
+            hold(transaction, folder)
         transaction.delete_prefix(keys.scope(old.id))
         transaction.delete_prefix(keys.claim(f"net/{old.id}"))
         segment = segment_of(old)

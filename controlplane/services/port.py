@@ -8,7 +8,7 @@ from typing import Any
 from controlplane import dhcpoptions, names
 from controlplane.errors import ApiError, Code, Violation, exhausted, fault, precondition, reference_not_found, taken
 from controlplane.registry import KINDS
-from controlplane.services import kernel
+from controlplane.services import kernel, membership
 from controlplane.services.base import Context, Rules, claim, label, network_of, release, subnets_of
 from controlplane.services.subnet import forms_addresses, ranges, usable
 from controlplane.store import keys
@@ -19,7 +19,6 @@ from kumihimo.v1 import network_pb2, store_pb2
 from kumihimo.v1 import port_pb2 as pb
 
 MAC_TRIES = 100
-SERVICE = "network:"  # begins the device_owner of a port that a service made for itself
 
 
 class PortRules(Rules):
@@ -39,7 +38,7 @@ class PortRules(Rules):
         if new.no_fixed_ips and new.fixed_ips:
             yield Violation("no_fixed_ips", "FIELDS_EXCLUSIVE", "no_fixed_ips and fixed_ips exclude each other")
         owner_changed = old is None or new.device_owner != old.device_owner
-        if owner_changed and new.device_owner.startswith(SERVICE) and not context.caller.is_operator:
+        if owner_changed and membership.is_of_service(new) and not context.caller.is_operator:
             yield Violation(
                 "device_owner",
                 "FIELD_FORBIDDEN",
@@ -62,15 +61,14 @@ class PortRules(Rules):
             )
         for number, pair in enumerate(new.allowed_address_pairs):
             yield from self._check_pair(f"allowed_address_pairs[{number}]", pair, new.mac_address)
-        if new.HasField("port_security_enabled") and not new.port_security_enabled:
-            for field in ("allowed_address_pairs", "security_group_ids"):
-                if getattr(new, field):
-                    yield Violation(
-                        field,
-                        "INCOMPATIBLE_STATE",
-                        f"{field} has no effect with port_security_enabled false; leave it empty",
-                        Code.FAILED_PRECONDITION,
-                    )
+        off = new.HasField("port_security_enabled") and not new.port_security_enabled
+        for field, wrong in (
+            ("allowed_address_pairs", off and new.allowed_address_pairs),
+            ("security_group_ids", off and membership.are_chosen(new, old)),
+        ):
+            if wrong:
+                text = f"{field} has no effect with port_security_enabled false; leave it empty"
+                yield Violation(field, "INCOMPATIBLE_STATE", text, Code.FAILED_PRECONDITION)
 
     def _check_pair(self, place: str, pair: Any, mac: str) -> Iterator[Violation]:
         try:
@@ -99,18 +97,20 @@ class PortRules(Rules):
             self._default_addresses(transaction, new, subnets)
         self._claim_addresses(transaction, new, subnets, {}, context)
         _claim_name(transaction, new, "")
+        membership.settle(transaction, new, None, context)
 
     def _default_security(self, new: Any, network: Any) -> None:
         """Unset is the network's value, never "off"."""
         if new.HasField("port_security_enabled"):
             return
         new.port_security_enabled = network.port_security_enabled
-        if not new.port_security_enabled and new.allowed_address_pairs:
-            raise precondition(
-                "INCOMPATIBLE_STATE",
-                f"allowed_address_pairs has no effect: Network {label(network.id, network.name)} has port_security_enabled"
-                " false; leave it empty, or set port_security_enabled true",
-            )
+        for field in ("allowed_address_pairs", "security_group_ids"):
+            if not new.port_security_enabled and getattr(new, field):
+                raise precondition(
+                    "INCOMPATIBLE_STATE",
+                    f"{field} has no effect: Network {label(network.id, network.name)} has port_security_enabled"
+                    " false; leave it empty, or set port_security_enabled true",
+                )
 
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
         self._default_security(new, network_of(transaction, new.network_id))
@@ -138,9 +138,10 @@ class PortRules(Rules):
             if ip not in kept:
                 release(transaction, keys.ip_pool(old.network_id, subnet_id), ip)
         _claim_name(transaction, new, old.dns_name)
+        membership.settle(transaction, new, old, context)
 
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
-        if old.device_owner.startswith(SERVICE) and not context.caller.is_operator:
+        if membership.is_of_service(old) and not context.caller.is_operator:
             raise precondition(
                 "OWNED_BY_SERVICE",
                 f"Port {label(old.id, old.name)} is owned by {old.device_owner} {old.device_id}".rstrip()
@@ -165,6 +166,7 @@ class PortRules(Rules):
             release(transaction, keys.ip_pool(old.network_id, fixed.subnet_id), fixed.ip_address)
         if old.dns_name:
             release(transaction, keys.dns_pool(old.network_id), old.dns_name)
+        membership.leave(transaction, old, set(old.security_group_ids))
 
     # -- MAC ----------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,9 @@
     net/{net}/change             who changed the network last; rewritten by every transaction that changes the scope, so
                                  its mod revision is the revision of the scope, deletions included
     {scope}/{id}/…               likewise of every other kind with a scope: the object, its children, `change`
+    secgroup/{id}/member/{port}  a port that has the security group: the addresses it sends from
+    {scope}/{id}/cut             of security groups and address groups: rewritten when something is taken away from them, so its
+                                 mod revision tells connections of before from those of since
     node/{id}                    a node                   node/.change            the same for all nodes
     {noun}/{id}                  every other resource
     status/{node}/agent          what an agent says of itself
@@ -14,12 +17,14 @@
     status/{node}/nodes          the same for the node scope
     status/{node}/drift          what it found changed by others, and what is foreign on it
     status/{node}/counters       traffic and drops of all its ports
+    status/{node}/rules          what security group rules have let through there
     alive/{node}                 leased
     index/{kind}/{id}            the parent of an object, and its quota slot
     index/bind/{node}/{port}     ports bound to a node
     claim/{pool}/{value}         a unique value in use; pools: vxlan, vlan/{physical network}, flat, network-key, node-key,
                                  tunnel-ip, net/{net}/mac, net/{net}/ip/{subnet}, net/{net}/dns, quota/{project}/{plural},
-                                 prefix/{subnet pool}, scope/{address scope}, default-subnet-pool
+                                 prefix/{subnet pool}, scope/{address scope}, default-subnet-pool, group-key,
+                                 rule/{group that a rule names, else its own} (value: {its own}:{what it says})
     request/{actor}/{project}/{id}   first result of a named request, leased for 24 h
     apply/{project}              rewritten by each apply that makes objects by name: it knows that no other has
     change/{object}/{id}         one change of an object, leased for 90 days; id is a version 7 uuid, in order of time
@@ -174,12 +179,31 @@ def scope_of_status(key: str) -> str:
     return ""
 
 
+def members(group_id: str) -> str:
+    """The ports that have a security group."""
+    return f"{ROOT}secgroup/{group_id}/member/"
+
+
+def rules(group_id: str) -> str:
+    """The rules of a security group."""
+    return f"{ROOT}secgroup/{group_id}/security_group_rule/"
+
+
+def cut_of(scope: str) -> str:
+    """What is rewritten when something is taken away from a group of addresses or rules, known by its scope."""
+    return f"{scope}cut"
+
+
 def drift_status(node_id: str) -> str:
     return f"{STATUS}{node_id}/drift"
 
 
 def counters(node_id: str) -> str:
     return f"{STATUS}{node_id}/counters"
+
+
+def rule_counters(node_id: str) -> str:
+    return f"{STATUS}{node_id}/rules"
 
 
 def alive(node_id: str) -> str:
@@ -225,6 +249,11 @@ def prefix_pool(pool_id: str) -> str:
 def scope_pool(scope_id: str) -> str:
     """The prefixes that subnet pools have in an address scope."""
     return f"scope/{scope_id}"
+
+
+def rule_pool(group_id: str) -> str:
+    """The rules that name a group as their other side, and those of a security group that name none."""
+    return f"rule/{group_id}"
 
 
 def request(actor: str, project_id: str, request_id: str) -> str:

@@ -6,7 +6,7 @@ times, so it has no effect but on its transaction. `commit.py` runs attempts and
 Attempts of several requests share a `Batch`, which becomes one etcd transaction. They are as good as one after the other,
 because an attempt that would touch what an earlier one of the batch has written, or write what an earlier one has read, is
 `Deferred` to the next batch. What is shared on purpose: values chosen from a pool (`holds` sees what others of the batch
-have taken), and the change key of a scope. One attempt (an Apply) sees its own writes.
+have taken), and the change and cut keys of a scope. One attempt (an Apply) sees its own writes.
 """
 
 from __future__ import annotations
@@ -321,8 +321,13 @@ class Transaction:
         self.record_key = self.record_key or key
         self.compare[key, "create"] = 0
 
+    def cut(self, scope: str, cause: str) -> None:
+        """Something is taken away from a group: what it has let through so far is judged anew. Many may do so at once."""
+        self.shared[keys.cut_of(scope)] = store_pb2.Cut(cause=cause).SerializeToString()
+
     def close(self) -> None:
         """After the attempt: the change key of every scope that is written."""
+        self.shared = {key: value for key, value in self.shared.items() if not self.deleted.get(keys.scope_of(key))}
         scopes = set()
         for key in (*self.puts, *self.deleted):
             if scope := keys.scope_of(key):

@@ -22,7 +22,11 @@ from agent.drivers.openflow import codec
 from agent.drivers.openflow.connection import Connection, OpenFlowError
 from agent.drivers.openflow.driver import OpenFlowDriver
 from agent.model.flow import (
+    CT_ESTABLISHED,
+    CT_INVALID,
+    CT_TRACKED,
     FIELD_BITS,
+    LATER,
     Action,
     Flow,
     Group,
@@ -35,6 +39,7 @@ from agent.model.flow import (
     Resubmit,
     SetField,
     ToGroup,
+    Track,
     match,
 )
 from agent.model.item import Item, Key
@@ -115,27 +120,32 @@ def numbered(pairs: Iterable[tuple[Match, tuple[Action, ...]]], table: int = 10)
 # What a field needs in the match (ovs-fields(7), "Prerequisites").
 IPV4, IPV6, ARP = {"eth_type": 0x0800}, {"eth_type": 0x86DD}, {"eth_type": 0x0806}
 NEIGHBOUR = IPV6 | {"ip_proto": 58, "icmpv6_code": 0}
-PREREQUISITES: dict[str, dict[str, int]] = {
-    **dict.fromkeys(("ip_proto", "ip_src", "ip_dst", "ip_ttl"), IPV4),
+VALID = {"ct_state": (CT_TRACKED, CT_TRACKED | CT_INVALID)}
+PREREQUISITES: dict[str, dict[str, int | tuple[int, int]]] = {
+    **dict.fromkeys(("ip_proto", "ip_src", "ip_dst", "ip_ttl", "ip_frag"), IPV4),
     **dict.fromkeys(("ipv6_src", "ipv6_dst"), IPV6),
     **dict.fromkeys(("arp_op", "arp_spa", "arp_tpa", "arp_sha", "arp_tha"), ARP),
     **dict.fromkeys(("tcp_src", "tcp_dst"), IPV4 | {"ip_proto": 6}),
     **dict.fromkeys(("udp_src", "udp_dst"), IPV6 | {"ip_proto": 17}),
     **dict.fromkeys(("icmp_type", "icmp_code"), IPV4 | {"ip_proto": 1}),
     **dict.fromkeys(("icmpv6_type", "icmpv6_code"), IPV6 | {"ip_proto": 58}),
+    **dict.fromkeys(("sctp_src", "sctp_dst"), IPV4 | {"ip_proto": 132}),
+    **dict.fromkeys(("ct_nw_proto", "ct_nw_src", "ct_nw_dst"), IPV4 | VALID),
+    **dict.fromkeys(("ct_tp_src", "ct_tp_dst"), IPV4 | VALID | {"ct_nw_proto": 6}),
+    **dict.fromkeys(("ct_ipv6_src", "ct_ipv6_dst"), IPV6 | VALID),
     "nd_target": NEIGHBOUR | {"icmpv6_type": 135},
     "nd_sll": NEIGHBOUR | {"icmpv6_type": 135},
     "nd_tll": NEIGHBOUR | {"icmpv6_type": 136},
     **dict.fromkeys(("nd_reserved", "nd_options_type"), NEIGHBOUR | {"icmpv6_type": 135}),
 }
 WHOLE_ONLY = {
-    *("in_port", "eth_type", "ip_proto", "ip_ttl", "arp_op", "ct_zone"),
+    *("in_port", "eth_type", "ip_proto", "ip_ttl", "arp_op", "ct_zone", "ct_nw_proto"),
     *("icmp_type", "icmp_code", "icmpv6_type", "icmpv6_code", "nd_reserved", "nd_options_type"),
 }
 # ct_mark can be written inside a ct action alone, and in_port not in its 32 bit (OXM) form.
-READ_ONLY = {"eth_type", "ip_proto", "ct_state", "ct_zone", "ct_mark", "in_port"}
+READ_ONLY = {"eth_type", "ip_proto", "ip_frag", "in_port", *(name for name in FIELD_BITS if name.startswith("ct_"))}
 # Fields that take some values only: a port, new and tracked, a tagged frame.
-SPECIAL = {"in_port": (7, 7), "ct_state": (0x21, 0x23), "vlan_vid": (0x1123, 0x1FF0)}
+SPECIAL = {"in_port": (7, 7), "ct_state": (0x21, 0x23), "vlan_vid": (0x1123, 0x1FF0), "ip_frag": (LATER, LATER)}
 
 
 def sample(name: str) -> tuple[int, int]:
@@ -183,6 +193,10 @@ async def test_every_action_comes_back_equal(driver: OpenFlowDriver) -> None:
         ((), ()),
         (match(vlan_vid=0), (PushVlan(), SetField("vlan_vid", 0x1064), Output(1))),
         (match(in_port=1, vlan_vid=0x1064), (PopVlan(), Resubmit(3))),
+        (match(**IPV4), (Track(7, 21),)),
+        (match(**IPV4), (Track("reg14", 21), Resubmit(3))),
+        (match(**IPV6), (Track("reg15", commit=True, actions=(Move("reg12", "ct_mark", 32),)), Resubmit(3))),
+        (match(**IPV6), (Track(9, commit=True, actions=(SetField("ct_mark", 5), SetField("ct_mark", 2, 6))),)),
     ]
     writable = [name for name in FIELD_BITS if name not in READ_ONLY]
     flows = numbered(
@@ -209,6 +223,71 @@ async def test_the_switch_understands_what_we_mean(driver: OpenFlowDriver, rundi
         " actions=set_field:0x9->reg3,set_field:64->nw_ttl,move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[],"
         "resubmit(,4),IN_PORT"
     )
+
+
+async def test_the_switch_understands_what_we_say_of_connections(driver: OpenFlowDriver, rundir: Path) -> None:
+    state = (CT_TRACKED | CT_ESTABLISHED, CT_TRACKED | CT_ESTABLISHED | CT_INVALID)
+    commit = Track("reg14", commit=True, actions=(Move("reg12", "ct_mark", 32),))
+    flows = [
+        Flow(3, 1, match(eth_type=0x0800, reg14=6), (Track(6, 21),), OURS),
+        Flow(3, 2, match(eth_type=0x0800, ct_state=state, ct_nw_src=0x0A000001, ct_nw_proto=6, ct_tp_dst=80), (commit,), OURS),
+        Flow(3, 3, match(eth_type=0x86DD, ip_frag=(LATER, LATER)), (Resubmit(4),), OURS),
+    ]
+    assert not await driver.apply(flows, [])
+    text = run(rundir, "ovs-ofctl", "-O", "OpenFlow15", "--no-stats", "--no-names", "--sort=priority", "dump-flows", "br0")
+    assert [line.split(", ", 2)[2].strip() for line in text.splitlines()] == [
+        "priority=1,ip,reg14=0x6 actions=ct(table=21,zone=6)",
+        "priority=2,ct_state=+est-inv+trk,ct_nw_src=10.0.0.1,ct_nw_proto=6,ct_tp_dst=80,ip"
+        " actions=ct(commit,zone=NXM_NX_REG14[0..15],exec(move:NXM_NX_REG12[]->NXM_NX_CT_MARK[]))",
+        "priority=3,ipv6,nw_frag=later actions=resubmit(,4)",
+    ]
+    assert run(rundir, "ovs-ofctl", "-O", "OpenFlow15", "get-frags", "br0").strip() == "nx-match"
+
+
+TRACKED = (
+    "in_port(1),eth(src=50:54:00:00:00:05,dst=50:54:00:00:00:07),eth_type(0x0800),"
+    "ipv4(src=192.168.0.1,dst=192.168.0.2,proto=17,tos=0,ttl=64,frag=no),udp(src=7,dst=2)"
+)
+
+
+async def test_a_zone_is_emptied_for_another_owner_and_for_nobody_else(driver: OpenFlowDriver, rundir: Path) -> None:
+    def tracking(owner: int, more: int = 0) -> list[Flow]:
+        commit = Flow(0, 1, match(in_port=1, eth_type=0x0800), (Track(9, commit=True), Resubmit(3)), OURS | owner)
+        return [commit, Flow(3, 1, match(reg0=more), (), OURS | owner)]
+
+    async with unixctl.connect(rundir) as control:
+
+        async def known() -> bool:
+            return "zone=9" in await control.call("dpctl/dump-conntrack")
+
+        async def send() -> None:
+            await driver.synchronize()
+            await control.call("netdev-dummy/receive", "p1", TRACKED)
+            async with asyncio.timeout(10):
+                while not await known():
+                    pass
+
+        assert not await driver.apply(tracking(1), [])
+        await send()
+        # The same owner again: other flows, its own flow anew, one that somebody else has deleted.
+        assert not await driver.apply(tracking(1, more=5), [])
+        run(rundir, "ovs-ofctl", "-O", "OpenFlow15", "del-flows", "br0")
+        await driver.read_owned()
+        assert not await driver.apply(tracking(1), [])
+        assert await known()
+        # A fresh process knows the owner by the flow.
+        fresh = OpenFlowDriver("br0", lambda cookie: cookie >> 60 == 5, rundir=rundir, **MARKER)
+        await fresh.read_owned()
+        assert not await fresh.apply(tracking(1), [])
+        await fresh.close()
+        assert await known()
+        assert not await driver.apply(tracking(2), [])
+        assert not await known()
+        await send()
+        # Gone and back: nothing is known of the time before.
+        assert not await driver.apply([], tracking(2))
+        assert not await driver.apply(tracking(2), [])
+        assert not await known()
 
 
 async def test_foreign_flows_are_read_and_left_alone(driver: OpenFlowDriver, rundir: Path) -> None:
@@ -382,6 +461,7 @@ async def test_synchronize_at_once_by_many(driver: OpenFlowDriver) -> None:
 async def test_flow_counters(driver: OpenFlowDriver, rundir: Path) -> None:
     flows = [Flow(20, 1, match(in_port=1), (Output(2),), OURS), Flow(0, 1, (), (Resubmit(20),), OURS)]
     assert not await driver.apply(flows, [])
+    await driver.synchronize()
     before = await driver.port_counters()
     async with unixctl.connect(rundir) as control:
         for _ in range(3):

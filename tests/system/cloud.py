@@ -30,10 +30,12 @@ from tests.system import frames
 
 PATIENCE = 30.0  # seconds for what usually takes less than one
 DUMP = "ovs-ofctl -O OpenFlow15"
-# Cookies of flows that belong to a network or a port (agent/model/pipeline.py); all others are the node's own.
-NOT_BASE = ("cookie=0x4d", "cookie=0x4e")
+# Cookies of flows that belong to a network, port, group or rule (agent/model/pipeline.py); all others are the node's own.
+NOT_BASE = ("cookie=0x4d", "cookie=0x4e", "cookie=0x50", "cookie=0x51")
+# Default groups of projects stay.
 KEPT_KEYS = re.compile(
-    r"/kumihimo/(meta/|node/|physical_network/|settings/|status/[^/]+/(agent|nodes|counters|drift)$|alive/|controller/|change/|request/|claim/(node-key|tunnel-ip)/)"
+    r"/kumihimo/(meta/|node/|physical_network/|settings/|status/[^/]+/(agent|nodes|counters|drift|rules)$|alive/|controller/"
+    r"|change/|request/|claim/(node-key|tunnel-ip|group-key|rule)/|secgroup/|index/securitygroup(rule)?/)"
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from cli import nouns
 from cli.kinds import kinds
@@ -69,3 +70,47 @@ def test_b_prt_06_a_port_is_bound_to_a_node_by_name_and_unbound(kumi: Kumi, api:
     (request,) = api.requests("Ports/Unbind")
     assert request.id == POOL
     assert (kumi("port", "bind", "web").code, kumi("port", "bind", "web", "h1", "h2").code) == (2, 2)
+
+
+def test_b_sg_rules_come_from_a_file(kumi: Kumi, api: FakeApi, tmp_path: Path) -> None:
+    api.add("security-group", id=POOL, name="web")
+    api.add("security-group", id=NETWORK, name="lb")
+    file = tmp_path / "rules.yaml"
+    file.write_text(
+        "- {direction: ingress, protocol: tcp, port_range_min: 443, port_range_max: 443}\n"
+        "- {kind: security-group-rule, direction: ingress, remote_group: lb, ethertype: ipv6}\n"
+    )
+    result = kumi("security-group", "replace-rules", "web", str(file), "--etag", "5", "--validate-only")
+    assert (result.code, result.err) == (0, "")
+    (request,) = api.requests("SecurityGroups/ReplaceRules")
+    assert (request.id, request.etag, request.validate_only) == (POOL, "5", True)
+    first, second = request.rules
+    assert (first.protocol, first.port_range_min, first.port_range_max) == ("tcp", 443, 443)
+    assert (second.remote_group_id, second.ethertype) == (NETWORK, 6)
+    file.write_text("[]\n")
+    assert kumi("security-group", "replace-rules", "web", str(file)).code == 0
+    assert [len(request.rules) for request in api.requests("SecurityGroups/ReplaceRules")] == [2, 0]
+
+
+def test_b_sg_what_a_file_of_rules_cannot_hold_is_told_with_its_line(kumi: Kumi, api: FakeApi, tmp_path: Path) -> None:
+    api.add("security-group", id=POOL, name="web")
+    file = tmp_path / "rules.yaml"
+    file.write_text("- {direction: sideways}\n- {kind: network, name: lan}\n")
+    result = kumi("security-group", "replace-rules", "web", str(file))
+    assert result.code == 1
+    assert f"{file}:1: " in result.err
+    assert f"{file}:2: this is a network; a security-group-rule is accepted" in result.err
+    assert api.requests("SecurityGroups/ReplaceRules") == []
+    assert f"{tmp_path}/none: it cannot be read" in kumi("security-group", "replace-rules", "web", f"{tmp_path}/none").err
+
+
+def test_b_sg_addresses_by_position_and_the_help_shows_some(kumi: Kumi, api: FakeApi) -> None:
+    api.add("address-group", id=POOL, name="offices")
+    assert kumi("address-group", "add-addresses", "offices", "10.0.0.5", "10.1.0.0/16", "10.2.0.1-10.2.0.9").code == 0
+    (request,) = api.requests("AddressGroups/AddAddresses")
+    assert list(request.addresses) == ["10.0.0.5", "10.1.0.0/16", "10.2.0.1-10.2.0.9"]
+    assert kumi("address-group", "remove-addresses", POOL, "10.0.0.5").code == 0
+    (request,) = api.requests("AddressGroups/RemoveAddresses")
+    assert (request.id, list(request.addresses)) == (POOL, ["10.0.0.5"])
+    assert "add-addresses my-address-group 10.0.0.5 10.1.0.0/16" in kumi("address-group", "add-addresses", "--help").out
+    assert "direction: ingress" in kumi("security-group", "replace-rules", "--help").out

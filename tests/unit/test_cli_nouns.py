@@ -58,6 +58,8 @@ def _sample(field: FieldDescriptor) -> tuple[list[str], Any]:
         return (["a=-1"], {"a": -1}) if number else (["a=b=c"], {"a": "b=c"})
     if field.message_type is not None and field.message_type.name == "Duration":
         return ["1h30m"], (5400, 0)
+    if field.message_type is not None and field.message_type.name == "Timestamp":
+        return ["2027-01-01T00:00:00Z"], (1798761600, 0)
     word: str
     value: Any
     if field.message_type is not None:

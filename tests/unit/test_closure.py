@@ -178,9 +178,9 @@ def test_a_change_compiles_what_it_concerns_and_no_more(world: World) -> None:
     number, port = next((number, port) for number, port in enumerate(world.net) if world.home[port] == home)
     net = world.net[port]
     others = concerned(world, net) - {home}
-    # A port's rules: its own unit; at home its network's DHCP and group look at it too.
+    # A port's guards: its own unit; at home its filter, its network's DHCP and group look at it too.
     world.put_port(number, pair="10.1.0.0/24")
-    assert compiled(world) == {home: 3} | dict.fromkeys(others, 1)
+    assert compiled(world) == {home: 4} | dict.fromkeys(others, 1)
     # A network's own values: network, DHCP and each of its ports.
     ports = sum(where == net for where in world.net.values())
     world.put_network(int(net[-6:], 16), mtu=1400)

@@ -114,6 +114,8 @@ RULES = {
         "kumihimo.v1",
         "agent.model",
         "agent.facts.model",
+        "agent.mirror.groups",
+        "agent.mirror.scope",
         "agent.mirror.state",
         "controlplane.dhcpoptions",
         "controlplane.names",

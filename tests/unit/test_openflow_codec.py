@@ -29,6 +29,7 @@ from agent.model.flow import (
     Resubmit,
     SetField,
     ToGroup,
+    Track,
     match,
 )
 
@@ -49,7 +50,7 @@ ORACLE_NAMES = {
     "nd_sll": "ipv6_nd_sll",
     "nd_tll": "ipv6_nd_tll",
 }
-UNKNOWN_TO_ORACLE = {"ct_state", "ct_zone", "ct_mark", "nd_reserved", "nd_options_type"} | {f"xxreg{n}" for n in range(4)}
+UNKNOWN_TO_ORACLE = {name for name in FIELD_BITS if name.startswith(("ct_", "xxreg"))} | {"nd_reserved", "nd_options_type"}
 NAMES = sorted(FIELD_BITS.keys() - UNKNOWN_TO_ORACLE)
 
 
@@ -136,6 +137,20 @@ def test_the_oracle_reads_resubmit() -> None:
     assert (type(read).__name__, read.in_port, read.table_id) == ("NXActionResubmitTable", 0xFFF8, 42)
 
 
+def test_the_oracle_reads_track() -> None:
+    action = Track("reg14", commit=True, actions=(SetField("ct_mark", 5),))
+    read = oracle.OFPAction.parser(codec.encode_action(action), 0)
+    assert (read.flags, read.zone_src, read.zone_ofs_nbits, read.recirc_table, read.alg) == (1, "reg14", 15, 255, 0)
+    assert read.actions[0].to_jsondict()["OFPActionSetField"]["field"]["OXMTlv"]["value"] == 5
+    plain = oracle.OFPAction.parser(codec.encode_action(Track(7, 21)), 0)
+    assert (plain.flags, plain.zone_src, plain.zone_ofs_nbits, plain.recirc_table) == (0, "", 7, 21)
+
+
+def test_the_oracle_reads_how_fragments_are_treated() -> None:
+    config = oracle.OFPSetConfig(SWITCH, 3, 0)
+    assert codec.message(codec.SET_CONFIG, XID, codec.config_body()) == oracle_bytes(config)
+
+
 def test_group_messages_are_as_the_oracle_writes_them() -> None:
     group = Group(7, ((Output(1),), (SetField("tun_id", 5), Output(2))))
     buckets = [
@@ -219,6 +234,9 @@ def test_a_match_comes_back_equal(matched: Match) -> None:
         SetField("reg5", 0x10, 0xF0),
         Move("xxreg0", "ipv6_dst", 128),
         Move("ct_mark", "reg0", 8, 3, 24),
+        Track(7, 21),
+        Track("reg14", 21),
+        Track("reg15", commit=True, actions=(Move("reg12", "ct_mark", 32), SetField("ct_mark", 1, 1))),
     ],
 )
 def test_an_action_comes_back_equal(action: Action) -> None:

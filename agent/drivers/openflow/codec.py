@@ -1,7 +1,8 @@
 """OpenFlow 1.5 messages (wire version 6) as bytes, and back.
 
-Sources: OpenFlow Switch Specification 1.5.1, section 7, and for Open vSwitch's own action (resubmit) and group command
-(add-or-mod) ovs-actions(7) and ovs-ofctl(8). What was encoded, sent and read back decodes to an equal value.
+Sources: OpenFlow Switch Specification 1.5.1, section 7, and for Open vSwitch's own actions (resubmit, ct), group command
+(add-or-mod), handling of fragments and flush of a zone ovs-actions(7), ovs-ofctl(8) and lib/ofp-actions.c. What was encoded,
+sent and read back decodes to an equal value.
 
 Version 1.5 and not 1.4: only 1.5 has set-field with a mask and copy-field. Over 1.4 Open vSwitch answers a masked
 set-field as NXAST_REG_LOAD, one for each run of bits in the mask, from which the original action cannot be told. The
@@ -34,12 +35,13 @@ from agent.model.flow import (
     Resubmit,
     SetField,
     ToGroup,
+    Track,
 )
 
 VERSION = 0x06
 
 # Message types (1.5.1, section 7.1.1).
-HELLO, ERROR, ECHO_REQUEST, ECHO_REPLY = 0, 1, 2, 3
+HELLO, ERROR, ECHO_REQUEST, ECHO_REPLY, EXPERIMENTER, SET_CONFIG = 0, 1, 2, 3, 4, 9
 FLOW_MOD, GROUP_MOD, MULTIPART_REQUEST, MULTIPART_REPLY = 14, 15, 18, 19
 BARRIER_REQUEST, BARRIER_REPLY, BUNDLE_CONTROL, BUNDLE_ADD = 20, 21, 33, 34
 
@@ -53,7 +55,9 @@ _GROUP_DELETE, _GROUP_ADD_OR_MODIFY, _ALL = 2, 0x8000, 0
 _OUTPUT, _GROUP, _SET_FIELD, _COPY_FIELD, _VENDOR_ACTION = 0, 22, 25, 28, 0xFFFF
 _PUSH_VLAN, _POP_VLAN, _TAGGED = 17, 18, 0x8100
 _APPLY_ACTIONS = 4
-_NICIRA, _RESUBMIT_TABLE = 0x2320, 14
+_NICIRA, _RESUBMIT_TABLE, _CT, _FLUSH_ZONE = 0x2320, 14, 35, 29
+_CT_COMMIT, _CT_STAYS, _REGISTER_ZONE = 1, 0xFF, 15  # 16 bits of a register, from its first: offset << 6 | bits - 1
+_FRAGMENTS_BY_FIELD = 3
 _OXS_PACKETS, _OXS_BYTES = 0x8002_0008 | 4 << 9, 0x8002_0008 | 5 << 9
 
 PORT_IN_PORT = 0xFFFF_FFF8
@@ -82,6 +86,9 @@ _GROUP_ACTION = Struct("!HHI")
 _VLAN_ACTION = Struct("!HHH2x")
 _COPY_ACTION = Struct("!HHHHH2x")
 _RESUBMIT_ACTION = Struct("!HHIHHB3x")
+_CT_ACTION = Struct("!HHIHHIHB3xH")
+_ZONE_REQUEST = Struct("!II6xH")
+_CONFIG = Struct("!HH")
 
 _UNMATCHED = (fields.OXM, 44)  # packet_type: Open vSwitch says "Ethernet" for a match that names no Ethernet field
 
@@ -130,6 +137,17 @@ def hello_offers(version: int, body: bytes) -> bool:
             return bool(bitmap >> VERSION & 1)
         offset += max(8, (length + 7) // 8 * 8)
     return bool(version >= VERSION)
+
+
+def config_body() -> bytes:
+    """The body of a message after which fragments can be told apart by ip_frag (nx-match of ovs-ofctl(8)): a later fragment,
+    which has no ports, does not pass for a packet of port 0, nor a first one."""
+    return _CONFIG.pack(_FRAGMENTS_BY_FIELD, 0)
+
+
+def flush_zone(zone: int) -> bytes:
+    """The body of an experimenter message after which no connection is known in a zone."""
+    return _ZONE_REQUEST.pack(_NICIRA, _FLUSH_ZONE, zone)
 
 
 def bundle_control(bundle: int, kind: int) -> bytes:
@@ -279,6 +297,13 @@ def encode_action(action: Action) -> bytes:
             return _VLAN_ACTION.pack(_PUSH_VLAN, 8, _TAGGED)
         case PopVlan():
             return _VLAN_ACTION.pack(_POP_VLAN, 8, 0)
+        case Track(zone, table, commit, actions):
+            nested = encode_actions(actions)
+            register = int.from_bytes(fields.by_name(zone).header, "big") if isinstance(zone, str) else 0
+            number = _REGISTER_ZONE if isinstance(zone, str) else zone
+            flags, onward = _CT_COMMIT if commit else 0, _CT_STAYS if table is None else table
+            length = _CT_ACTION.size + len(nested)
+            return _CT_ACTION.pack(_VENDOR_ACTION, length, _NICIRA, _CT, flags, register, number, onward, 0) + nested
     raise ValueError(f"cannot be written: {action}")
 
 
@@ -432,7 +457,26 @@ def _decode_action(data: bytes) -> Action:
         _, _, vendor, subtype, port, table = _RESUBMIT_ACTION.unpack(data)
         if (vendor, subtype, port) == (_NICIRA, _RESUBMIT_TABLE, _PORT_IN_PORT_16):
             return Resubmit(table)
+    if kind == _VENDOR_ACTION and len(data) >= _CT_ACTION.size:
+        return _decode_ct(data)
     return Opaque(data)
+
+
+def _decode_ct(data: bytes) -> Action:
+    """A ct action of the forms that we write; any other action is Opaque."""
+    _, _, vendor, subtype, flags, register, number, table, helper = _CT_ACTION.unpack_from(data)
+    if (vendor, subtype, helper) != (_NICIRA, _CT, 0) or flags & ~_CT_COMMIT:
+        return Opaque(data)
+    zone: int | str = number
+    if register:
+        if number != _REGISTER_ZONE:
+            return Opaque(data)
+        zone, _ = _decode_id(register.to_bytes(4, "big"), 0)
+    nested = decode_actions(data[_CT_ACTION.size :])
+    known = tuple(action for action in nested if isinstance(action, SetField | Move))
+    if known != nested:
+        return Opaque(data)
+    return Track(zone, None if table == _CT_STAYS else table, bool(flags), known)
 
 
 def _decode_id(data: bytes, offset: int) -> tuple[str, int]:

@@ -2,6 +2,10 @@
 
 A flow is ours when its cookie says so, a group when its number does. A fresh process needs nothing else to tell what it
 made before: what is remembered here, how the tables were last described, saves work only.
+
+A zone of connection tracking that is named by number belongs to the resource whose cookie the flow has that names it. When such
+a flow is put and the zone was not that resource's before, the zone is emptied first: what a former port of that number had
+open is not open for the next one.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from agent.drivers import unixctl
 from agent.drivers.openflow import codec
 from agent.drivers.openflow.connection import NO_SUCH_GROUP, Connection, ErrorReply, OpenFlowError
 from agent.faults import point
-from agent.model.flow import Flow, Group, Match, ToGroup
+from agent.model.flow import Flow, Group, Match, ToGroup, Track
 from agent.model.item import Failure, Item, Key
 
 _ROUNDS = 32  # bundles tried in one apply; a commit names only the first message that it refuses
@@ -74,6 +78,7 @@ class OpenFlowDriver:
         self._known: dict[bytes, Flow] = {}  # the tables as they were last read
         self._foreign: list[Item] = []
         self._groups: dict[int, Group] = {}
+        self._tracking: dict[Key, tuple[int, int]] = {}  # flow → zone that it names, cookie of the zone's owner
 
     async def close(self) -> None:
         """Close the connection, if there is one. Flows stay."""
@@ -124,6 +129,8 @@ class OpenFlowDriver:
         for flow in known.values():
             if self._is_ours(flow.cookie):
                 owned[flow.key] = flow
+                if (zone := _zone_of(flow)) is not None:
+                    self._tracking[flow.key] = zone, flow.cookie
             elif (flow.table, flow.cookie) != marker:
                 self._foreign.append(flow)
         for group in self._groups.values():
@@ -245,7 +252,7 @@ class OpenFlowDriver:
                 await self.close()
                 opened = await Connection.open(self._rundir / f"{self._bridge}.mgmt", self._timeout)
                 try:
-                    await self._monitor(opened)
+                    await self._prepare(opened)
                 except BaseException:
                     await opened.close()
                     raise
@@ -257,11 +264,13 @@ class OpenFlowDriver:
             await connection.close()
             raise
 
-    async def _monitor(self, connection: Connection) -> None:
+    async def _prepare(self, connection: Connection) -> None:
+        """What a switch must be told whenever it may have started: how to match fragments; and to tell of changes."""
         with connection.exchange() as exchange:
+            exchange.send(codec.SET_CONFIG, codec.config_body())
             exchange.send(codec.MULTIPART_REQUEST, codec.monitor_request())
             await exchange.barrier(self._timeout)
-            _raise_any(exchange.errors, "the switch refused to tell of changes")
+            _raise_any(exchange.errors, "the switch refused to tell of changes, or to tell fragments apart")
 
     async def _multipart(self, request: bytes) -> list[bytes]:
         """The bodies of all replies to a multipart request."""
@@ -283,6 +292,7 @@ class OpenFlowDriver:
         """
         bundle = next(self._bundles) & 0xFFFF_FFFF
         async with self._connected() as connection:
+            await self._flush_zones(connection, changes)
             with connection.exchange() as exchange:
                 exchange.send(codec.BUNDLE_CONTROL, codec.bundle_control(bundle, codec.OPEN))
                 keys: dict[int, Key] = {}
@@ -302,7 +312,34 @@ class OpenFlowDriver:
                         raise OpenFlowError(f"{self._bridge}: no reply to the commit of a bundle")
                     point("flows: committed")
                     self._note_groups(changes)
+                    self._note_zones(changes)
                 return refused
+
+    async def _flush_zones(self, connection: Connection, changes: Sequence[_Change]) -> None:
+        """Empty the zones that are about to belong to another resource."""
+        taken = {
+            (zone, change.item.cookie)
+            for change in changes
+            if isinstance(change.item, Flow) and not change.deletes and (zone := _zone_of(change.item)) is not None
+        }
+        new = {zone for zone, _ in taken - set(self._tracking.values())} if taken else set()
+        if not new:
+            return
+        with connection.exchange() as exchange:
+            for zone in new:
+                exchange.send(codec.EXPERIMENTER, codec.flush_zone(zone))
+            await exchange.barrier(self._timeout)
+            _raise_any(exchange.errors, "the switch refused to empty a zone of connection tracking")
+        point("flows: zones emptied")
+
+    def _note_zones(self, changes: Sequence[_Change]) -> None:
+        """A zone that none of our changes has left with a flow is nobody's, and is emptied for whoever comes next. What others
+        delete counts for nothing: it is put back, for the connections that are open."""
+        for change in changes:
+            if isinstance(change.item, Flow):
+                self._tracking.pop(change.item.key, None)
+                if not change.deletes and (zone := _zone_of(change.item)) is not None:
+                    self._tracking[change.item.key] = zone, change.item.cookie
 
     def _note_groups(self, changes: Sequence[_Change]) -> None:
         for change in changes:
@@ -335,6 +372,12 @@ def _changes(put: Sequence[Item], delete: Sequence[Item], failures: dict[Key, Fa
 def _groups(item: Flow | Group) -> set[int]:
     """The groups that a flow names."""
     return {action.group_id for action in item.actions if isinstance(action, ToGroup)} if isinstance(item, Flow) else set()
+
+
+def _zone_of(flow: Flow) -> int | None:
+    """The zone of connection tracking that a flow names by number."""
+    zones = (action.zone for action in flow.actions if isinstance(action, Track))
+    return next((zone for zone in zones if isinstance(zone, int)), None)
 
 
 def _raise_any(errors: Mapping[int, ErrorReply], what: str) -> None:

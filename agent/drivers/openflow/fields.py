@@ -52,6 +52,8 @@ _OXM_NUMBERS = {
     "tcp_dst": 14,
     "udp_src": 15,
     "udp_dst": 16,
+    "sctp_src": 17,
+    "sctp_dst": 18,
     "icmp_type": 19,
     "icmp_code": 20,
     "arp_op": 21,
@@ -70,6 +72,7 @@ _OXM_NUMBERS = {
 }
 _NXM_NX_NUMBERS = {
     **{f"reg{n}": n for n in range(16)},
+    "ip_frag": 26,
     "ip_ttl": 29,
     "tun_src": 31,
     "tun_dst": 32,
@@ -77,6 +80,13 @@ _NXM_NX_NUMBERS = {
     "ct_state": 105,
     "ct_zone": 106,
     "ct_mark": 107,
+    "ct_nw_proto": 119,
+    "ct_nw_src": 120,
+    "ct_nw_dst": 121,
+    "ct_ipv6_src": 122,
+    "ct_ipv6_dst": 123,
+    "ct_tp_src": 124,
+    "ct_tp_dst": 125,
     **{f"xxreg{n}": 111 + n for n in range(4)},
 }
 _ERICSSON_NUMBERS = {"nd_reserved": 1, "nd_options_type": 2}
@@ -89,7 +99,7 @@ FIELDS = {
 BY_NUMBER = {(field.oxm_class, field.number): field for field in FIELDS.values()}
 
 # A field may be named only after the fields it depends on (1.5.1, section 7.2.3.6). Lower ranks are written first.
-RANK = {"eth_type": 0, "ip_proto": 1, "icmpv6_type": 2}
+RANK = {"eth_type": 0, "ct_state": 0, "ip_proto": 1, "icmpv6_type": 2}
 RANK_OF_OTHERS = 3
 
 
