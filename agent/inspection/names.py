@@ -9,6 +9,7 @@ from agent.inspection.words import KINDS
 from agent.mirror.state import State
 from agent.model.host import INTEGRATION_BRIDGE
 from agent.model.pipeline import CookieKind, cookie
+from controlplane.store import keys
 from kumihimo.v1 import inspect_pb2 as pb
 
 
@@ -49,6 +50,11 @@ class Names:
             case "Network":
                 for network_id, state in self._state.networks.items():
                     yield network_id, state.network.name if state.network else ""
+            case "SecurityGroup":
+                yield from ((keys.split(scope)[1], "") for scope in self._state.groups.states)
+            case "SecurityGroupRule":
+                for group in self._state.groups.states.values():
+                    yield from ((rule_id, "") for rule_id in group.rules)
             case "Port":
                 for state in self._state.networks.values():
                     yield from ((port_id, port.name) for port_id, port in state.ports.items())

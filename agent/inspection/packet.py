@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 
 from agent.model import text
+from agent.model.flow import CT_ESTABLISHED, CT_INVALID, CT_NEW, CT_RELATED, CT_REPLY, CT_TRACKED
 from kumihimo.v1 import inspect_pb2 as pb
 
 ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
@@ -14,8 +15,12 @@ TAGGED = 0x1000
 SOLICITATION = 135
 TTL = 64
 _PORTS = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
+_STATES = (
+    *((CT_NEW, "new"), (CT_ESTABLISHED, "est"), (CT_RELATED, "rel")),
+    *((CT_REPLY, "rpl"), (CT_INVALID, "inv"), (CT_TRACKED, "trk")),
+)
 # The switch takes a field only behind those that it needs.
-_FIRST = ("in_port", "vlan_vid", "eth_type", "ip_proto", "icmpv6_type", "icmpv6_code")
+_FIRST = ("in_port", "vlan_vid", "eth_type", "ip_proto", "icmpv6_type", "icmpv6_code", "ct_state", "ct_nw_proto")
 _NAMES = {"ip_ttl": "nw_ttl"}  # that of ofproto/trace
 
 
@@ -52,7 +57,16 @@ def _upper(packet: pb.Packet) -> dict[str, int]:
 def flow_of(fields: Mapping[str, int]) -> str:
     """The packet as an argument of `ofproto/trace`."""
     ordered = sorted(fields, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
-    return ",".join(f"{_NAMES.get(name, name)}={text.shown(name, fields[name], None)}" for name in ordered)
+    return ",".join(f"{_NAMES.get(name, name)}={_shown(name, fields[name])}" for name in ordered)
+
+
+def state_of(bits: int, separator: str = "|") -> str:
+    """ct_state by names."""
+    return separator.join(name for bit, name in _STATES if bits & bit)
+
+
+def _shown(name: str, value: int) -> str:
+    return state_of(value) if name == "ct_state" else text.shown(name, value, None)
 
 
 def _mac(given: str) -> int:
@@ -67,3 +81,20 @@ def _address(given: str, version: int) -> int:
     if address.version != version:
         raise ValueError(f"{given} is no address of IPv{version}")
     return int(address)
+
+
+_SWAPPED = {"eth_src": "eth_dst", "ip_src": "ip_dst", "ipv6_src": "ipv6_dst"}
+_SWAPPED |= {f"{name}_src": f"{name}_dst" for name in _PORTS.values()}
+_ECHO = {("icmp_type", 0): 8, ("icmpv6_type", 129): 128}
+
+
+def answered(fields: Mapping[str, int]) -> dict[str, int]:
+    """The packet that one answers."""
+    found = dict(fields)
+    for one, other in _SWAPPED.items():
+        if one in fields:
+            found[one], found[other] = fields[other], fields[one]
+    for (name, reply), request in _ECHO.items():
+        if fields.get(name) == reply:
+            found[name] = request
+    return found

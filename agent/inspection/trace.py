@@ -7,7 +7,8 @@ items says (agent/model/evaluate.py); where the two part is told. Bounded: `SECO
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -16,20 +17,24 @@ from agent.compile.provider import PHYSICAL, TAGGED, provider
 from agent.compile.tunnel import TUNNELS
 from agent.compile.view import View
 from agent.drivers import unixctl
-from agent.inspection import packet, words
+from agent.inspection import conntrack, packet, words
 from agent.inspection.names import Names
 from agent.inspection.traced import parse
 from agent.mirror.state import State
-from agent.model.evaluate import Tables, TooLong, evaluate
+from agent.model.evaluate import Connection, Tables, TooLong, Tracker, evaluate, of_connection
+from agent.model.flow import CT_ESTABLISHED, CT_REPLY, CT_TRACKED, Flow, SetField
 from agent.model.host import INTEGRATION_BRIDGE
 from agent.model.item import Item
 from agent.model.journey import End, Fate, Journey, Step
-from agent.model.pipeline import REASON, Table
+from agent.model.pipeline import GENERATION, POLICY_PORT, REASON, Table
 from kumihimo.v1 import inspect_pb2 as pb
 from kumihimo.v1 import network_pb2
 
 SECONDS = 3.0
 MOST = 500
+PASSES = 64  # through connection tracking that a trace is told of; a copy for each member of a network has one
+ANSWER = CT_TRACKED | CT_ESTABLISHED | CT_REPLY
+_ZONE = re.compile(r"^ct\(table=\d+,zone=(\d+)\)$")
 
 _FATES = {Fate.DROPPED: pb.PACKET_FATE_DROPPED, Fate.ANSWERED: pb.PACKET_FATE_ANSWERED}
 
@@ -64,7 +69,7 @@ class Tracer:
         try:
             fields = packet.fields_of(request.packet)
             fields |= self._sent(request.port_id) if request.port_id else self._arriving(request.network_id, request.from_node)
-            await self._walk(reply, fields)
+            await self._walks(reply, request, fields)
         except Refused as error:
             reply.reason, reply.message = error.reason, str(error)
         except ValueError as error:
@@ -108,29 +113,72 @@ class Tracer:
         tagged = network.network_type == network_pb2.NETWORK_TYPE_VLAN
         return {"in_port": interface.ofport} | ({"vlan_vid": TAGGED | network.segmentation_id} if tagged else {})
 
-    async def _walk(self, reply: pb.NodeTrace, fields: Mapping[str, int]) -> None:
+    async def _walks(self, reply: pb.NodeTrace, request: pb.TraceNodeRequest, fields: Mapping[str, int]) -> None:
+        """As the first packet of a connection, and as one of the connection that there is; or as an answer."""
         items = list(self._desired())
-        desired = await asyncio.to_thread(_evaluate, items, dict(fields))
-        names = Names(self._state)
-        walk = reply.walks.add()
+        names, tables = Names(self._state), Tables(items)
+        if request.answer:
+            first = packet.answered(fields)
+            marks = {zone: Connection(ANSWER, mark, first) for zone, mark in generations(items).items()}
+            await self._walk(reply, names, tables, fields, "an answer", marks)
+            return
+        installed = await self._walk(reply, names, tables, fields, "new", {})
+        if installed is None or not (zones := list(dict.fromkeys(map(int, _zones(installed))))):
+            return
         try:
-            async with asyncio.timeout(SECONDS), unixctl.connect(self._rundir, timeout=SECONDS) as control:
-                installed = parse(await control.call("ofproto/trace", INTEGRATION_BRIDGE, packet.flow_of(fields)), fields)
+            found = {zone: conntrack.find(await self._listed(zone), fields, request.any_source_port) for zone in zones}
+        except (TimeoutError, OSError) as error:
+            reply.notes.append(f"connections: {error or f'not told within {SECONDS:g} s'}")
+            return
+        known = {zone: tracked for zone, tracked in found.items() if tracked is not None}
+        if known:
+            told = next(iter(known.values())).state
+            await self._walk(reply, names, tables, fields, told, {zone: each.connection for zone, each in known.items()})
+
+    async def _walk(
+        self,
+        reply: pb.NodeTrace,
+        names: Names,
+        tables: Tables,
+        fields: Mapping[str, int],
+        called: str,
+        connections: Mapping[int, Connection],
+    ) -> Journey | None:
+        """One walk; what of it is installed. connections: by zone."""
+        desired = await asyncio.to_thread(_evaluate, tables, fields, connections.get)
+        try:
+            installed = await self._installed(fields, connections)
         except (TimeoutError, OSError) as error:
             reply.notes.append(f"what is installed: {error or f'not told within {SECONDS:g} s'}; this is by what is desired")
             installed = None
         shown = installed or desired
         if shown is None:
             raise Refused("SWITCH_SILENT", "the switch does not answer, and what is desired leads nowhere")
+        walk = reply.walks.add(connection=called if any(step.run for step in shown.steps) else "")
         self._tell(reply, walk, names, shown)
-        if installed is not None and desired is not None and differ(installed, desired):
+        # A trace of the switch has one mark for all zones.
+        alike = len({known.mark for known in connections.values()}) < 2
+        if installed is not None and desired is not None and alike and differ(installed, desired):
             walk.disagreement.CopyFrom(_disagreement(names, installed, desired))
             walk.desired_ends.extend(self._end(names, desired, end) for end in desired.ends[:MOST])
+        return installed
+
+    async def _installed(self, fields: Mapping[str, int], connections: Mapping[int, Connection]) -> Journey:
+        """What the switch says. Of a connection it is told what it cannot look up in a trace."""
+        asked = question(fields, next(iter(connections.values()), None))
+        async with asyncio.timeout(SECONDS), unixctl.connect(self._rundir, timeout=SECONDS) as control:
+            return parse(await control.call("ofproto/trace", INTEGRATION_BRIDGE, *asked), fields)
+
+    async def _listed(self, zone: int) -> str:
+        """The connections of a zone."""
+        async with asyncio.timeout(SECONDS), unixctl.connect(self._rundir, timeout=SECONDS) as control:
+            return await control.call("dpctl/dump-conntrack", f"zone={zone}")
 
     def _tell(self, reply: pb.NodeTrace, walk: pb.TraceWalk, names: Names, journey: Journey) -> None:
         for step in journey.steps[:MOST]:
             walk.steps.append(_step(names, step))
-        for end in journey.ends[:MOST]:
+        ends = [end for end in journey.ends if end.fate is not Fate.DROPPED or end.fields.get(REASON) not in words.PASSES]
+        for end in ends[:MOST]:
             walk.ends.append(self._end(names, journey, end))
         reply.left_out += max(0, len(journey.steps) - MOST) + max(0, len(journey.ends) - MOST)
 
@@ -175,9 +223,36 @@ class Tracer:
         reply.drops.extend(words.drops(lost))
 
 
-def _evaluate(items: Iterable[Item], fields: Mapping[str, int]) -> Journey | None:
+def question(fields: Mapping[str, int], known: Connection | None) -> list[str]:
+    """Arguments of `ofproto/trace`. Of a connection it is told what a trace cannot look up."""
+    if known is None:
+        return [packet.flow_of(fields)]
+    states = ["--ct-next", packet.state_of(known.state, ",")] * PASSES
+    return [packet.flow_of({**fields, **of_connection(fields, known)}), *states]
+
+
+def _zones(journey: Journey) -> Iterator[str]:
+    """Zones of connection tracking that a packet has been sent through, in their order."""
+    for step in journey.steps:
+        for action in step.actions:
+            yield from _ZONE.findall(action)
+
+
+def generations(items: Iterable[Item]) -> dict[int, int]:
+    """The mark of connections that the policy of now allows, by the number of the port, which is its zone."""
+    found = {}
+    for item in items:
+        if isinstance(item, Flow) and item.table == Table.POLICY:
+            port = next((value for name, value, _ in item.match if name == POLICY_PORT), 0)
+            marks = [action.value for action in item.actions if isinstance(action, SetField) and action.field == GENERATION]
+            if port and marks:
+                found[port] = marks[0]
+    return found
+
+
+def _evaluate(tables: Tables, fields: Mapping[str, int], tracker: Tracker) -> Journey | None:
     try:
-        return evaluate(Tables(items), fields)
+        return evaluate(tables, fields, tracker)
     except TooLong:
         return None
 

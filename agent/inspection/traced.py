@@ -23,6 +23,7 @@ _BRIDGE = re.compile(r'^ *bridge\("(.*)"\)$')
 _SET = re.compile(r"^(?:set_field|load):([^/]+?)(?:/(0x[0-9a-f]+|[0-9a-f:.]+))?->(\w+)(?:\[\])?$")
 _NOW = re.compile(r"^(\w+)\[\] is now (\S+)$")
 _OUTPUT = re.compile(r"^output:(\d+)$")
+_FIELD = re.compile(r"\b(reg\d+|metadata|tun_id|tun_dst|tun_ipv6_dst)=([^,]+)")
 # Not of any look-up.
 _ASIDE = ("Flow:", "Final flow:", "Megaflow:", "Datapath actions:", "This flow is handled", "recirc(", "====")
 # Of what is copied from field to field this alone is asked for later.
@@ -95,6 +96,8 @@ class _Reader:
         if line.startswith("recirc("):
             self._run += 1
             self._bridge, self._buckets = "", []
+        if self._run and line.startswith("Flow:"):  # what was set before goes on with the packet
+            self._fields = {name: _number(value) for name, value in _FIELD.findall(line)}
         if not words or line.startswith(_ASIDE) or words.startswith("---") or len(self.steps) >= MOST:
             return
         if hit := _BRIDGE.match(line):

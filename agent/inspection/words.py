@@ -14,6 +14,14 @@ STAGES: Mapping[Table, str] = {
     Table.CLASSIFY: "where it comes from",
     Table.PORT_SECURITY: "anti-spoofing",
     Table.ND_GUARD: "anti-spoofing of neighbour discovery",
+    Table.EGRESS_TRACK: "security groups of the sender",
+    Table.EGRESS_STATE: "connection at the sender",
+    Table.POLICY: "security groups of the port",
+    Table.EGRESS_DECIDE: "verdict of the sender's groups",
+    Table.GROUP: "rules of a group",
+    Table.MEMBERS: "members of a group",
+    Table.RULES: "rule",
+    Table.EGRESS_STATELESS: "verdict of the sender's stateless groups",
     Table.SERVICES: "services of the host",
     Table.ARP_REPLY: "answer to ARP",
     Table.ND_REPLY: "answer to neighbour discovery",
@@ -22,7 +30,10 @@ STAGES: Mapping[Table, str] = {
     Table.NEIGHBOURS_6: "IPv6 neighbours",
     Table.FROM_PROVIDER: "from a physical network",
     Table.L2: "where it goes",
-    Table.INGRESS: "before the receiver",
+    Table.INGRESS: "security groups of the receiver",
+    Table.INGRESS_STATE: "connection at the receiver",
+    Table.INGRESS_DECIDE: "verdict of the receiver's groups",
+    Table.INGRESS_STATELESS: "verdict of the receiver's stateless groups",
     Table.LOCAL: "to a workload",
     Table.NODE: "to another node",
     Table.PROVIDER: "to a physical network",
@@ -57,9 +68,15 @@ WHY: Mapping[Reason, str] = {
     Reason.ND_UNKNOWN: "its neighbour discovery asks for an address that nobody on the network has",
     Reason.ND_OWN: "its neighbour discovery asks for its own address",
     Reason.VLAN_TAG: "it bears a VLAN tag, which workloads may not send",
+    Reason.SG_EGRESS: "no rule of the sender's security groups allows it",
+    Reason.SG_INGRESS: "no rule of the receiver's security groups allows it",
+    Reason.CT_INVALID: "it belongs to no connection, and none can begin with it",
+    Reason.OBSERVED: "no rule allows it, and a security group that only observes lets it pass",
 }
 # What guests have that do nothing wrong: probes for their own address, IPv6 by default.
 USUAL = frozenset({Reason.IPV6, Reason.ARP_OWN, Reason.ND_OWN, Reason.BACK_TO_SENDER, Reason.SPLIT_HORIZON})
+# Counted like a drop, and none.
+PASSES = frozenset({Reason.OBSERVED})
 WITHOUT_REASON = "no flow takes it any further"
 
 # The kind of resource behind a cookie.
@@ -69,6 +86,8 @@ KINDS: Mapping[CookieKind, str] = {
     CookieKind.NETWORK: "Network",
     CookieKind.PORT: "Port",
     CookieKind.MARKER: "",
+    CookieKind.GROUP: "SecurityGroup",
+    CookieKind.RULE: "SecurityGroupRule",
 }
 
 # What holds for every port and is asked for by nobody.
@@ -76,6 +95,7 @@ DEFAULTS = (
     "ARP and neighbour discovery are answered by the host for every address of the network; others are asked for nowhere",
     "DHCP, DHCPv6 and router solicitations go to the network's own service on the host and to nobody else",
     "DNS and echo requests to the service address of the network are answered on the host",
+    "ARP, neighbour discovery, MLD and IGMP pass security groups, and so do answers of the network's own service",
     "frames with a VLAN tag are dropped",
 )
 

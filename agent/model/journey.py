@@ -62,10 +62,11 @@ class End:
 
 @dataclass(slots=True)
 class Journey:
-    """All steps in the order of look-up, and all ends."""
+    """All steps in the order of look-up, and all ends. commits: the mark of what is known from now on, by zone."""
 
     steps: list[Step] = field(default_factory=list)
     ends: list[End] = field(default_factory=list)
+    commits: dict[int, int] = field(default_factory=dict)
 
     def close(self) -> None:
         """A packet of which nothing has become has been dropped."""

@@ -24,7 +24,7 @@ from agent.model.item import Item
 
 _LONGEST = 400  # characters of a difference
 
-_ADDRESSES = {"tun_src", "tun_dst", "ip_src", "ip_dst", "arp_spa", "arp_tpa"}
+_ADDRESSES = {"tun_src", "tun_dst", "ip_src", "ip_dst", "arp_spa", "arp_tpa", "ct_nw_src", "ct_nw_dst"}
 
 
 def name(item: Item) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,23 +40,25 @@ class Follow:
         self._drops: dict[str, Sequence[pb.PortDrop]] = {}
         self._notes: list[str] = []
 
-    async def direction(self, source: Side, target: Side, packet: pb.Packet) -> operations_pb2.TraceDirection:
-        """One way. Before it sends, the workload asks for its neighbour."""
+    async def direction(self, source: Side, target: Side, packet: pb.Packet, **how: bool) -> operations_pb2.TraceDirection:
+        """One way. Before it sends, the workload asks for its neighbour. how: of the connection, as TraceNodeRequest has it."""
         way = operations_pb2.TraceDirection(packet=packet)
         if not source.node:
             way.summary, way.reason = f"{source.text} is on no node, so nothing is sent", "NOT_ATTACHED"
             return way
-        asked = [*([packet] if packet.eth_dst else []), packets.question(packet)]
-        told = await asyncio.gather(*(self._ask(source.node, packet=each, port_id=source.port.id) for each in asked))
-        self._drops[source.port.id] = told[-1].drops
-        here = told[0] if asked[0] is packet else None
+        port_id, known = source.port.id, bool(packet.eth_dst)
+        asks = [self._ask(source.node, packet=packets.question(packet), port_id=port_id)]
+        asks += [self._ask(source.node, packet=packet, port_id=port_id, **how)] if known else []
+        question, *told = await asyncio.gather(*asks)
+        self._drops[port_id] = question.drops
+        here = told[0] if known else None
         refused = here is not None and any(end.fate == pb.PACKET_FATE_DROPPED for walk in here.walks[:1] for end in walk.ends)
         # Of what is dropped either way the packet itself tells more than the question before it.
-        if not refused and not self._neighbour(way, told[-1], source, target, packet):
+        if not refused and not self._neighbour(way, question, source, target, packet):
             return way
         if here is None:  # it goes where the answer has told
-            here = await self._ask(source.node, packet=packet, port_id=source.port.id)
-        await self._carry(way, here, source, target, packet)
+            here = await self._ask(source.node, packet=packet, port_id=port_id, **how)
+        await self._carry(way, here, source, target, packet, how)
         return way
 
     def _neighbour(self, way: Any, question: pb.NodeTrace, source: Side, target: Side, packet: pb.Packet) -> bool:
@@ -82,7 +84,9 @@ class Follow:
             way.summary = f"nobody is known to have {packet.ip_dst}: whoever answers gets the packet"
         return bool(packet.eth_dst)
 
-    async def _carry(self, way: Any, here: pb.NodeTrace, source: Side, target: Side, packet: pb.Packet) -> None:
+    async def _carry(
+        self, way: Any, here: pb.NodeTrace, source: Side, target: Side, packet: pb.Packet, how: Mapping[str, bool]
+    ) -> None:
         """From the sender's host on."""
         if not here.walks:
             self._silent(way, here, source)
@@ -94,11 +98,13 @@ class Follow:
             case pb.PACKET_FATE_DROPPED:
                 self._dropped(way, walk, end, source, "dropped")
             case pb.PACKET_FATE_TUNNEL | pb.PACKET_FATE_WIRE:
-                await self._beyond(way, end, source, target, packet)
+                await self._beyond(way, end, source, target, packet, how)
             case _:
                 self._delivered(way, end, target)
 
-    async def _beyond(self, way: Any, end: pb.TraceEnd, source: Side, target: Side, packet: pb.Packet) -> None:
+    async def _beyond(
+        self, way: Any, end: pb.TraceEnd, source: Side, target: Side, packet: pb.Packet, how: Mapping[str, bool]
+    ) -> None:
         """On the receiver's host."""
         tunnel = end.fate == pb.PACKET_FATE_TUNNEL
         if tunnel and end.node != target.node and target.node:
@@ -110,7 +116,7 @@ class Follow:
             way.summary = f"leaves {self._names.host(source.node, title(source.port))}" + (" by the wire" if not tunnel else "")
             return
         sent = {"network_id": target.port.network_id, "from_node": source.node}
-        there = await self._ask(target.node, packet=packet, **sent)
+        there = await self._ask(target.node, packet=packet, **sent, **how)
         if not there.walks:
             self._silent(way, there, target)
             if tunnel:
@@ -164,7 +170,8 @@ class Follow:
             self._notes.append(f"{where} {self.differs(walk.disagreement, passes=False)}")
         ends = {end.step: end for end in walk.ends}
         for number, step in enumerate(walk.steps):
-            if step.bridge or step.stage == "" or (step.depth and number not in ends):
+            # Of subroutines what rules allow, and where it ends.
+            if step.bridge or (step.depth and number not in ends and not step.object.kind.endswith("Rule")):
                 continue
             end = ends.get(number)
             self._hop(way, at, step.stage, step.object, self._fate(end) if end is not None else "goes on")

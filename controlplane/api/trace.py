@@ -59,9 +59,9 @@ class Trace:
             findings += self._standing.of(target.port, caller) if caller.sees(target.port.project_id) else []
         packet = packets.sent(request, (source.mac, source.ip), (target.mac, target.ip))
         follow = Follow(self._agents, Names(self._cache, caller), caller)
-        ways = [follow.direction(source, target, packet)]
+        ways = [follow.direction(source, target, packet, any_source_port=not request.HasField("source_port"))]
         if target.port is not None and target.mac:
-            ways.append(follow.direction(target, source, packets.answer(packet)))
+            ways.append(follow.direction(target, source, packets.answer(packet), answer=True))
         directions = await asyncio.gather(*ways)
         reply = operations_pb2.TraceResponse(forward=directions[0], partial=follow.partial)
         if len(directions) > 1:

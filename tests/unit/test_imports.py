@@ -149,6 +149,7 @@ RULES = {
         "controlplane.errors",
         "controlplane.serving",
         "controlplane.store.access",
+        "controlplane.store.keys",
         "controlplane.tls",
         "agent.compile",
         "agent.drivers.exec",

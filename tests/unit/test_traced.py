@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv6Address
 from pathlib import Path
 
 import pytest
 
-from agent.inspection import packet, words
+from agent.inspection import conntrack, packet, words
 from agent.inspection.traced import parse
-from agent.model.flow import match
+from agent.model.flow import CT_ESTABLISHED, CT_REPLY, CT_TRACKED, match
 from agent.model.journey import NO_FLOW, Fate, Journey
 from agent.model.pipeline import CookieKind, Reason, Table
 from kumihimo.v1 import inspect_pb2 as pb
 
+MAC = "fa:16:3e:00:00:01"
 TRACES = Path(__file__).with_name("traces")
 
 
@@ -97,3 +99,38 @@ def test_a_match_in_words() -> None:
 def test_a_packet_that_is_none_is_refused(described: pb.Packet, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         packet.fields_of(described)
+
+
+LISTED = """\
+udp,orig=(src=10.0.0.2,dst=10.0.0.3,sport=5353,dport=53),reply=(src=10.0.0.3,dst=10.0.0.2,sport=53,dport=5353),zone=5,mark=7
+tcp,orig=(src=10.0.0.2,dst=10.0.0.3,sport=40000,dport=80),reply=(src=10.0.0.3,dst=10.0.0.2,sport=80,dport=40000),zone=5,\
+mark=6001,protoinfo=(state=ESTABLISHED)
+icmpv6,orig=(src=fd00::2,dst=fd00::3,id=5,type=128,code=0),reply=(src=fd00::3,dst=fd00::2,id=5,type=129,code=0),zone=5,mark=8
+"""
+TCP = {"ip_proto": 6, "ip_src": 0x0A000002, "ip_dst": 0x0A000003, "tcp_src": 49152, "tcp_dst": 80}
+
+
+def test_the_connection_of_a_packet_is_found_from_any_port_and_either_side() -> None:
+    assert conntrack.find(LISTED, TCP, any_source_port=False) is None
+    assert conntrack.find(LISTED, TCP | {"tcp_dst": 81}, any_source_port=True) is None
+    found = conntrack.find(LISTED, TCP, any_source_port=True)
+    assert found is not None
+    assert (found.state, found.connection.state, found.connection.mark) == ("ESTABLISHED", CT_TRACKED | CT_ESTABLISHED, 6001)
+    assert found.connection.original["tcp_src"] == 40000
+    back = {"ip_proto": 6, "ip_src": 0x0A000003, "ip_dst": 0x0A000002, "tcp_src": 80, "tcp_dst": 1}
+    answer = conntrack.find(LISTED, back, any_source_port=True)
+    assert answer is not None
+    assert answer.connection.state & CT_REPLY
+    echo = {"ip_proto": 58, "ipv6_src": int(IPv6Address("fd00::2")), "ipv6_dst": int(IPv6Address("fd00::3"))}
+    known = conntrack.find(LISTED, echo, any_source_port=True)
+    assert known is not None
+    assert (known.state, known.connection.mark) == ("known", 8)
+
+
+def test_what_an_answer_answers() -> None:
+    asked = packet.fields_of(
+        pb.Packet(eth_src=MAC, eth_dst=MAC, eth_type=packet.IPV4, ip_src="10.0.0.3", ip_dst="10.0.0.2", protocol=1)
+    )
+    first = packet.answered(asked)
+    assert (first["ip_src"], first["ip_dst"], first["icmp_type"]) == (0x0A000002, 0x0A000003, 8)
+    assert packet.answered(TCP)["tcp_dst"] == 49152
