@@ -175,8 +175,7 @@ def compile_policy(view: View, network_id: str, port_id: str) -> Iterable[Item]:
         for side in SIDES:
             yield flow(side.track, 100, match(**{side.port: ofport}), Resubmit(side.onward), cookie=mark)
         return
-    remotes = {scope: view.remotes(scope) for scope in scopes}
-    named = {*scopes, *(remote for found in remotes.values() for remote in found if remote)}
+    named = {*scopes, *(referent for scope in scopes for referent in view.referents(scope))}
     known = {scope: view.group(scope) for scope in named}
     if None in known.values():
         yield pending(keys.scope(network_id), "what the security groups of a port say is not known yet")

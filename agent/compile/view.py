@@ -143,6 +143,12 @@ class View:
         state = self._known(scope)
         return {remote: state.remotes[remote].keys() for remote in sorted(state.remotes)} if state else {}
 
+    def referents(self, scope: str) -> Sequence[str]:
+        """The groups that rules of a group name."""
+        self.reads.add(("referents", scope))
+        state = self._known(scope)
+        return sorted(remote for remote in state.remotes if remote) if state else []
+
     def named(self, scope: str) -> Sequence[Direction]:
         """In which directions and families rules for ports here name a group."""
         self.reads.add(("named", scope))

@@ -5,8 +5,9 @@ address, or of one port elsewhere, is a change of one member.
 
 Tokens: ("group", scope): key, stateful, mode, whether it is listed, whether ports here have it · ("member", scope, name) ·
 ("rule", scope, id) · ("allowed", scope, allowed): the rule that has a match which several want · ("fragments", scope,
-allowed): whether any rule has matches with it · ("remotes", scope): groups that its rules name · ("named", scope): in which
-directions and families rules of ports here name it · ("cut", scope): when something was last taken away from it.
+allowed): whether any rule has matches with it · ("remotes", scope): groups that its rules name, and in which directions ·
+("referents", scope): the groups alone · ("named", scope): in which directions and families rules of ports here name it ·
+("cut", scope): when something was last taken away from it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ ICMP = (1, 58)
 WITH_PORTS = (6, 17, 132)  # TCP, UDP, SCTP: those whose ports Open vSwitch looks at
 ANY = -1
 WHOLE = (1 << 16) - 1
+LAST_OF_ICMP = 255
 SECURITY, ADDRESS = "secgroup", "addrgroup"
 
 
@@ -115,6 +117,8 @@ class Groups:
         return tokens
 
     def _count(self, remote: str, direction: Direction, number: int) -> set[Token]:
+        if not remote:
+            return set()
         known = self.named.setdefault(remote, Counter())
         before = set(known)
         known[direction] += number
@@ -191,7 +195,7 @@ class Groups:
         for rule, number in ((old, -1), (new, 1)):
             if rule is not None:
                 tokens |= _index(scope, state, rule, number)
-                if rule.remote and self.is_used(scope):
+                if self.is_used(scope):
                     tokens |= self._count(rule.remote, rule.direction, number)
         return tokens | self._forget()
 
@@ -234,13 +238,15 @@ def _index(scope: str, state: GroupState, rule: Rule, number: int) -> set[Token]
         del known[rule.direction]
     if before_directions != set(known):
         tokens.add(("remotes", scope))
+        if rule.remote and not (before_directions and known):
+            tokens.add(("referents", scope))
     if not known:
         del state.remotes[rule.remote]
     return tokens
 
 
 def _tokens(scope: str, state: GroupState) -> Iterator[Token]:
-    yield from ((what, scope) for what in ("group", "cut", "remotes", "named"))
+    yield from ((what, scope) for what in ("group", "cut", "remotes", "referents", "named"))
     yield from (("member", scope, name) for name in state.members)
     yield from (("rule", scope, rule) for rule in state.rules)
     yield from (("fragments", scope, allowed) for allowed in state.fragments)
@@ -292,7 +298,7 @@ def _allowed(stored: security_pb2.SecurityGroupRule, direction: Direction, remot
     high = stored.port_range_max if stored.HasField("port_range_max") else None
     if low is None:
         yield whole
-    elif protocol in ICMP:
+    elif protocol in ICMP and max(low, high or 0) <= LAST_OF_ICMP:
         yield whole._replace(source=(low, WHOLE), target=None if high is None else (high, WHOLE))
     elif protocol in WITH_PORTS and high is not None:
         for ports in ranged(low, high):

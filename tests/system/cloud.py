@@ -25,7 +25,7 @@ from cli.client import Client, CliError, connect
 from cli.kinds import kind_of
 from cli.settings import Settings
 from deploy.lab import Host, Lab, LabError, Workload, wait_until
-from kumihimo.v1 import network_pb2, node_pb2, port_pb2, settings_pb2
+from kumihimo.v1 import network_pb2, node_pb2, port_pb2, security_pb2, settings_pb2
 from tests.system import frames
 
 PATIENCE = 30.0  # seconds for what usually takes less than one
@@ -365,6 +365,8 @@ class Scene:
         self.cloud = cloud
         self.vms: list[Vm] = []
         self.networks: list[tuple[Api, Any]] = []
+        self.groups: list[tuple[Api, Any]] = []  # security groups and address groups
+        self._open: Any = None
 
     def network(
         self, api: Api | None = None, cidr: str = "10.0.0.0/24", subnet: dict[str, Any] | None = None, **fields: Any
@@ -391,6 +393,29 @@ class Scene:
             assert vm.guest, "started now, so that it sees everything from here on"
         return vm
 
+    def group(self, *rules: dict[str, Any], api: Api | None = None, **fields: Any) -> Any:
+        """A security group with these rules and no others."""
+        api = api or self.cloud.admin
+        group = api.create(security_pb2.SecurityGroup(name=f"g{next(self.cloud.numbers)}", **fields))
+        self.groups.append((api, group))
+        given = [security_pb2.SecurityGroupRule(**rule) for rule in rules]
+        request = security_pb2.ReplaceSecurityGroupRulesRequest(id=group.id, rules=given)
+        return api.client.call("SecurityGroups", "ReplaceRules", request)
+
+    def address_group(self, *addresses: str, api: Api | None = None) -> Any:
+        """An address group."""
+        api = api or self.cloud.admin
+        group = api.create(security_pb2.AddressGroup(name=f"a{next(self.cloud.numbers)}", addresses=addresses))
+        self.groups.append((api, group))
+        return group
+
+    def open(self) -> dict[str, list[str]]:
+        """Fields of a port that may send anything, and that anything may be sent to."""
+        if self._open is None:
+            ways, families = ("DIRECTION_INGRESS", "DIRECTION_EGRESS"), ("IP_VERSION_IPV4", "IP_VERSION_IPV6")
+            self._open = self.group(*({"direction": way, "ethertype": family} for way in ways for family in families))
+        return {"security_group_ids": [self._open.id]}
+
     def move(self, vm: Vm, host: Host) -> Vm:
         """Another workload, on another host, for the same port; not plugged."""
         other = Vm(vm.api, vm.port, host, f"v{next(self.cloud.numbers)}", vm.mtu)
@@ -410,6 +435,11 @@ class Scene:
             self.remove(vm)
         for api, network in self.networks:
             api.delete(network, force=True)
+        for api, group in self.groups:
+            if isinstance(group, security_pb2.SecurityGroup):
+                api.client.call("SecurityGroups", "ReplaceRules", security_pb2.ReplaceSecurityGroupRulesRequest(id=group.id))
+        for api, group in self.groups:
+            api.delete(group)
         self.assert_bare()
 
     def assert_bare(self) -> None:

@@ -14,7 +14,7 @@ UNSET = str(IPv4Address(0))
 ARP_REQUEST, ARP_REPLY = 1, 2
 VXLAN, GENEVE = 4789, 6081
 UDP, GRE = 17, 47
-ECHO, ECHO_REPLY = 8, 0
+ECHO, ECHO_REPLY, INFORMATION = 8, 0, 15
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -64,6 +64,11 @@ def echo(source: str, target: str, sender_ip: str, target_ip: str, marker: bytes
     body = struct.pack("!BBHHH", kind, 0, 0, 0x4B55, 1) + marker
     body = body[:2] + struct.pack("!H", checksum(body)) + body[4:]
     return ipv4(source, target, sender_ip, target_ip, 1, body)
+
+
+def silent(source: str, target: str, sender_ip: str, target_ip: str, marker: bytes) -> bytes:
+    """Something that may begin a connection, and that no kernel answers (RFC 6918, 2.3)."""
+    return echo(source, target, sender_ip, target_ip, marker, INFORMATION)
 
 
 def udp(source: str, target: str, sender_ip: str, target_ip: str, ports: tuple[int, int], payload: bytes) -> bytes:

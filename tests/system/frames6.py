@@ -77,6 +77,12 @@ def echo(source: str, target: str, sender: str, receiver: str, marker: bytes, ki
     return icmp(source, target, sender, receiver, kind, struct.pack("!HH", 0x4B55, 1) + marker)
 
 
+def silent(source: str, target: str, sender: str, receiver: str, marker: bytes) -> bytes:
+    """Something that may begin a connection, and that no kernel answers: no next header (RFC 8200, 4.7)."""
+    head = struct.pack("!IHBB", 6 << 28, len(marker), 59, 255) + ip_bytes(sender) + ip_bytes(receiver)
+    return ethernet(source, target, ETHERTYPE, head + marker)
+
+
 def udp(source: str, target: str, sender: str, receiver: str, ports: tuple[int, int], payload: bytes) -> bytes:
     return packet(source, target, sender, receiver, UDP, struct.pack("!HHHH", *ports, 8 + len(payload), 0) + payload)
 

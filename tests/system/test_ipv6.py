@@ -63,7 +63,7 @@ def test_b_sub_01_b_sub_07_b_net_20_slaac_over_hosts_and_no_discovery_between_th
             assert first.workload.ping(ip6(other), count=1, size=room + 1).received == 0, "and one that does not fit"
             assert first.workload.ping(other.ip, count=2, interval=0.05).received == 2, "IPv4 beside it"
         last = os.urandom(16)
-        first.guest.send(frames6.echo(first.mac, far.mac, ip6(first), ip6(far), last, frames6.ECHO_REPLY))
+        first.guest.send(frames6.silent(first.mac, far.mac, ip6(first), ip6(far), last))
         wait_until(lambda: any(last in found.inner for found in frames.tunnelled(path)), "it is captured")
     assert frames6.discovery_across(path) == []
     assert "default" not in first.workload.run("ip -6 route"), "nobody routes, so nobody says that he does"
@@ -141,10 +141,10 @@ def test_b_net_01_equal_prefixes_in_two_projects_never_meet(scene: Scene, cloud:
         group = "ff02::1234"
         first.guest.send(
             *(
-                frames6.echo(first.mac, to.mac, ip6(first), ip6(to), marker, frames6.ECHO_REPLY)
+                frames6.silent(first.mac, to.mac, ip6(first), ip6(to), marker)
                 for to, marker in ((vms[1], unicast), (vms[2], local))
             ),
-            frames6.echo(first.mac, frames6.group_mac(group), ip6(first), group, multicast, frames6.ECHO_REPLY),
+            frames6.silent(first.mac, frames6.group_mac(group), ip6(first), group, multicast),
             frames6.solicit(first.mac, ip6(first), "fd00:1::77", first.mac),
         )
         vms[1].guest.wait_for(unicast)

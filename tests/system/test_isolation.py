@@ -16,7 +16,7 @@ from tests.system.frames import Tunnelled, tunnelled
 
 def datagram(sender: Vm, target_mac: str, target_ip: str, marker: bytes) -> bytes:
     """Something that nobody answers."""
-    return frames.echo(sender.mac, target_mac, sender.ip, target_ip, marker, frames.ECHO_REPLY)
+    return frames.silent(sender.mac, target_mac, sender.ip, target_ip, marker)
 
 
 def crossing(path: Path, marker: bytes) -> list[Tunnelled]:

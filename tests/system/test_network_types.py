@@ -84,15 +84,15 @@ def ip6(vm: Vm) -> str:
 
 def datagram(sender: Vm, target_mac: str, target_ip: str, marker: bytes) -> bytes:
     """Something that nobody answers."""
-    return frames.echo(sender.mac, target_mac, sender.ip, target_ip, marker, frames.ECHO_REPLY)
+    return frames.silent(sender.mac, target_mac, sender.ip, target_ip, marker)
 
 
 def datagrams(sender: Vm, others: list[Vm], markers: dict[str, bytes], family: int) -> list[bytes]:
     """One to each of the others, and one to all of them, each with its marker."""
     if family == 6:
-        echo = partial(frames6.echo, sender.mac, kind=frames6.ECHO_REPLY)
-        to_all = echo("33:33:00:00:00:01", ip6(sender), "ff02::1", markers["all"])
-        return [*(echo(vm.mac, ip6(sender), ip6(vm), markers[vm.ip]) for vm in others), to_all]
+        silent = partial(frames6.silent, sender.mac)
+        to_all = silent("33:33:00:00:00:01", ip6(sender), "ff02::1", markers["all"])
+        return [*(silent(vm.mac, ip6(sender), ip6(vm), markers[vm.ip]) for vm in others), to_all]
     to_all = datagram(sender, frames.BROADCAST, "255.255.255.255", markers["all"])
     return [*(datagram(sender, vm.mac, vm.ip, markers[vm.ip]) for vm in others), to_all]
 
@@ -297,7 +297,7 @@ def test_b_net_02_ipv6_straight_on_a_provider_vlan_with_the_wires_own_router(
 def test_b_net_06_a_flat_network_reaches_what_is_outside(scene: Scene, cloud: Cloud, wire: None, h1: Host, h2: Host) -> None:
     """Untagged, straight on the wire, with a global address: the lab's outside is 203.0.113.1."""
     made = network(scene, "flat", cidr="203.0.113.0/24")
-    one, two = scene.vm(made, h1), scene.vm(made, h2)
+    one, two = (scene.vm(made, host, **scene.open()) for host in (h1, h2))
     for vm in (one, two):
         assert vm.workload.ping("203.0.113.1", count=2, interval=0.05, size=1600 - HEADERS).received == 2
         assert cloud.lab.outside.ping(vm.ip, count=2, interval=0.05).received == 2
@@ -308,7 +308,7 @@ def test_b_net_02_what_is_unknown_goes_to_the_wire_alone_and_nothing_returns_to_
     scene: Scene, cloud: Cloud, machine: Place, h1: Host, h2: Host, tmp_path: Path
 ) -> None:
     made = network(scene, "vlan", 77, "203.0.113.0/24")
-    one, beside, away = scene.vm(made, h1), scene.vm(made, h1), scene.vm(made, h2)
+    one, beside, away = (scene.vm(made, host, **scene.open()) for host in (h1, h1, h2))
     eth0 = "02:00:00:00:00:77"
     path = tmp_path / "provider.pcap"
     outward = {name: os.urandom(16) for name in ("nobody", "broadcast", "multicast", "beside", "away")}
@@ -329,9 +329,9 @@ def test_b_net_02_what_is_unknown_goes_to_the_wire_alone_and_nothing_returns_to_
         inward = {name: os.urandom(16) for name in ("broadcast", "nobody", "one")}
         guest = Guest(machine, "eth0")
         guest.send(
-            frames.echo(eth0, frames.BROADCAST, "203.0.113.1", "255.255.255.255", inward["broadcast"], frames.ECHO_REPLY),
-            frames.echo(eth0, "fa:16:3e:99:99:99", "203.0.113.1", "203.0.113.99", inward["nobody"], frames.ECHO_REPLY),
-            frames.echo(eth0, one.mac, "203.0.113.1", one.ip, inward["one"], frames.ECHO_REPLY),
+            frames.silent(eth0, frames.BROADCAST, "203.0.113.1", "255.255.255.255", inward["broadcast"]),
+            frames.silent(eth0, "fa:16:3e:99:99:99", "203.0.113.1", "203.0.113.99", inward["nobody"]),
+            frames.silent(eth0, one.mac, "203.0.113.1", one.ip, inward["one"]),
         )
         one.guest.wait_for(inward["one"])
         for vm in (one, beside, away):

@@ -119,7 +119,9 @@ class Attack:
     def __init__(self, scene: Scene, h1: Host, h2: Host, network: Any = None, **fields: object) -> None:
         network = network or scene.network()
         self.sender = scene.vm(network, h1, **fields)  # type: ignore[arg-type]
-        self.victims = [scene.vm(network, host) for host in (h1, h2)]
+        # What is guarded is the sender. Victims take what it may send; when that is anything, then anything.
+        victims = fields if "port_security_enabled" in fields else scene.open()
+        self.victims = [scene.vm(network, host, **victims) for host in (h1, h2)]  # type: ignore[arg-type]
         # Without an address its kernel sends nothing by itself: every count is the test's.
         self.sender.workload.run("ip address flush dev eth0")
         self.ofport = self.sender.ofport

@@ -181,10 +181,12 @@ def test_a_change_compiles_what_it_concerns_and_no_more(world: World) -> None:
     # A port's guards: its own unit; at home its filter, its network's DHCP and group look at it too.
     world.put_port(number, pair="10.1.0.0/24")
     assert compiled(world) == {home: 4} | dict.fromkeys(others, 1)
-    # A network's own values: network, DHCP and each of its ports.
-    ports = sum(where == net for where in world.net.values())
+    # A network's own values: network, DHCP and each of its ports, those at home with their filter.
+    ports = [port for port, where in world.net.items() if where == net]
     world.put_network(int(net[-6:], 16), mtu=1400)
-    assert compiled(world) == dict.fromkeys(concerned(world, net), 2 + ports)
+    assert compiled(world) == {
+        node: 2 + len(ports) + sum(world.home[port] == node for port in ports) for node in concerned(world, net)
+    }
     # A port elsewhere, of a network that nobody here has.
     here = set().union(*(world.members(agent.node) for agent in world.agents))
     if far := next((number for number, net in enumerate(world.net.values()) if net not in here), None):

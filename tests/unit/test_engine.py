@@ -26,11 +26,16 @@ from controlplane.store import keys
 from controlplane.store.client import Entry
 from controlplane.store.feed import Changed, Listed
 from controlplane.values import eui64
-from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
+from kumihimo.v1 import network_pb2, node_pb2, port_pb2, security_pb2, store_pb2
 
 NETWORKS = [f"00000000-0000-7000-8000-0000000000{number:02x}" for number in range(4)]
 PORTS = [f"00000000-0000-7000-8000-0000000001{number:02x}" for number in range(200)]
 SIX = [f"00000000-0000-7000-8000-0000000002{number:02x}" for number in range(4)]  # IPv6 subnets
+GROUPS = [f"00000000-0000-7000-8000-0000000003{number:02x}" for number in range(4)]
+ADDRESS_GROUPS = [f"00000000-0000-7000-8000-0000000004{number:02x}" for number in range(2)]
+RULES = [f"00000000-0000-7000-8000-0000000005{number:02x}" for number in range(24)]
+# What the other side of a rule may be.
+REMOTES = ["", "10.0.0.0/25", "0.0.0.0/0", *GROUPS, *ADDRESS_GROUPS]
 NODES = ["h1", "h2", "h3", "h4"]
 VXLAN_PORT = TUNNELS[network_pb2.NETWORK_TYPE_VXLAN].port
 # Interfaces whose numbers come and go; numbers below 10 are theirs, so no two interfaces share one.
@@ -140,6 +145,7 @@ class Incremental(RuleBasedStateMachine):
         super().__init__()
         self.cloud = Cloud()
         self.home: dict[int, int] = {}
+        self.groups: dict[int, tuple[int, ...]] = {}  # of ports that are filtered
 
     @initialize(seed=st.integers(0, 2**32))
     def populate(self, seed: int) -> None:
@@ -154,6 +160,16 @@ class Incremental(RuleBasedStateMachine):
                 self.bind(number, chance.randrange(3))
             if chance.random() < 0.1:
                 self.plug(number, True)
+            if chance.random() < 0.4:
+                self.join(number, chance.sample(range(len(GROUPS)), chance.randrange(3)))
+        for number in range(len(GROUPS)):
+            self.put_group(number, chance.random() < 0.8, False, True)
+        for number in range(len(ADDRESS_GROUPS)):
+            self.put_addresses(number, ["10.0.0.3", "10.0.1.0/26", "fd00::/64"], True)
+        for number in range(len(RULES) // 2):
+            self.put_rule(
+                number, number % 2 == 0, chance.choice(REMOTES), chance.choice(["", "tcp"]), (80, 83), number % 5 == 0
+            )
         self.cloud.settle()
 
     @rule(number=st.integers(0, 3), tunnel=st.booleans(), mapped=st.sampled_from(["", "eth1", "br-ex"]))
@@ -218,10 +234,84 @@ class Incremental(RuleBasedStateMachine):
         if self.home.get(number, network) != network:
             self.delete_port(number)
         self.home[number] = network
+        message = port(number, network, number + 2, up=up, guarded=guarded)
+        if number in self.groups:
+            message.filtered = True
+            message.security_group_ids.extend(GROUPS[group] for group in self.groups[number])
         self.cloud.write(
             (keys.index("Port", PORTS[number]), store_pb2.Index(parent_id=NETWORKS[network])),
-            (keys.ports(NETWORKS[network]) + PORTS[number], port(number, network, number + 2, up=up, guarded=guarded)),
+            (keys.ports(NETWORKS[network]) + PORTS[number], message),
         )
+
+    @rule(number=st.integers(0, 199), groups=st.lists(st.integers(0, 3), max_size=3, unique=True))
+    def join(self, number: int, groups: list[int]) -> None:
+        """A port gets other groups, which hold its addresses then."""
+        network = self.home.get(number)
+        if network is None:
+            return
+        gone = set(self.groups.get(number, ())) - set(groups)
+        self.groups[number] = tuple(groups)
+        self.put_port(number, network, True, True)
+        told = store_pb2.Member(addresses=[fixed.ip_address for fixed in port(number, network, number + 2).fixed_ips])
+        self.cloud.write(
+            *((keys.members(GROUPS[group]) + PORTS[number], told) for group in groups),
+            *((keys.members(GROUPS[group]) + PORTS[number], None) for group in gone),
+            *(self.cut(group) for group in gone),
+        )
+
+    def cut(self, group: int) -> tuple[str, store_pb2.Cut]:
+        return keys.cut_of(keys.scope(GROUPS[group], "secgroup")), store_pb2.Cut(cause=str(self.cloud.revision))
+
+    @rule(number=st.integers(0, 3), stateful=st.booleans(), observes=st.booleans(), there=st.booleans())
+    def put_group(self, number: int, stateful: bool, observes: bool, there: bool) -> None:
+        group = security_pb2.SecurityGroup(id=GROUPS[number], key=number + 1, stateful=stateful)
+        if observes:
+            group.mode = security_pb2.SECURITY_GROUP_MODE_OBSERVE
+        scope = keys.scope(GROUPS[number], "secgroup")
+        self.cloud.write((keys.head(scope), group if there else None), (scope + "change", store_pb2.ChangeRecord()))
+
+    @rule(
+        number=st.integers(0, 1),
+        addresses=st.lists(
+            st.sampled_from(["10.0.0.3", "10.0.0.0/24", "10.0.0.5-10.0.0.9", "fd00::/64", "nonsense"]), unique=True
+        ),
+        there=st.booleans(),
+    )
+    def put_addresses(self, number: int, addresses: list[str], there: bool) -> None:
+        group = security_pb2.AddressGroup(id=ADDRESS_GROUPS[number], key=10 + number, addresses=addresses)
+        scope = keys.scope(ADDRESS_GROUPS[number], "addrgroup")
+        cut = store_pb2.Cut(cause=str(self.cloud.revision))
+        self.cloud.write((keys.head(scope), group if there else None), (keys.cut_of(scope), cut))
+
+    @rule(
+        number=st.integers(0, len(RULES) - 1),
+        ingress=st.booleans(),
+        remote=st.sampled_from(REMOTES),
+        protocol=st.sampled_from(["", "tcp", "udp", "icmp", "89"]),
+        ports=st.sampled_from([None, (80, 83), (80, 80), (1, 65535), (8, 0)]),
+        ipv6=st.booleans(),
+    )
+    def put_rule(
+        self, number: int, ingress: bool, remote: str, protocol: str, ports: tuple[int, int] | None, ipv6: bool
+    ) -> None:
+        group = GROUPS[number % len(GROUPS)]
+        message = security_pb2.SecurityGroupRule(id=RULES[number], security_group_id=group, protocol=protocol)
+        message.direction = security_pb2.DIRECTION_INGRESS if ingress else security_pb2.DIRECTION_EGRESS
+        message.ethertype = network_pb2.IP_VERSION_IPV6 if ipv6 else network_pb2.IP_VERSION_IPV4
+        if remote in GROUPS:
+            message.remote_group_id = remote
+        elif remote in ADDRESS_GROUPS:
+            message.remote_address_group_id = remote
+        elif not ipv6:
+            message.remote_ip_prefix = remote
+        if ports is not None and protocol in ("tcp", "udp", "icmp"):
+            message.port_range_min, message.port_range_max = ports
+        self.cloud.write((keys.rules(group) + RULES[number], message))
+
+    @rule(number=st.integers(0, len(RULES) - 1))
+    def delete_rule(self, number: int) -> None:
+        group = number % len(GROUPS)
+        self.cloud.write((keys.rules(GROUPS[group]) + RULES[number], None), self.cut(group))
 
     @rule(number=st.integers(0, 199))
     def delete_port(self, number: int) -> None:
