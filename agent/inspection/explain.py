@@ -10,10 +10,11 @@ from agent.compile.port import verdict
 from agent.compile.view import View
 from agent.inspection import words
 from agent.inspection.names import Names
+from agent.mirror.groups import groups_of
 from agent.mirror.state import State
 from agent.model import text
 from agent.model.flow import Flow, Match, Resubmit, SetField, match
-from agent.model.pipeline import REASON, SOURCE, TARGET, Table
+from agent.model.pipeline import REASON, SOURCE, TARGET, CookieKind, Table, cookie
 from kumihimo.v1 import inspect_pb2 as pb
 
 SECONDS = 3.0
@@ -52,7 +53,9 @@ class Explainer:
             return reply
         try:
             async with asyncio.timeout(SECONDS):
-                await self._add_filters(reply, interface.ofport)
+                names = Names(self._state)
+                await self._add_filters(reply, names, interface.ofport)
+                await self._add_rules(reply, names, request.id)
                 lost = await self.dropped(interface.ofport)
         except (TimeoutError, OSError) as error:
             reply.notes.append(f"flows: {error or f'not read within {SECONDS:g} s'}")
@@ -70,13 +73,28 @@ class Explainer:
                     found[reason] = found.get(reason, 0) + packets
         return found
 
-    async def _add_filters(self, reply: pb.PortExplanation, ofport: int) -> None:
+    async def _add_rules(self, reply: pb.PortExplanation, names: Names, port_id: str) -> None:
+        """The rules of its security groups, which it shares with other ports: so are their counters."""
+        port = names.stored(port_id)
+        scopes = (groups_of(port) if port is not None else None) or ()
+        groups = [group for scope in scopes if (group := self._state.groups.states.get(scope)) is not None]
+        rules = {cookie(CookieKind.RULE, rule.id): rule for group in groups for rule in group.rules.values()}
+        counted = dict.fromkeys(rules, 0)
+        for flow, packets, _ in await self._switch.flow_counters(Table.RULES, True) if rules else ():
+            if flow.cookie in counted:
+                counted[flow.cookie] += packets
+        for mark, rule in list(rules.items())[: max(0, MOST - len(reply.filters))]:
+            told = pb.PortFilter(table=Table.RULES, stage=words.stage(Table.RULES), passes=True, packets=counted[mark])
+            told.object.CopyFrom(names.behind(mark))
+            told.text = "what it receives" if rule.direction.ingress else "what it sends"
+            reply.filters.append(told)
+
+    async def _add_filters(self, reply: pb.PortExplanation, names: Names, ofport: int) -> None:
         flows: dict[tuple[object, ...], tuple[Flow, int]] = {}
         for field in OWN:
             for flow, packets, _ in await self._switch.flow_counters(None, True, match(**{field: ofport})):
                 if flow.table != Table.DROP:
                     flows[flow.key] = flow, packets
-        names = Names(self._state)
         for flow, packets in sorted(flows.values(), key=lambda pair: (pair[0].table, -pair[0].priority, pair[0].match)):
             if len(reply.filters) == MOST:
                 reply.notes.append(f"{len(flows) - MOST} more flows are left out")

@@ -11,6 +11,7 @@ from agent.model.host import INTEGRATION_BRIDGE
 from agent.model.pipeline import CookieKind, cookie
 from controlplane.store import keys
 from kumihimo.v1 import inspect_pb2 as pb
+from kumihimo.v1 import port_pb2
 
 
 class Names:
@@ -63,9 +64,13 @@ class Names:
         state = self._state.networks.get(network_id)
         return pb.ObjectRef(kind="Network", id=network_id, name=state.network.name if state and state.network else "")
 
-    def port(self, port_id: str) -> pb.ObjectRef:
+    def stored(self, port_id: str) -> port_pb2.Port | None:
+        """A port that is plugged here."""
         network = self._state.networks.get(self._state.located.get(port_id) or "")
-        known = network.ports.get(port_id) if network else None
+        return network.ports.get(port_id) if network else None
+
+    def port(self, port_id: str) -> pb.ObjectRef:
+        known = self.stored(port_id)
         return pb.ObjectRef(kind="Port", id=port_id, name=known.name if known else "")
 
     def interface(self, ofport: int) -> Interface | None:

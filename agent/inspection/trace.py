@@ -26,7 +26,7 @@ from agent.model.flow import CT_ESTABLISHED, CT_REPLY, CT_TRACKED, Flow, SetFiel
 from agent.model.host import INTEGRATION_BRIDGE
 from agent.model.item import Item
 from agent.model.journey import End, Fate, Journey, Step
-from agent.model.pipeline import GENERATION, POLICY_PORT, REASON, Table
+from agent.model.pipeline import GENERATION, POLICY_PORT, REASON, TARGET, Table
 from kumihimo.v1 import inspect_pb2 as pb
 from kumihimo.v1 import network_pb2
 
@@ -187,7 +187,10 @@ class Tracer:
         if end.fate is not Fate.OUTPUT:
             told.fate = _FATES[end.fate]
             if end.fate is Fate.DROPPED:
-                told.reason, told.message = words.why(end.fields.get(REASON, 0))
+                reason = end.fields.get(REASON, 0)
+                told.reason, told.message = words.why(reason)
+                if register := words.BY_GROUPS.get(reason):
+                    self._add_groups(told, names, end.fields.get(register, 0), register == TARGET)
             elif "eth_src" in end.fields:
                 told.mac = end.fields["eth_src"].to_bytes(6, "big").hex(":")
             return told
@@ -212,6 +215,15 @@ class Tracer:
             told.fate, told.message = pb.PACKET_FATE_DROPPED, f"the switch says: {end.fault}"
             told.reason = "NOT_SENT"
         return told
+
+    def _add_groups(self, told: pb.TraceEnd, names: Names, ofport: int, ingress: bool) -> None:
+        """Whose rules have not allowed it."""
+        port_id = self._state.ports_by_number().get(ofport, "")
+        port = names.stored(port_id)
+        if port is not None:
+            told.filtered.CopyFrom(names.port(port_id))
+            told.groups.extend(pb.ObjectRef(kind="SecurityGroup", id=group) for group in port.security_group_ids)
+            told.ingress = ingress
 
     async def _add_drops(self, reply: pb.NodeTrace, ofport: int) -> None:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from agent.model import text
 from agent.model.flow import FIELD_BITS, FieldMatch
-from agent.model.pipeline import CookieKind, Reason, Table
+from agent.model.pipeline import SOURCE, TARGET, CookieKind, Reason, Table
 from kumihimo.v1 import inspect_pb2 as pb
 
 # What a table is for.
@@ -75,6 +75,8 @@ WHY: Mapping[Reason, str] = {
 }
 # What guests have that do nothing wrong: probes for their own address, IPv6 by default.
 USUAL = frozenset({Reason.IPV6, Reason.ARP_OWN, Reason.ND_OWN, Reason.BACK_TO_SENDER, Reason.SPLIT_HORIZON})
+# Because no rule of a port allows it, and in which register that port is.
+BY_GROUPS: Mapping[int, str] = {Reason.SG_EGRESS: SOURCE, Reason.SG_INGRESS: TARGET}
 # Counted like a drop, and none.
 PASSES = frozenset({Reason.OBSERVED})
 WITHOUT_REASON = "no flow takes it any further"

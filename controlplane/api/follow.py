@@ -141,10 +141,22 @@ class Follow:
     def _dropped(self, way: Any, walk: pb.TraceWalk, end: pb.TraceEnd, at: Side, what: str) -> None:
         way.reason = end.reason or "NO_FLOW"
         host = self._names.host(at.node, title(at.port))
-        way.summary = f"{what} on {host}: {end.message}" + (f" ({end.reason})" if end.reason else "")
+        why = self._by_groups(end, way.packet) if end.HasField("filtered") else end.message
+        way.summary = f"{what} on {host}: {why}" + (f" ({end.reason})" if end.reason else "")
         if walk.HasField("disagreement"):
             passes = any(wanted.fate != pb.PACKET_FATE_DROPPED for wanted in walk.desired_ends)
             way.summary += f"; {self.differs(walk.disagreement, passes)}"
+
+    def _by_groups(self, end: pb.TraceEnd, packet: pb.Packet) -> str:
+        """That no rule allows it, as a clause."""
+        for ref in (end.filtered, *end.groups):
+            self._names.clear(ref)
+        if not end.groups:
+            return f"port {end.filtered.name or end.filtered.id} has no security group, so nothing passes"
+        groups = ", ".join(ref.name or ref.id for ref in end.groups)
+        direction, other = ("ingress", f"from {packet.ip_src}") if end.ingress else ("egress", f"to {packet.ip_dst}")
+        plural = "s" if len(end.groups) > 1 else ""
+        return f"no {direction} rule of security group{plural} {groups} allows {packets.called(packet)} {other}"
 
     def differs(self, parting: pb.TraceDisagreement, passes: bool) -> str:
         """Where what is installed is not what is desired, as a clause."""

@@ -155,6 +155,7 @@ RULES = {
         "agent.drivers.exec",
         "agent.drivers.unixctl",
         "agent.facts",
+        "agent.mirror.groups",
         "agent.mirror.state",
         "agent.model",
     ),
