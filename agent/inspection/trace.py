@@ -32,6 +32,7 @@ from kumihimo.v1 import network_pb2
 
 SECONDS = 3.0
 MOST = 500
+TRIES, PAUSE = 3, 0.05  # seconds; what was compiled just now may not be there yet
 PASSES = 64  # through connection tracking that a trace is told of; a copy for each member of a network has one
 ANSWER = CT_TRACKED | CT_ESTABLISHED | CT_REPLY
 _ZONE = re.compile(r"^ct\(table=\d+,zone=(\d+)\)$")
@@ -115,14 +116,14 @@ class Tracer:
 
     async def _walks(self, reply: pb.NodeTrace, request: pb.TraceNodeRequest, fields: Mapping[str, int]) -> None:
         """As the first packet of a connection, and as one of the connection that there is; or as an answer."""
-        items = list(self._desired())
-        names, tables = Names(self._state), Tables(items)
         if request.answer:
             first = packet.answered(fields)
-            marks = {zone: Connection(ANSWER, mark, first) for zone, mark in generations(items).items()}
-            await self._walk(reply, names, tables, fields, "an answer", marks)
+            marks = generations(self._desired())
+            await self._walk(
+                reply, fields, "an answer", {zone: Connection(ANSWER, mark, first) for zone, mark in marks.items()}
+            )
             return
-        installed = await self._walk(reply, names, tables, fields, "new", {})
+        installed = await self._walk(reply, fields, "new", {})
         if installed is None or not (zones := list(dict.fromkeys(map(int, _zones(installed))))):
             return
         try:
@@ -133,35 +134,43 @@ class Tracer:
         known = {zone: tracked for zone, tracked in found.items() if tracked is not None}
         if known:
             told = next(iter(known.values())).state
-            await self._walk(reply, names, tables, fields, told, {zone: each.connection for zone, each in known.items()})
+            await self._walk(reply, fields, told, {zone: each.connection for zone, each in known.items()})
 
     async def _walk(
-        self,
-        reply: pb.NodeTrace,
-        names: Names,
-        tables: Tables,
-        fields: Mapping[str, int],
-        called: str,
-        connections: Mapping[int, Connection],
+        self, reply: pb.NodeTrace, fields: Mapping[str, int], called: str, connections: Mapping[int, Connection]
     ) -> Journey | None:
         """One walk; what of it is installed. connections: by zone."""
-        desired = await asyncio.to_thread(_evaluate, tables, fields, connections.get)
-        try:
-            installed = await self._installed(fields, connections)
-        except (TimeoutError, OSError) as error:
-            reply.notes.append(f"what is installed: {error or f'not told within {SECONDS:g} s'}; this is by what is desired")
-            installed = None
+        installed, desired, parted = await self._both(reply, fields, connections)
         shown = installed or desired
         if shown is None:
             raise Refused("SWITCH_SILENT", "the switch does not answer, and what is desired leads nowhere")
         walk = reply.walks.add(connection=called if any(step.run for step in shown.steps) else "")
+        names = Names(self._state)
         self._tell(reply, walk, names, shown)
-        # A trace of the switch has one mark for all zones.
-        alike = len({known.mark for known in connections.values()}) < 2
-        if installed is not None and desired is not None and alike and differ(installed, desired):
+        if parted and installed is not None and desired is not None:
             walk.disagreement.CopyFrom(_disagreement(names, installed, desired))
             walk.desired_ends.extend(self._end(names, desired, end) for end in desired.ends[:MOST])
         return installed
+
+    async def _both(
+        self, reply: pb.NodeTrace, fields: Mapping[str, int], connections: Mapping[int, Connection]
+    ) -> tuple[Journey | None, Journey | None, bool]:
+        """What is installed, what is desired, and whether the two part for longer than a change takes."""
+        # A trace of the switch has one mark for all zones.
+        alike = len({known.mark for known in connections.values()}) < 2
+        for tries in reversed(range(TRIES)):
+            desired = await asyncio.to_thread(_evaluate, Tables(list(self._desired())), fields, connections.get)
+            try:
+                installed = await self._installed(fields, connections)
+            except (TimeoutError, OSError) as error:
+                why = error or f"not told within {SECONDS:g} s"
+                reply.notes.append(f"what is installed: {why}; this is by what is desired")
+                return None, desired, False
+            if not alike or desired is None or not differ(installed, desired):
+                return installed, desired, False
+            if tries:
+                await asyncio.sleep(PAUSE)
+        return installed, desired, True
 
     async def _installed(self, fields: Mapping[str, int], connections: Mapping[int, Connection]) -> Journey:
         """What the switch says. Of a connection it is told what it cannot look up in a trace."""
@@ -280,9 +289,8 @@ def _disagreement(names: Names, installed: Journey, desired: Journey) -> pb.Trac
     """Where they part."""
     here = list(installed.here())
     pairs = enumerate(zip(here, desired.steps, strict=False))
-    place = next((number for number, (found, wanted) in pairs if found.flow != wanted.flow), 0)
-    if not place and len(here) != len(desired.steps):
-        place = min(len(here), len(desired.steps)) - 1  # the last that both have: it does not go on alike
+    last = min(len(here), len(desired.steps)) - 1  # both have it, and it does not go on alike
+    place = next((number for number, (found, wanted) in pairs if found.flow != wanted.flow), last)
     found, wanted = here[place], desired.steps[place]
     return pb.TraceDisagreement(
         table=wanted.table,

@@ -68,6 +68,7 @@ class _Reader:
         self._bridge = ""
         self._run = 0
         self._fields = dict(packet)
+        self._tunnel = {name: packet[name] for name in ("tun_id",) if name in packet}
         self._buckets: list[tuple[int, dict[str, int], str]] = []
 
     def journey(self) -> Journey:
@@ -97,7 +98,8 @@ class _Reader:
             self._run += 1
             self._bridge, self._buckets = "", []
         if self._run and line.startswith("Flow:"):  # what was set before goes on with the packet
-            self._fields = {name: _number(value) for name, value in _FIELD.findall(line)}
+            # (The line lacks the tunnel's number where it has the tunnel's addresses.)
+            self._fields = self._tunnel | {name: _number(value) for name, value in _FIELD.findall(line)}
         if not words or line.startswith(_ASIDE) or words.startswith("---") or len(self.steps) >= MOST:
             return
         if hit := _BRIDGE.match(line):

@@ -19,11 +19,12 @@ import pytest
 from agent.model.pipeline import Reason
 from controlplane.values import eui64
 from deploy.lab import Host, LabError, wait_until
-from kumihimo.v1 import inspect_pb2, network_pb2, node_pb2, operations_pb2, port_pb2
+from kumihimo.v1 import inspect_pb2, network_pb2, node_pb2, operations_pb2, port_pb2, security_pb2
 from tests.system import frames, frames6
-from tests.system.cloud import PATIENCE, Cloud, Scene, Vm, drops, refused
+from tests.system.cloud import DUMP, PATIENCE, Cloud, Scene, Vm, drops, refused
 
 FORGED_IP, FORGED_MAC = "10.0.0.66", "fa:16:3e:ff:ff:01"
+INGRESS = security_pb2.DIRECTION_INGRESS
 HEADERS = 28  # IPv4 and UDP
 LONGEST = 0.3  # seconds that a trace over two hosts may take
 
@@ -84,6 +85,18 @@ class Stage:
 
     def counts(self, reason: str) -> None:
         wait_until(lambda: drops(self.a.host, self.a.ofport).get(Reason[reason], 0) > 0, f"{reason} is counted", PATIENCE)
+
+    def refuses(self, frame: bytes) -> None:
+        """Send a frame from a, and see it counted as dropped before b."""
+        where = rf"n_packets=[1-9].*reg11={int(Reason.SG_INGRESS):#x},reg15={self.b.ofport:#x}\b"
+        self.a.guest.send(frame)
+        text = f"{DUMP} --no-names dump-flows br-int table=99"
+        wait_until(lambda: bool(re.search(where, self.b.host.run(text))), "SG_INGRESS is counted", PATIENCE)
+
+    def joins(self, vm: Vm, *groups: Any) -> None:
+        """A port gets these groups alone."""
+        port = port_pb2.Port(id=vm.id, security_group_ids=[group.id for group in groups])
+        self.cloud.admin.wait(self.cloud.admin.update(port, "security_group_ids").revision)
 
     def switch(self, message: Any) -> None:
         """Change admin_state_up, and wait for the nodes."""
@@ -307,6 +320,29 @@ def somebody_deleted_a_flow(stage: Stage) -> Iterator[Named]:
         stage.set_node(node_pb2.Node(id="h1", drift_policy=node_pb2.DRIFT_POLICY_REPAIR), "drift_policy")
 
 
+def no_rule_of_the_receivers_group(stage: Stage) -> Iterator[Named]:
+    group = stage.scene.group({"direction": INGRESS, "protocol": "tcp", "port_range_min": 80, "port_range_max": 80})
+    stage.joins(stage.b, group)
+    stage.refuses(stage.a.echo(stage.b, stage.marker))
+    yield Named("SG_INGRESS", f"on node h2: no ingress rule of security group {group.name} allows icmp from {stage.a.ip}")
+    assert stage.trace(protocol="tcp", destination_port=80).passes
+    yield Named("SG_INGRESS", "allows tcp/81 from", {"protocol": "tcp", "destination_port": 81})
+    yield Named("SG_INGRESS", "Port b is wired, but of its traffic 1 packets were dropped", explain=stage.b, noted=True)
+
+
+def no_rule_of_the_senders_group(stage: Stage) -> Iterator[Named]:
+    group = stage.scene.group({"direction": INGRESS})
+    stage.joins(stage.a, group)
+    stage.loses(stage.a.echo(stage.b, stage.marker), "SG_EGRESS")
+    yield Named("SG_EGRESS", f"on node h1: no egress rule of security group {group.name} allows icmp to {stage.b.ip}")
+
+
+def no_security_group(stage: Stage) -> Iterator[Named]:
+    stage.joins(stage.b)
+    stage.refuses(stage.a.echo(stage.b, stage.marker))
+    yield Named("SG_INGRESS", "port b has no security group, so nothing passes")
+
+
 CAUSES: tuple[Cause, ...] = (
     wrong_source_address,
     guest_has_another_mac,
@@ -331,6 +367,9 @@ CAUSES: tuple[Cause, ...] = (
     node_without_this_tunnel,
     wrong_tunnel_address,
     somebody_deleted_a_flow,
+    no_rule_of_the_receivers_group,
+    no_rule_of_the_senders_group,
+    no_security_group,
 )
 
 
@@ -347,7 +386,8 @@ def test_each_cause_is_named(stage: Stage, cause: Cause) -> None:
     stage.a.workload.run("ip address flush dev eth0")  # what it sends is the test's
     assert stage.talks()
     before = stage.trace()
-    assert (before.passes, before.partial) == (True, False), before.summary
+    assert (before.passes, before.partial, list(before.notes)) == (True, False, []), before
+    assert "; but" not in before.summary
     for named in cause(stage):
         reply = stage.explain(named.explain) if named.explain is not None else stage.trace(named.to, **named.fields)
         text = "\n".join([reply.summary, *reply.notes]) if named.noted else reply.summary
