@@ -104,6 +104,8 @@ def listed(name: str, kind: Kind) -> Manifest:
     except documents.Unreadable as error:
         found.faults.append((Place(shown, error.line), error.message))
         return found
+    if not nodes:
+        found.faults.append((Place(shown, 0), "it holds nothing; [] says that there are none"))
     for node in nodes:
         for item in [node] if node.items is None else node.items:
             _object(found, shown, item, kind)

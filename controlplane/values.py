@@ -163,7 +163,7 @@ _NAMES = ", ".join(PROTOCOLS.values())
 def protocol(value: str) -> str:
     """An IP protocol by name or number; its name where it has one, "" for any."""
     lower = value.lower()
-    if lower == "any":
+    if lower in ("", "any"):
         return ""
     number = _NUMBERS.get(lower)
     if number is None and lower.isascii() and lower.isdecimal() and len(lower) <= 3:

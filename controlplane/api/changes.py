@@ -13,7 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from controlplane import redaction
 from controlplane.api.crud import refuse_foreign_project
-from controlplane.api.listing import page_size
+from controlplane.api.listing import LARGEST_REPLY, page_size
 from controlplane.errors import ApiError, Code, StoreUnavailable, unavailable
 from controlplane.registry import KINDS, Field, Kind
 from controlplane.services.base import Context
@@ -23,8 +23,8 @@ from controlplane.store.client import Store
 from controlplane.store.txn import Origin
 from kumihimo.v1 import operations_pb2, port_pb2, store_pb2
 
-# Who and when stand beside the fields.
-_ASIDE = {"create_time", "update_time", "creator", "last_modifier", *MADE_AT_READ}
+# Who and when stand beside the fields. What a record says of a group's rules is what a replacement changed.
+_ASIDE = {"create_time", "update_time", "creator", "last_modifier", *MADE_AT_READ} - {"rules"}
 _MESSAGES: dict[str, Any] = {name: kind.descriptor for name, kind in KINDS.items()}
 _MESSAGES["Binding"] = port_pb2.Binding.DESCRIPTOR
 PAGE = 200  # records read from etcd at once
@@ -81,11 +81,12 @@ class Changes:
         until, skip = _place(request.page_token)
         reply = operations_pb2.ListChangesResponse()
         last: tuple[int, str] = (0, "")
+        size_left = LARGEST_REPLY
         try:
             async for revision, key, record in self._records(keys.change(request.id) if request.id else keys.CHANGES, until):
                 if (revision == until and key >= skip and skip) or (project and record.project_id != project):
                     continue
-                if len(reply.items) == size:
+                if len(reply.items) == size or size_left <= 0:
                     reply.next_page_token = _token(*last)
                     break
                 last = revision, key
@@ -93,6 +94,7 @@ class Changes:
                 if record.kind == "Binding" and not context.caller.is_operator:
                     del change.fields[:]  # it names hosts
                 reply.items.append(change)
+                size_left -= change.ByteSize()
         except StoreUnavailable as error:
             raise unavailable(error) from error
         return reply

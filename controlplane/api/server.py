@@ -37,6 +37,8 @@ from controlplane.controllers import runner
 from controlplane.controllers.access import AccessControl
 from controlplane.controllers.binder import Binder
 from controlplane.controllers.compactor import Compactor
+from controlplane.controllers.expiry import Expiry
+from controlplane.controllers.members import Members
 from controlplane.controllers.registrar import Registrar
 from controlplane.controllers.release import Release
 from controlplane.errors import BadConfig, StoreRefused, StoreUnavailable
@@ -152,6 +154,8 @@ async def serve(settings: config.Config) -> None:
             Binder(committer, progress),
             Release(committer, progress),
             Registrar(committer, progress, installation),
+            Expiry(committer, progress, installation),
+            Members(committer, progress, installation),
             Compactor(store, cache, settings.store.history),
         ]
         if settings.etcd_tls:

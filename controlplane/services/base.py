@@ -10,7 +10,7 @@ from typing import Any
 
 from controlplane.config import Defaults
 from controlplane.errors import ApiError, Code, Violation
-from controlplane.identity import Caller
+from controlplane.identity import Caller, Role
 from controlplane.registry import KINDS
 from controlplane.services.defaults import Installation
 from controlplane.store import keys
@@ -42,6 +42,11 @@ class Context:
         """The same with the defaults that hold for a transaction, which is written only while they do."""
         defaults = self.installation.of(transaction.read(keys.SETTINGS))
         return self if defaults is self.defaults else replace(self, defaults=defaults)
+
+
+def of_controller(name: str, installation: Installation, hints: Hints) -> Context:
+    """What a controller decides in: it sees everything."""
+    return Context(Caller(name, "", Role.OPERATOR), installation, installation.now(), hints)
 
 
 # A method of a kind beside the standard ones: (transaction, request, context) → its reply.

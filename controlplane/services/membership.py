@@ -7,6 +7,7 @@ transaction: a key for each pair, so that ports of one group never wait for each
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from controlplane.errors import precondition
@@ -28,7 +29,8 @@ def is_of_service(port: Any) -> bool:
 
 def can_have_groups(port: Any) -> bool:
     """Whether groups have any effect on a port."""
-    return bool(port.port_security_enabled and port.fixed_ips)
+    off = port.HasField("port_security_enabled") and not port.port_security_enabled
+    return bool(port.fixed_ips) and not off
 
 
 def has_default_only(port: Any) -> bool:
@@ -94,13 +96,44 @@ def are_chosen(new: Any, old: Any | None) -> bool:
     return bool(new.security_group_ids) and not kept
 
 
-def adopt(transaction: Transaction, port_id: str, context: Context) -> bool:
-    """Put the security groups of a port in force that was stored before there were any; whether it was one of those."""
+def is_wrong(port: Any | None, held: Mapping[str, bytes]) -> bool:
+    """Whether a port and what its groups hold of it (by group) differ; None: there is no such port."""
+    if port is None:
+        return bool(held)
+    if not port.filtered and not is_of_service(port):
+        return True
+    return _wanted(port) != held
+
+
+def _wanted(port: Any) -> dict[str, bytes]:
+    """What the groups of a port hold of it, by group."""
+    value = store_pb2.Member(addresses=sends_from(port)).SerializeToString()
+    return dict.fromkeys(port.security_group_ids, value)
+
+
+def mend(transaction: Transaction, port_id: str, groups: set[str], context: Context) -> bool:
+    """Put right what is wrong with the groups of a port; whether anything was. groups: those that hold something of it."""
     kind = KINDS["Port"]
-    port = transaction.object(kind, port_id)
-    if port is None or port.filtered or is_of_service(port):
+    key = transaction.locate(kind, port_id)
+    if key is None:
+        transaction.read(keys.index(kind.name, port_id))
+    else:
+        transaction.read(key)
+    port = transaction.message(kind, key) if key else None
+    held = {group: entry.value for group in groups if (entry := transaction.read(keys.members(group) + port_id)) is not None}
+    if not is_wrong(port, held):
         return False
-    new = kernel.copy(port)
-    settle(transaction, new, port, context)
-    kernel.restate(transaction, kind, new)
+    if port is not None and not port.filtered and not is_of_service(port):
+        new = kernel.copy(port)
+        settle(transaction, new, port, context)
+        kernel.restate(transaction, kind, new)
+        return True
+    wanted = _wanted(port) if port is not None else {}
+    for group in sorted({*wanted, *held}):
+        if group not in wanted:
+            transaction.delete(keys.members(group) + port_id)
+        elif wanted[group] != held.get(group):
+            transaction.put_bytes(keys.members(group) + port_id, wanted[group])
+        if group in held and wanted.get(group) != held[group]:
+            transaction.cut(keys.scope(group, "secgroup"), f"port {port_id}")
     return True

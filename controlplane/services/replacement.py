@@ -16,6 +16,8 @@ from controlplane.store.txn import Transaction, time_ordered_id
 from kumihimo.v1 import security_pb2 as pb
 
 GROUP, RULE = "SecurityGroup", "SecurityGroupRule"
+# What the history of a group need not tell of its rules.
+_KNOWN = ("project_id", "create_time", "update_time", "creator", "last_modifier", "security_group_id")
 # What may differ between two rules that say the same.
 _TEXTS = ("name", "description", "tags", "expire_time")
 
@@ -69,6 +71,8 @@ def _show(group: Any, rules: list[Any]) -> None:
         bare = group.rules.add()
         bare.CopyFrom(rule)
         kernel.strip(bare)
+        for name in _KNOWN:
+            bare.ClearField(name)
 
 
 def _carry_out(transaction: Transaction, plan: _Plan, context: Context) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -34,8 +35,9 @@ def default_group(transaction: Transaction, project: str, context: Context) -> s
         new = pb.SecurityGroup(id=group_id, project_id=project, description="What ports get that name no security group")
         kind_rules = SecurityGroupRules()
         kind_rules.complete(new, context)
-        # It counts in no quota: a port must not fail for want of it.
-        kernel.create(transaction, kind, kernel.Draft(new, new, [], context.defaults), context, counted=False)
+        # It counts in no quota: a port must not fail for want of it. An apply that makes the port states nothing of it.
+        draft = kernel.Draft(new, new, [], context.defaults)
+        kernel.create(transaction, kind, draft, replace(context, applied=False), counted=False)
     return group_id
 
 

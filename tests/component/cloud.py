@@ -29,7 +29,7 @@ from controlplane.admin.authority import Authority, Use
 from controlplane.audit import audit
 from controlplane.errors import StoreRefused, StoreUnavailable
 from controlplane.registry import KINDS, OPERATIONS
-from controlplane.services import quota
+from controlplane.services import quota, security
 from controlplane.store import keys
 from controlplane.store.client import Entry, Store, delete, entry, put
 from kumihimo.v1 import operations_pb2, resource_pb2, store_pb2
@@ -46,7 +46,7 @@ IDENTITIES = {
     "rita": ("demo", "reader"),
     "bob": ("other", "member"),
 }
-CONTROLLERS = ("access", "binder", "release", "registrar")
+CONTROLLERS = ("access", "binder", "release", "registrar", "expiry", "members")
 
 
 def defects(log: str) -> list[str]:
@@ -435,11 +435,42 @@ class Cloud:
                     await self.api.delete(kind, item.id, force=True)
             await self.api.update("Network", network, mask=["deletion_protection"])
             await self.api.delete("Network", network, force=True)
+        await self._clear_groups()
         # Those that others refer to come last.
-        for kind in ("Node", "SubnetPool", "AddressScope", "NetworkSegmentRange", "PhysicalNetwork"):
+        for kind in (
+            "Node",
+            "AddressGroup",
+            "DefaultSecurityGroupRule",
+            "SubnetPool",
+            "AddressScope",
+            "NetworkSegmentRange",
+            "PhysicalNetwork",
+        ):
             for object_id in await self._ids(kind):
                 await self.api.update(kind, object_id, mask=["deletion_protection"])
                 await self.api.delete(kind, object_id, force=kind == "Node")
+
+    async def _clear_groups(self) -> None:
+        """Delete all security groups: their rules first, which may name each other, and the defaults past the API."""
+        groups = await self._all("SecurityGroup")
+        for rule in await self._all("SecurityGroupRule", "deletion_protection = true"):
+            await self.api.update("SecurityGroupRule", rule.id, mask=["deletion_protection"])
+        for group in groups:
+            request = request_class("SecurityGroup", "ReplaceRules")(id=group.id)
+            await self.api.call(service_of("SecurityGroup"), "ReplaceRules", request)
+        for group in groups:
+            if not group.is_default:
+                await self.api.update("SecurityGroup", group.id, mask=["deletion_protection"])
+                await self.api.delete("SecurityGroup", group.id)
+        kind = KINDS["SecurityGroup"]
+        for group in groups:
+            if group.is_default:
+                index = await self.store.get(keys.index(kind.name, group.id))
+                assert index is not None
+                slot = store_pb2.Index.FromString(index.value).quota_slot  # 0 unless it was made by its id
+                claims = (keys.claim(security.KEY_POOL, group.key), keys.claim(keys.quota_pool(group.project_id, kind), slot))
+                places = (keys.index(kind.name, group.id), *claims)
+                await self.write(delete(keys.scope(group.id, kind.scope), prefix=True), *map(delete, places))
 
     async def _ids(self, kind: str) -> list[str]:
         return [item.id for item in await self._all(kind)]

@@ -18,7 +18,16 @@ from tests.component.rows import (
 )
 
 EVERY = ("Network", "Subnet", "Port", "Node", *rows.BASE)
-OWNED = ("Network", "Subnet", "Port", "SubnetPool", "AddressScope")
+OWNED = (
+    "Network",
+    "Subnet",
+    "Port",
+    "SubnetPool",
+    "AddressScope",
+    "SecurityGroup",
+    "SecurityGroupRule",
+    "AddressGroup",
+)
 
 
 def standard() -> list[Row]:

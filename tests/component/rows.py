@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from controlplane.registry import KINDS
 from tests.component.cloud import Client
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -53,6 +54,7 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 GONE, EXCLUSIVE, RANGE, FAMILY = "REFERENCE_NOT_FOUND", "FIELDS_EXCLUSIVE", "VALUE_OUT_OF_RANGE", "IP_FAMILY_MISMATCH"
 # Made once, for all rows (`holders`).
 POOL, FULL, SCOPE, SIX = (f"0192f0c1-7c1e-7b3a-9d4e-0000000000{last}" for last in ("01", "02", "03", "04"))
+GROUP = "0192f0c1-7c1e-7b3a-9d4e-000000000005"
 VXLAN = "NETWORK_TYPE_VXLAN"
 GRE, VLAN, FLAT, LOCAL, GENEVE = (f"NETWORK_TYPE_{name}" for name in ("GRE", "VLAN", "FLAT", "LOCAL", "GENEVE"))
 LATER = "FEATURE_NOT_SUPPORTED"
@@ -64,11 +66,21 @@ BASE: dict[str, dict[str, Any]] = {
     "AddressScope": {"ip_version": 4},
     "SubnetPool": {"prefixes": ["10.16.0.0/16"]},
     "Settings": {"id": "installation"},
+    "SecurityGroup": {},
+    "SecurityGroupRule": {"direction": "DIRECTION_INGRESS"},
+    "AddressGroup": {},
+    "DefaultSecurityGroupRule": {"direction": "DIRECTION_INGRESS", "used_in_other_groups": True},
 }
 
 
+async def parent(api: Client, kind: str, by: str = "root", **fields: Any) -> dict[str, str]:
+    """The field of a child that names its parent, which is made; nothing for kinds that have none."""
+    found = KINDS[kind]
+    return {found.parent: (await api.create(found.parent_kind, by=by, **fields)).id} if found.parent else {}
+
+
 def sample(kind: str, number: int) -> dict[str, Any]:
-    """What the object of a number needs of its own beside its base; children need a network too."""
+    """What the object of a number needs of its own beside its base; children need a parent too."""
     match kind:
         case "Node" | "PhysicalNetwork":
             return {"id": f"{kind.lower()}-{number}"}
@@ -77,6 +89,8 @@ def sample(kind: str, number: int) -> dict[str, Any]:
         case "NetworkSegmentRange":
             first = 1_000_000 + 10 * number
             return {**BASE[kind], "minimum": first, "maximum": first + 9}
+        case "SecurityGroupRule":
+            return {**BASE[kind], "protocol": "tcp", "port_range_min": number + 1, "port_range_max": number + 1}
     return BASE.get(kind, {})
 
 

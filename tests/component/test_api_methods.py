@@ -36,14 +36,14 @@ async def api(cloud: Cloud) -> Client:
 
 @pytest.fixture
 async def make(api: Client) -> Make:
-    """Makes an object of any kind, in a new network where it needs one."""
+    """Makes an object of any kind, in a new parent where it needs one."""
     count = 0
 
     async def one(kind: str, *, by: str = "root", request: dict[str, Any] | None = None, **fields: Any) -> Any:
         nonlocal count
         count += 1
-        if kind in ("Subnet", "Port") and "network_id" not in fields:
-            fields["network_id"] = (await api.create("Network", by=by)).id
+        if KINDS[kind].parent not in fields:
+            fields |= await rows.parent(api, kind, by)
         return await api.create(kind, by=by, request=request, **{**rows.sample(kind, count), **fields})
 
     return one
@@ -225,11 +225,7 @@ async def test_b_prt_16_a_service_port_is_deleted_by_operators_only(api: Client)
 @pytest.mark.parametrize("kind", EVERY)
 async def test_allow_missing(cloud: Cloud, make: Make, kind: str) -> None:
     api = cloud.api
-    network = await make("Network")
-    fields: dict[str, Any] = {
-        "Subnet": {"network_id": network.id, "cidr": "10.0.0.0/24"},
-        "Port": {"network_id": network.id},
-    }.get(kind, rows.sample(kind, 0))
+    fields = {**rows.sample(kind, 0), **await rows.parent(api, kind)}
     fields.pop("id", None)
     new_id = "absent" if KINDS[kind].options.operator_named else time_ordered_id()
     before = await cloud.settled()
@@ -252,10 +248,8 @@ async def test_b_api_11_validate_only_changes_nothing(cloud: Cloud, make: Make, 
     item = await make(kind, name="one")
     before = await cloud.settled()
     fields = rows.sample(kind, 100)
-    if kind in ("Subnet", "Port"):
-        fields["network_id"] = item.network_id
-    if kind == "Subnet":
-        fields["cidr"] = "172.16.0.0/24"
+    if KINDS[kind].parent:
+        fields = {**fields, KINDS[kind].parent: KINDS[kind].parent_of(item)}
     dry = {"validate_only": True, "request_id": f"dry-run-{kind}"}
     planned = await api.create(kind, request=dry, **fields)
     assert (await refused(api.get(kind, planned.id))).code is Code.NOT_FOUND
@@ -271,11 +265,7 @@ async def test_b_api_11_validate_only_changes_nothing(cloud: Cloud, make: Make, 
 async def test_b_api_09_and_c_13_a_named_request_acts_once(cloud: Cloud, second_api: Client, make: Make, kind: str) -> None:
     api = cloud.api
     name = f"replay-{kind}"
-    network = await make("Network")
-    fields: dict[str, Any] = {
-        "Subnet": {"network_id": network.id, "cidr": "10.0.0.0/24"},
-        "Port": {"network_id": network.id},
-    }.get(kind, rows.sample(kind, 0))
+    fields = {**rows.sample(kind, 0), **await rows.parent(api, kind)}
 
     async def create(by: Client, **changed: Any) -> Any:
         return await by.create(kind, request={"request_id": name}, **{**fields, "name": "one", **changed})
@@ -325,11 +315,8 @@ async def test_b_api_09_request_ids_of_two_callers_do_not_meet(api: Client) -> N
 async def test_b_api_07_pages_show_everything_exactly_once_under_writes(
     cloud: Cloud, second_api: Client, make: Make, kind: str
 ) -> None:
-    network = await make("Network")
-    fields = {"network_id": network.id} if kind in ("Subnet", "Port") else {}
+    fields = await rows.parent(cloud.api, kind)
     there = {(await make(kind, **fields)).id for _ in range(25)}
-    if kind == "Network":
-        there.add(network.id)
     stop = asyncio.Event()
 
     async def write() -> None:
@@ -446,7 +433,7 @@ async def test_health_and_reflection_answer_without_a_token(shared_cloud: Cloud)
 @pytest.mark.parametrize("kind", EVERY)
 async def test_unknown_fields_of_a_newer_release_survive_an_update(cloud: Cloud, make: Make, kind: str) -> None:
     item = await make(kind, name="one")
-    key = keys.place(KINDS[kind], item.id, getattr(item, "network_id", ""))
+    key = keys.place(KINDS[kind], item.id, KINDS[kind].parent_of(item))
     newer = b"\xc2\x3e\x05later"  # field 1000, five bytes
     entry = await cloud.store.get(key)
     assert entry is not None
@@ -463,7 +450,7 @@ async def test_unknown_fields_of_a_newer_release_survive_an_update(cloud: Cloud,
 async def test_what_is_observed_is_never_stored(cloud: Cloud, make: Make, kind: str) -> None:
     item = await make(kind)
     changed = await cloud.api.update(kind, item.id, name="two")
-    key = keys.place(KINDS[kind], item.id, getattr(item, "network_id", ""))
+    key = keys.place(KINDS[kind], item.id, KINDS[kind].parent_of(item))
     entry = await cloud.store.get(key)
     assert entry is not None
     stored = KINDS[kind].new(entry.value)
@@ -479,6 +466,8 @@ async def test_what_is_observed_is_never_stored(cloud: Cloud, make: Make, kind: 
         "key",
         "dhcp_server_ip",
         "ip_version",
+        "is_default",
+        "filtered",
     }
 
 

@@ -182,8 +182,7 @@ async def test_deleted_twice_at_once_is_deleted_once(cloud: Cloud, second_api: C
                 **rows.BASE.get(kind, {}),
                 **({"id": f"n{number}"} if KINDS[kind].options.operator_named else {}),
             }
-            if kind in ("Subnet", "Port"):
-                fields["network_id"] = (await cloud.api.create("Network")).id
+            fields |= await rows.parent(cloud.api, kind)
             if kind == "Subnet":
                 fields["cidr"] = "10.0.0.0/24"
             item = await cloud.api.create(kind, **fields)

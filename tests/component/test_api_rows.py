@@ -12,7 +12,7 @@ import pytest
 
 from controlplane.registry import KINDS
 from controlplane.store.txn import time_ordered_id
-from tests.component import dhcp, rows
+from tests.component import dhcp, rows, security_rows
 from tests.component.cloud import Client, Cloud, refused
 from tests.component.port_rows import EVERY, OWNED, PORT, SUBNET, fixed, pair, pool, standard
 from tests.component.rows import (
@@ -29,7 +29,7 @@ from tests.component.rows import (
     Row,
 )
 
-ROWS = [*standard(), *SUBNET, *PORT, *rows.ROWS]
+ROWS = [*standard(), *SUBNET, *PORT, *rows.ROWS, *security_rows.ROWS]
 
 
 @pytest.fixture
@@ -63,8 +63,10 @@ async def place(shared_cloud: Cloud) -> Any:
         "Port": {"network_id": net},
         "Node": {"id": "edge"},
         **rows.BASE,
+        "SecurityGroupRule": {**rows.BASE["SecurityGroupRule"], "security_group_id": rows.GROUP},
     }
     await rows.holders(api)
+    await security_rows.holders(api)
     yield found
     await shared_cloud.clear()
 
@@ -91,6 +93,7 @@ async def test_row_refuses_what_its_table_refuses(shared_cloud: Cloud, place: Pl
 UPPER = NOWHERE.upper()
 EDGES = [
     *rows.EDGES,
+    *security_rows.EDGES,
     *[Edge(kind, {"name": "ñ" * 255, "description": "d" * 1024}) for kind in EVERY],
     *[Edge(kind, {"description": "one line\nand\tanother"}) for kind in EVERY],
     Edge("Subnet", {"dhcp_lease_duration": {"seconds": 120, "nanos": 500_000_000}}),
@@ -156,6 +159,7 @@ async def test_value_on_the_edge_is_accepted(shared_cloud: Cloud, place: Place, 
 
 UPDATES = [
     *rows.UPDATES,
+    *security_rows.UPDATES,
     # kind, made with, changed to, reason, field, code
     ("Network", {}, {"segmentation_id": 4242}, "IMMUTABLE_FIELD", "segmentation_id", INVALID),
     ("Network", {}, {"network_type": GRE}, "IMMUTABLE_FIELD", "network_type", INVALID),

@@ -20,6 +20,7 @@ TOPOLOGY = """
   network: web
   ip: [10.0.0.5, backup]
   address_pair: ["10.0.0.200/32", "10.0.9.0/24,fa:16:3e:00:00:09"]
+  security_group: front
 - {kind: port, name: quiet, network: web, fixed_ips: [], description: "no\\naddress: yes #\\u00e9"}
 - {kind: port, name: none, network: web, no_fixed_ips: true, tags: [b, a]}
 - {kind: subnet, name: backup, network: web, cidr: 10.0.1.0/24, disable_gateway: true, dhcp: off}
@@ -35,6 +36,14 @@ TOPOLOGY = """
 - {kind: subnet, name: of-pool, network: other, subnet_pool: pool, prefix_length: 26}
 - {kind: subnet_pool, name: pool, prefixes: [10.64.0.0/12, 10.32.0.0/12], default_prefix_length: 25, address_scope: scope}
 - {kind: AddressScope, name: scope, ip_version: ipv4}
+- {kind: port, name: of-default, network: web}
+- {kind: security-group-rule, name: http, security_group: front, direction: ingress, protocol: tcp, port_range_min: 80,
+   port_range_max: 80, remote_group: back}
+- {kind: security_group_rule, name: reverse, security_group: back, direction: ingress, ethertype: ipv6, remote_group: front}
+- {kind: SecurityGroupRule, name: office, security_group: front, direction: egress, remote_address_group: offices}
+- {kind: address-group, name: offices, address: [10.0.0.0/8, "fd00::1-fd00::9"]}
+- {kind: security-group, name: front, stateful: no}
+- {kind: security-group, name: back, mode: observe}
 - {kind: network, key: other, name: "off", admin_state_up: false, port_security_enabled: no, deletion_protection: true}
 """
 OPERATORS = """
@@ -84,7 +93,9 @@ async def test_c03_export_of_everything_applies_to_an_empty_installation_and_is_
     assert "7 created, 3 updated" in await kumi.done("apply", "-f", kumi.file(OPERATORS))
     exported = await kumi.done("export", "--all")
     objects = yaml.safe_load(exported)
-    assert len([item for item in objects if item["kind"] != "quota"]) == 2 * 10 + 8
+    assert (
+        len([item for item in objects if item["kind"] != "quota"]) == 2 * (17 + 5) + 8
+    )  # with the default group and its rules
     assert {"acme", "Mixed-Case"} <= {item["id"] for item in objects if item["kind"] == "quota"}
     assert not {"revision", "etag", "create_time", "key", "state"} & {name for item in objects for name in item}
     for order in range(3):
@@ -105,14 +116,15 @@ async def test_c03_a_tenant_exports_and_applies_his_own(kumi: Kumi, there: Kumi)
     await kumi.done("apply", "-f", kumi.file(TOPOLOGY), by="bob")
     exported = await kumi.done("export", by="alice")
     objects = yaml.safe_load(exported)
-    assert (len(objects), {item["project_id"] for item in objects}) == (10, {"demo"})
+    assert (len(objects), {item["project_id"] for item in objects}) == (17 + 5, {"demo"})
     assert not {"network_type", "segmentation_id"} & {name for item in objects for name in item}
     random.Random(1).shuffle(objects)
     await there.done("apply", "-f", "-", by="alice", stdin=yaml.safe_dump(objects).encode())
     assert await there.done("export", by="alice") == exported
     assert await there.done("export", by="bob") == exported.partition("\n")[0] + "\n[]\n"
     of_operator = yaml.safe_load(await kumi.done("--project", "demo", "export"))
-    assert {item["kind"] for item in of_operator} == {"network", "subnet", "port", "quota", "subnet-pool", "address-scope"}
+    kinds = {"network", "subnet", "port", "quota", "subnet-pool", "address-scope"}
+    assert {item["kind"] for item in of_operator} == kinds | {"security-group", "security-group-rule", "address-group"}
     assert all("segmentation_id" in item for item in of_operator if item["kind"] == "network")
     assert (await kumi("export")).code == 2, "an operator says whose"
     refused = await kumi("export", "--all", by="alice")
@@ -152,12 +164,12 @@ def _create(service: str, name: str) -> Any:
 async def test_a22_any_order_in_one_step_and_the_second_time_nothing(kumi: Kumi, cloud: Cloud) -> None:
     path = kumi.file(TOPOLOGY)
     plan = await kumi.done("apply", "-f", path, "--dry-run", by="alice")
-    assert plan.splitlines()[-1] == "10 created, 0 updated, 0 deleted, 0 unchanged (dry run: nothing was done)"
+    assert plan.splitlines()[-1] == "17 created, 0 updated, 0 deleted, 0 unchanged (dry run: nothing was done)"
     assert "    + cidr: 10.0.0.0/24" in plan.splitlines()
     assert not (await cloud.api.list("Network")).items
     done = await kumi.done("apply", "-f", path, by="alice")
-    assert done.splitlines()[-1] == "10 created, 0 updated, 0 deleted, 0 unchanged"
-    assert (await kumi.done("apply", "-f", path, by="alice")) == "0 created, 0 updated, 0 deleted, 10 unchanged\n"
+    assert done.splitlines()[-1] == "17 created, 0 updated, 0 deleted, 0 unchanged"
+    assert (await kumi.done("apply", "-f", path, by="alice")) == "0 created, 0 updated, 0 deleted, 17 unchanged\n"
     # A field that is stated empty becomes empty, one that is not stated stays.
     changed = kumi.file("- {kind: port, name: web1, network: web, address_pair: [], description: x}")
     plan = await kumi.done("apply", "-f", changed, "--dry-run", by="alice")
@@ -222,17 +234,19 @@ async def test_prune_deletes_in_safe_order_and_only_when_told_so(kumi: Kumi, clo
     less = kumi.file("- {kind: network, name: extra}\n", "less.yaml")
     refused = await kumi("apply", "-f", less, "--prune", "mine", by="alice")
     assert (refused.code, refused.out) == (2, "")
-    assert refused.err.count("\n- ") + refused.err.startswith("- ") == 10
-    assert refused.err.endswith("kumi: --prune mine deletes these 10 objects; --yes says that it may\n")
+    assert refused.err.count("\n- ") + refused.err.startswith("- ") == 17
+    assert refused.err.endswith("kumi: --prune mine deletes these 17 objects; --yes says that it may\n")
     plan = await kumi.done("apply", "-f", less, "--prune", "mine", "--dry-run", by="alice")
     order = [line.split()[1] for line in plan.splitlines() if line.startswith("- ")]
     last = {noun: len(order) - order[::-1].index(noun) for noun in order}
     assert last["port"] <= order.index("subnet"), "what refers goes before what it refers to"
     assert last["subnet"] <= min(order.index("network"), order.index("subnet-pool"))
     assert last["subnet-pool"] <= order.index("address-scope")
-    assert len((await cloud.api.list("Port")).items) == 3
+    assert max(last["port"], last["security-group-rule"]) <= order.index("security-group")
+    assert last["security-group-rule"] <= order.index("address-group")
+    assert len((await cloud.api.list("Port")).items) == 4
     done = await kumi.done("apply", "-f", less, "--prune", "mine", "--yes", "--wait", by="alice")
-    assert done.splitlines()[-1] == "1 created, 0 updated, 10 deleted, 0 unchanged"
+    assert done.splitlines()[-1] == "1 created, 0 updated, 17 deleted, 0 unchanged"
     assert {item.name for item in (await cloud.api.list("Network")).items} == {"extra", "bystander"}
     await consistent(cloud.store)
 
@@ -248,4 +262,4 @@ async def test_500_objects_at_once_and_no_more(kumi: Kumi, cloud: Cloud) -> None
     more = kumi.file("kind: network\nname: one-more", "more.yaml")
     result = await kumi("apply", "-f", path, "-f", more)
     assert (result.code, result.err) == (2, "kumi: the files hold 501 objects; at most 500 are applied in one step\n")
-    assert len(yaml.safe_load(await kumi.done("export", by="alice"))) == 500
+    assert len(yaml.safe_load(await kumi.done("export", by="alice"))) == 500 + 5

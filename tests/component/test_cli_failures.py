@@ -48,6 +48,10 @@ OTHERS: dict[str, list[str]] = {
     "subnet-pool add-prefixes": [ID, "10.0.0.0/8"],
     "subnet-pool remove-prefixes": [ID, "10.0.0.0/8"],
     "subnet-pool onboard": [ID, ID],
+    "security-group replace-rules": [ID, "RULES"],
+    "address-group add-addresses": [ID, "10.0.0.5"],
+    "address-group remove-addresses": [ID, "10.0.0.5"],
+    "default-security-group-rule create": ["--direction", "ingress", "--used-in-other-groups"],
     "port bind": [ID, "h1"],
     "port unbind": [ID],
     "network get-ip-availability": [ID],
@@ -94,7 +98,8 @@ def _words(path: str, file: str = "") -> list[str] | None:
     if path in LOCAL or path in STORE:
         return None
     if path in OTHERS:
-        places = {"FILE": file, "PKI": str(Path(file).parent / "pki")}
+        folder = Path(file).parent
+        places = {"FILE": file, "PKI": str(folder / "pki"), "RULES": str(folder / "rules.yaml")}
         return [*path.split(), *(places.get(word, word) for word in OTHERS[path])]
     noun, verb = path.split()
     kind = kind_named(noun)
@@ -152,6 +157,7 @@ def _all(kumi: Kumi) -> list[list[str]]:
     file = kumi.file("{kind: network, name: x}")
     if not (Path(file).parent / "pki").exists():
         Authority(Path(file).parent / "pki").init()
+    (Path(file).parent / "rules.yaml").write_text("[]\n")
     return [words for path in ASKING if (words := _words(path, file))]
 
 

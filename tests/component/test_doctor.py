@@ -30,13 +30,18 @@ KUMI = str(Path(sys.executable).parent / "kumi")
 
 @dataclass(frozen=True)
 class Installation:
-    """Two networks, a port in the first that is bound to the living node h1."""
+    """Two networks, a port in the first that is bound to the living node h1, in its project's default security group."""
 
     cloud: Cloud
     network: str
     other: str
     subnet: str
     port: str
+    group: str
+
+    @property
+    def member(self) -> str:
+        return keys.members(self.group) + self.port
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ async def installation() -> AsyncIterator[Installation]:
             return held and keys.bindings(network.id) + port.id in entries
 
         await until(bound, "the port is bound")
-        yield Installation(cloud, network.id, other.id, subnet.id, port.id)
+        yield Installation(cloud, network.id, other.id, subnet.id, port.id, port.security_group_ids[0])
 
 
 async def doctor(cloud: Cloud, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -75,7 +80,7 @@ async def test_a_healthy_installation_has_no_finding(installation: Installation)
     assert "\n1 finding\n" in done.stdout
     assert "its certificate runs out at" in done.stdout
     assert "etcd_certificate" in done.stdout
-    assert "objects: 2 Network, 1 Node, 1 Port, 3 Quota, 1 Subnet\n" in done.stdout
+    assert "objects: 2 Network, 1 Node, 1 Port, 3 Quota, 1 SecurityGroup, 4 SecurityGroupRule, 1 Subnet\n" in done.stdout
     assert "format: 1\n" in done.stdout
     assert await installation.cloud.store.revision() == before
 
@@ -102,7 +107,8 @@ def _swap(entries: dict[str, Entry], prefix: str, **fields: Any) -> list[Any]:
     assert found[0].message is not None
     message: Any = found[0].message.FromString(entries[key].value)
     for name, value in fields.items():
-        setattr(message, name, value)
+        message.ClearField(name)
+        message.MergeFrom(type(message)(**{name: value}))
     return [_put(key, message)]
 
 
@@ -143,7 +149,7 @@ DAMAGES: dict[str, tuple[Change, list[str]]] = {
         [f"{keys.index('Subnet', GONE)}: nothing calls for it"],
     ),
     "index elsewhere": (
-        lambda made, entries: _swap(entries, keys.index("Port", made.port), network_id=made.other),
+        lambda made, entries: _swap(entries, keys.index("Port", made.port), parent_id=made.other),
         ["it says network"],
     ),
     "binding without index": (lambda made, _: [client.delete(keys.bound_to("h1", made.port))], ["does not list the port"]),
@@ -155,6 +161,34 @@ DAMAGES: dict[str, tuple[Change, list[str]]] = {
         lambda made, entries: _swap(entries, keys.ports(made.network), network_id=GONE),
         [f"its network_id is {GONE}", f"network_id names Network {GONE}, which is gone"],
     ),
+    "member lost": (lambda made, _: [client.delete(made.member)], [": missing"]),
+    "member of nothing": (
+        lambda made, _: [_put(keys.members(made.group) + GONE, store_pb2.Member())],
+        [f"member/{GONE}: nothing calls for it"],
+    ),
+    "member of a group that the port does not have": (
+        lambda made, _: [_put(keys.members(GONE) + made.port, store_pb2.Member())],
+        [f"{keys.members(GONE)}"],
+    ),
+    "member with another's addresses": (
+        lambda made, entries: _swap(entries, made.member, addresses=["10.0.0.77"]),
+        ["it is not what the port sends from"],
+    ),
+    "cut of nothing": (
+        lambda made, _: [_put(keys.cut_of(keys.scope(GONE, folder)), store_pb2.Cut()) for folder in ("secgroup", "addrgroup")],
+        [f"{keys.cut_of(keys.scope(GONE, folder))}: its group is gone" for folder in ("secgroup", "addrgroup")],
+    ),
+    "what a rule says lost": (
+        lambda made, entries: [client.delete(_first(entries, keys.claim(keys.rule_pool(made.group))))],
+        [":egress-4----0.0.0.0_0: missing"],
+    ),
+    "what no rule says": (
+        lambda made, _: [
+            _put(keys.claim(keys.rule_pool(made.group), f"{made.group}:egress-4-tcp-1-1-0.0.0.0_0"), _claim(GONE))
+        ],
+        [f"nothing that {GONE} is calls for it"],
+    ),
+    "number of a group lost": (lambda made, _: [client.delete(keys.claim("group-key", 1))], ["claim/group-key/1: missing"]),
     "no key of ours": (lambda made, _: [_put(keys.ROOT + "mischief/1", b"x")], ["no key of this release looks like it"]),
     "scope without network": (
         lambda made, _: [_put(keys.change_of(keys.scope(GONE)), store_pb2.ChangeRecord())],
@@ -230,7 +264,8 @@ async def test_findings_as_json_with_key_object_and_what_to_do(installation: Ins
     assert done.returncode == 1
     told = json.loads(done.stdout)
     assert told["healthy"] is False
-    assert told["about"]["objects"] == {"Network": 2, "Node": 1, "Port": 1, "Quota": 3, "Subnet": 1}
+    groups = {"SecurityGroup": 1, "SecurityGroupRule": 4}
+    assert told["about"]["objects"] == {"Network": 2, "Node": 1, "Port": 1, "Quota": 3, "Subnet": 1, **groups}
     finding = next(item for item in told["findings"] if item["key"] == key)
     assert finding["object"] == GONE
     assert f"`etcdctl del {key}`" in finding["todo"]

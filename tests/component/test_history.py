@@ -33,10 +33,8 @@ async def page(api: Client, *, by: str = "root", **request: Any) -> Any:
 
 
 async def fields_of(api: Client, kind: str, by: str = "root") -> dict[str, Any]:
-    """What an object of a kind is made with; a child gets a network."""
-    fields = dict(rows.sample(kind, 77))
-    if KINDS[kind].parent:
-        fields["network_id"] = (await api.create("Network", by=by)).id
+    """What an object of a kind is made with; a child gets a parent."""
+    fields = {**rows.sample(kind, 77), **await rows.parent(api, kind, by)}
     if kind == "Quota":
         fields["id"] = "historic"
     return fields

@@ -13,7 +13,7 @@ from controlplane.identity import POLICY, Role
 from controlplane.registry import KINDS, behaviors, rules
 from controlplane.store.txn import time_ordered_id
 from controlplane.validate import OUTPUT_ONLY
-from kumihimo.v1 import resource_pb2
+from kumihimo.v1 import resource_pb2, security_pb2
 from tests.component.cloud import Client, Cloud, Refused, alive, applied, consistent, refused
 
 Code = grpc.StatusCode
@@ -30,6 +30,14 @@ ALICE, BOB = "demo", "other"
 TWINS: dict[str, dict[str, Any]] = {
     "AddressScope": {"name": "inside", "ip_version": 4},
     "SubnetPool": {"name": "private", "prefixes": ["10.0.0.0/8"], "address_scope_id": "{AddressScope}"},
+    "AddressGroup": {"name": "offices", "addresses": ["10.0.0.0/24"]},
+    "SecurityGroup": {"name": "front"},
+    "SecurityGroupRule": {
+        "name": "inbound",
+        "security_group_id": "{SecurityGroup}",
+        "direction": "DIRECTION_INGRESS",
+        "remote_address_group_id": "{AddressGroup}",
+    },
     "Network": {"name": "net"},
     "Subnet": {"name": "lan", "network_id": "{Network}", "cidr": "10.0.0.0/24", "subnet_pool_id": "{SubnetPool}"},
     "Port": {
@@ -37,6 +45,7 @@ TWINS: dict[str, dict[str, Any]] = {
         "network_id": "{Network}",
         "mac_address": "fa:16:3e:00:00:05",
         "fixed_ips": [{"subnet_id": "{Subnet}", "ip_address": "10.0.0.5"}],
+        "security_group_ids": ["{SecurityGroup}"],
     },
 }
 Environment = dict[str, Any]
@@ -62,6 +71,11 @@ async def environment(api: Client, by: str) -> Environment:
     made: Environment = {}
     for kind in TWINS:
         made[kind] = await api.create(kind, by=by, **fields_of(kind, made))
+        if kind == "SecurityGroup":
+            # One rule for each, as of every kind.
+            bare = security_pb2.ReplaceSecurityGroupRulesRequest(id=made[kind].id)
+            await api.call("SecurityGroups", "ReplaceRules", bare, f"{by}-token")
+            made[kind] = await api.get(kind, made[kind].id, by=by)
     return made
 
 
@@ -185,9 +199,9 @@ async def test_a_reference_to_it_is_a_reference_to_nothing(
     said = []
     for object_id in (bobs[target].id, missing):
         message = KINDS[kind].message(**fields_of(kind, alices))
-        for name in ("mac_address", "fixed_ips"):
+        for name in ("mac_address", "fixed_ips", "remote_address_group_id"):
             if name in message.DESCRIPTOR.fields_by_name:
-                message.ClearField(name)  # taken by the twin
+                message.ClearField(name)  # taken by the twin, or excluding another
         _set(message, path, object_id)
         fields = {field.name: value for field, value in message.ListFields()}
         error = await refused(cloud.api.create(kind, by="alice", **fields))

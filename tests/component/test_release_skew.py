@@ -54,7 +54,14 @@ async def all_kinds(api: Client) -> dict[str, tuple[str, str]]:
     physical = await api.create("PhysicalNetwork", id="later")
     numbers = await api.create("NetworkSegmentRange", network_type=network_pb2.NETWORK_TYPE_GRE, minimum=5, maximum=9, name="n")
     settings = await api.update("Settings", "installation", name="n")
+    group = await api.create("SecurityGroup", name="n")
+    rule = await api.create("SecurityGroupRule", security_group_id=group.id, direction="DIRECTION_INGRESS", name="n")
+    office = await api.create("AddressGroup", addresses=["10.0.0.5"], name="n")
+    template = await api.create("DefaultSecurityGroupRule", direction="DIRECTION_INGRESS", used_in_other_groups=True, name="n")
     others = {
+        "SecurityGroup": group,
+        "AddressGroup": office,
+        "DefaultSecurityGroupRule": template,
         "AddressScope": scope,
         "SubnetPool": pool,
         "PhysicalNetwork": physical,
@@ -66,6 +73,7 @@ async def all_kinds(api: Client) -> dict[str, tuple[str, str]]:
         "Quota": (keys.place(KINDS["Quota"], quota.id), quota.id),
         "Network": (keys.network(network.id), network.id),
         "Subnet": (keys.subnets(network.id) + subnet.id, subnet.id),
+        "SecurityGroupRule": (keys.rules(group.id) + rule.id, rule.id),
         "Port": (keys.ports(network.id) + port.id, port.id),
         "Node": (keys.node(node.id), node.id),
     }

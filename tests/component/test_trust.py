@@ -40,6 +40,7 @@ FORBIDDEN: Mapping[str, tuple[str, ...]] = {
         f"{keys.bindings(OTHER)}{FAR}",
         keys.change_of(keys.scope(OTHER)),
     ),
+    "secgroup": (keys.members(OTHER) + FAR, keys.rules(OTHER) + FAR, keys.cut_of(keys.scope(OTHER, "secgroup"))),
     "node": (keys.node("h1"), keys.node("h10"), keys.NODES_CHANGE),
     "status": (
         keys.STATUS,
@@ -66,6 +67,8 @@ ALLOWED = (
     keys.port_status("h1", OTHER),
     keys.scope_status("h1", keys.scope(OTHER)),
     keys.scope_status("h1", ""),
+    keys.scope_status("h1", keys.scope(OTHER, "secgroup")),
+    keys.rule_counters("h1"),
     keys.alive("h1"),
     ELECTIONS + "router-1",
 )

@@ -100,6 +100,8 @@ def test_b_sg_what_a_file_of_rules_cannot_hold_is_told_with_its_line(kumi: Kumi,
     assert result.code == 1
     assert f"{file}:1: " in result.err
     assert f"{file}:2: this is a network; a security-group-rule is accepted" in result.err
+    file.write_text("# none\n")
+    assert "it holds nothing; [] says that there are none" in kumi("security-group", "replace-rules", "web", str(file)).err
     assert api.requests("SecurityGroups/ReplaceRules") == []
     assert f"{tmp_path}/none: it cannot be read" in kumi("security-group", "replace-rules", "web", f"{tmp_path}/none").err
 

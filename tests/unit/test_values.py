@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from controlplane.values import CANONICAL, Invalid
 from kumihimo.v1 import resource_pb2 as pb
 
 UUID, SLUG, IP, CIDR, MAC = pb.FORMAT_UUID, pb.FORMAT_SLUG, pb.FORMAT_IP, pb.FORMAT_CIDR, pb.FORMAT_MAC
+PROTOCOL, ADDRESSES = pb.FORMAT_PROTOCOL, pb.FORMAT_ADDRESSES
 LABEL, NAME, TAG, TEXT = pb.FORMAT_DNS_LABEL, pb.FORMAT_DNS_NAME, pb.FORMAT_TAG, pb.FORMAT_UNSPECIFIED
 
 GOOD = [
@@ -39,6 +41,23 @@ GOOD = [
     (NAME, "Web.Example.ORG", "web.example.org"),
     (NAME, ".".join(["a" * 63] * 3 + ["b" * 63]), ".".join(["a" * 63] * 3 + ["b" * 63])),
     (TAG, "a b", "a b"),
+    (PROTOCOL, "TCP", "tcp"),
+    (PROTOCOL, "6", "tcp"),
+    (PROTOCOL, "ipv6-icmp", "icmpv6"),
+    (PROTOCOL, "58", "icmpv6"),
+    (PROTOCOL, "any", ""),
+    (PROTOCOL, "0", "hopopt"),
+    (PROTOCOL, "200", "200"),
+    (PROTOCOL, "255", "255"),
+    (ADDRESSES, "10.0.0.5", "10.0.0.5"),
+    (ADDRESSES, "10.0.0.5/32", "10.0.0.5"),
+    (ADDRESSES, "10.0.0.0/24", "10.0.0.0/24"),
+    (ADDRESSES, "10.0.0.0-10.0.0.255", "10.0.0.0/24"),
+    (ADDRESSES, "10.0.0.5-10.0.0.9", "10.0.0.5-10.0.0.9"),
+    (ADDRESSES, "10.0.0.5-10.0.0.5", "10.0.0.5"),
+    (ADDRESSES, "0.0.0.0-255.255.255.255", "0.0.0.0/0"),
+    (ADDRESSES, "FD00:0::1-fd00::2", "fd00::1-fd00::2"),
+    (ADDRESSES, "239.1.1.1", "239.1.1.1"),
 ]
 BAD = [
     (TEXT, "a\nb", "STRING_INVALID"),
@@ -91,6 +110,20 @@ BAD = [
     (TAG, "", "STRING_INVALID"),
     (TAG, "a,b", "STRING_INVALID"),
     (TAG, "a\x00", "STRING_INVALID"),
+    (PROTOCOL, "256", "ENUM_INVALID"),
+    (PROTOCOL, "-1", "ENUM_INVALID"),
+    (PROTOCOL, "0006", "ENUM_INVALID"),
+    (PROTOCOL, "²", "ENUM_INVALID"),
+    (PROTOCOL, "tcp ", "ENUM_INVALID"),
+    (ADDRESSES, "", "IP_INVALID"),
+    (ADDRESSES, "-", "IP_INVALID"),
+    (ADDRESSES, "10.0.0.5-", "IP_INVALID"),
+    (ADDRESSES, "10.0.0.5-10.0.0.4", "IP_INVALID"),
+    (ADDRESSES, "10.0.0.5-fd00::1", "IP_INVALID"),
+    (ADDRESSES, "10.0.0.5-10.0.0.6-10.0.0.7", "IP_INVALID"),
+    (ADDRESSES, "fe80::1%eth0", "IP_INVALID"),
+    (ADDRESSES, "10.0.0.1/24", "CIDR_HOST_BITS_SET"),
+    (ADDRESSES, "10.0.0.0/33", "CIDR_INVALID"),
 ]
 
 
@@ -136,3 +169,21 @@ def test_host_bits_are_what_python_says_they_are(number: int, length: int) -> No
 @given(st.uuids())
 def test_every_uuid_is_an_identifier(value: uuid.UUID) -> None:
     assert values.identifier(str(value).upper()) == str(value)
+
+
+@given(st.integers(0, 255))
+def test_a_protocol_goes_by_its_number_and_back(number: int) -> None:
+    canonical = values.protocol(str(number))
+    assert values.protocol(canonical) == canonical
+    assert values.protocol_number(canonical) == number
+
+
+@given(st.integers(0, (1 << 32) - 1), st.integers(0, 5000), st.booleans())
+def test_a_range_means_all_from_its_first_to_its_last_address(first: int, more: int, six: bool) -> None:
+    make = IPv6Address if six else IPv4Address
+    low, high = make(first), make(min(first + more, (1 << 32) - 1))
+    canonical, networks = values.addresses(f"{low}-{high}")
+    assert values.addresses(canonical) == (canonical, networks)
+    assert networks[0].network_address == low
+    assert networks[-1].broadcast_address == high
+    assert all(int(one.broadcast_address) + 1 == int(next_.network_address) for one, next_ in pairwise(networks))
