@@ -33,7 +33,7 @@ def is_address(text: str) -> bool:
 )
 @click.option("--from", "sender", metavar="PORT", required=True, type=ObjectName(_PORT), help="The port that sends.")
 @click.option("--to", "receiver", metavar="PORT|ADDRESS", required=True, type=ObjectName(_PORT), help="Where to.")
-@click.option("--proto", default="", metavar="NAME|NUMBER", help="tcp, udp, icmp, sctp or a number.  [default: echo request]")
+@click.option("--proto", default="", metavar="NAME|NUMBER", help="An IP protocol.  [default: an echo request]")
 @click.option("--dport", type=click.IntRange(0, 65535), default=0, help="Port at the receiver.")
 @click.option("--sport", type=click.IntRange(0, 65535), help="Port at the sender.  [default: 49152]")
 @click.option("--source-ip", default="", metavar="ADDRESS", help="Sent from this address.  [default: the port's]")

@@ -9,6 +9,7 @@ from typing import Any
 
 from controlplane.api import packets
 from controlplane.api.agents import Agents, Silent
+from controlplane.api.expired import Expired
 from controlplane.api.standing import Names, title
 from controlplane.identity import Caller
 from kumihimo.v1 import inspect_pb2 as pb
@@ -32,8 +33,9 @@ class Side:
 class Follow:
     """Follows packets for one caller."""
 
-    def __init__(self, agents: Agents, names: Names, caller: Caller) -> None:
+    def __init__(self, agents: Agents, expired: Expired, names: Names, caller: Caller) -> None:
         self._agents = agents
+        self._expired = expired
         self._names = names
         self._caller = caller
         self.partial = False
@@ -54,14 +56,14 @@ class Follow:
         here = told[0] if known else None
         refused = here is not None and any(end.fate == pb.PACKET_FATE_DROPPED for walk in here.walks[:1] for end in walk.ends)
         # Of what is dropped either way the packet itself tells more than the question before it.
-        if not refused and not self._neighbour(way, question, source, target, packet):
+        if not refused and not await self._neighbour(way, question, source, target, packet):
             return way
         if here is None:  # it goes where the answer has told
             here = await self._ask(source.node, packet=packet, port_id=port_id, **how)
         await self._carry(way, here, source, target, packet, how)
         return way
 
-    def _neighbour(self, way: Any, question: pb.NodeTrace, source: Side, target: Side, packet: pb.Packet) -> bool:
+    async def _neighbour(self, way: Any, question: pb.NodeTrace, source: Side, target: Side, packet: pb.Packet) -> bool:
         """Whether the workload learns a MAC; it is written into the packet where it was not known."""
         if not question.walks:
             return self._silent(way, question, source)
@@ -70,7 +72,7 @@ class Follow:
         lost = [end for end in ends if end.fate == pb.PACKET_FATE_DROPPED]
         if len(lost) == len(ends):
             self._add(way, question, source)
-            self._dropped(way, question.walks[0], lost[0], source, f"the question for {packet.ip_dst} is dropped")
+            await self._dropped(way, question.walks[0], lost[0], source, f"the question for {packet.ip_dst} is dropped")
             return False
         if answered is None:
             text = f"the question for {packet.ip_dst} goes to all members: its owner answers"
@@ -96,7 +98,7 @@ class Follow:
         end = _best(walk.ends, target)
         match end.fate:
             case pb.PACKET_FATE_DROPPED:
-                self._dropped(way, walk, end, source, "dropped")
+                await self._dropped(way, walk, end, source, "dropped")
             case pb.PACKET_FATE_TUNNEL | pb.PACKET_FATE_WIRE:
                 await self._beyond(way, end, source, target, packet, how)
             case _:
@@ -126,7 +128,7 @@ class Follow:
         walk = there.walks[0]
         last = _best(walk.ends, target)
         if last.fate == pb.PACKET_FATE_DROPPED:
-            self._dropped(way, walk, last, target, "dropped")
+            await self._dropped(way, walk, last, target, "dropped")
         else:
             self._delivered(way, last, target)
 
@@ -138,16 +140,16 @@ class Follow:
             return
         way.passes, way.summary = True, f"delivered to {target.text}"
 
-    def _dropped(self, way: Any, walk: pb.TraceWalk, end: pb.TraceEnd, at: Side, what: str) -> None:
+    async def _dropped(self, way: Any, walk: pb.TraceWalk, end: pb.TraceEnd, at: Side, what: str) -> None:
         way.reason = end.reason or "NO_FLOW"
         host = self._names.host(at.node, title(at.port))
-        why = self._by_groups(end, way.packet) if end.HasField("filtered") else end.message
+        why = await self._by_groups(end, way.packet) if end.HasField("filtered") else end.message
         way.summary = f"{what} on {host}: {why}" + (f" ({end.reason})" if end.reason else "")
         if walk.HasField("disagreement"):
             passes = any(wanted.fate != pb.PACKET_FATE_DROPPED for wanted in walk.desired_ends)
             way.summary += f"; {self.differs(walk.disagreement, passes)}"
 
-    def _by_groups(self, end: pb.TraceEnd, packet: pb.Packet) -> str:
+    async def _by_groups(self, end: pb.TraceEnd, packet: pb.Packet) -> str:
         """That no rule allows it, as a clause."""
         for ref in (end.filtered, *end.groups):
             self._names.clear(ref)
@@ -156,7 +158,9 @@ class Follow:
         groups = ", ".join(ref.name or ref.id for ref in end.groups)
         direction, other = ("ingress", f"from {packet.ip_src}") if end.ingress else ("egress", f"to {packet.ip_dst}")
         plural = "s" if len(end.groups) > 1 else ""
-        return f"no {direction} rule of security group{plural} {groups} allows {packets.called(packet)} {other}"
+        said = f"no {direction} rule of security group{plural} {groups} allows {packets.called(packet)} {other}"
+        rule = await self._expired.find((ref.id for ref in end.groups), end.ingress, packet)
+        return f"{said}; one that did expired at {rule.expire_time.ToJsonString()}" if rule is not None else said
 
     def differs(self, parting: pb.TraceDisagreement, passes: bool) -> str:
         """Where what is installed is not what is desired, as a clause."""

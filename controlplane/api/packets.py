@@ -5,12 +5,11 @@ from __future__ import annotations
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 
-from controlplane.errors import fault
+from controlplane.values import PROTOCOLS, protocol_number
 from kumihimo.v1 import inspect_pb2 as pb
 
 ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
 ICMP, ICMPV6 = 1, 58
-PROTOCOLS = {"icmp": ICMP, "tcp": 6, "udp": 17, "sctp": 132, "icmpv6": ICMPV6}
 ECHO = {4: (8, 0), 6: (128, 129)}  # types of request and reply
 SOLICITATION = 135
 BROADCAST = "ff:ff:ff:ff:ff:ff"
@@ -22,16 +21,9 @@ def version(ip: str) -> int:
 
 
 def protocol_of(request: Any, ip: str) -> int:
-    """The number of an IP protocol. Raises INVALID_ARGUMENT."""
-    given = request.protocol.lower()
-    if given in ("", "icmp"):
-        return ICMP if version(ip) == 4 else ICMPV6
-    number = int(given) if given.isdecimal() else PROTOCOLS.get(given, -1)
-    if not 0 <= number <= 255:
-        raise fault(
-            "protocol", "STRING_INVALID", f"protocol is {given[:16]}; {', '.join(PROTOCOLS)} or a number to 255 is accepted"
-        )
-    return number
+    """The number of an IP protocol; that of ICMP is of the address's family."""
+    number = protocol_number(request.protocol) if request.protocol else ICMP
+    return ICMPV6 if number == ICMP and version(ip) == 6 else number
 
 
 def sent(request: Any, source: tuple[str, str], target: tuple[str, str]) -> pb.Packet:
@@ -88,6 +80,5 @@ def question(packet: pb.Packet) -> pb.Packet:
 
 def called(packet: pb.Packet) -> str:
     """The kind of a packet in a word: tcp/80, icmp."""
-    names = {number: name for name, number in PROTOCOLS.items()}
-    name = names.get(packet.protocol, f"protocol {packet.protocol}")
+    name = PROTOCOLS.get(packet.protocol, f"protocol {packet.protocol}")
     return f"{name}/{packet.destination_port}" if packet.destination_port else name

@@ -27,6 +27,7 @@ from controlplane.api.changes import Changes
 from controlplane.api.crud import Crud
 from controlplane.api.dispatch import Dispatch
 from controlplane.api.drift import Drift
+from controlplane.api.expired import Expired
 from controlplane.api.explain import Explain
 from controlplane.api.output import Output
 from controlplane.api.standing import Standing
@@ -96,7 +97,7 @@ def handlers(
         "Apply": Apply(committer).apply,
         "ListChanges": Changes(store).changes,
         "ListDrift": Drift(cache).drift,
-        "Trace": Trace(cache, standing, agents).trace,
+        "Trace": Trace(cache, standing, agents, Expired(store)).trace,
     }
     found.append(_service(OPERATIONS, "Operations", operations, dispatch))
     return found

@@ -14,6 +14,7 @@ from typing import Any
 from controlplane.api import packets
 from controlplane.api.agents import Agents
 from controlplane.api.crud import current
+from controlplane.api.expired import Expired
 from controlplane.api.follow import Follow, Side
 from controlplane.api.standing import Finding, Names, Standing, title
 from controlplane.errors import fault, not_found, refuse
@@ -36,8 +37,9 @@ _PHYSICAL = (network_pb2.NETWORK_TYPE_VLAN, network_pb2.NETWORK_TYPE_FLAT)
 class Trace:
     """The method."""
 
-    def __init__(self, cache: Cache, standing: Standing, agents: Agents) -> None:
+    def __init__(self, cache: Cache, standing: Standing, agents: Agents, expired: Expired) -> None:
         self._cache = cache
+        self._expired = expired
         self._standing = standing
         self._agents = agents
 
@@ -58,7 +60,7 @@ class Trace:
         if target.port is not None:
             findings += self._standing.of(target.port, caller) if caller.sees(target.port.project_id) else []
         packet = packets.sent(request, (source.mac, source.ip), (target.mac, target.ip))
-        follow = Follow(self._agents, Names(self._cache, caller), caller)
+        follow = Follow(self._agents, self._expired, Names(self._cache, caller), caller)
         ways = [follow.direction(source, target, packet, any_source_port=not request.HasField("source_port"))]
         if target.port is not None and target.mac:
             ways.append(follow.direction(target, source, packets.answer(packet), answer=True))

@@ -343,6 +343,24 @@ def no_security_group(stage: Stage) -> Iterator[Named]:
     yield Named("SG_INGRESS", "port b has no security group, so nothing passes")
 
 
+def rule_has_expired(stage: Stage) -> Iterator[Named]:
+    group = stage.scene.group({"direction": INGRESS, "protocol": "tcp"})
+    stage.joins(stage.b, group)
+    rule = security_pb2.SecurityGroupRule(security_group_id=group.id, direction=INGRESS, protocol="icmp")
+    rule.expire_time.FromMilliseconds(int(time.time() * 1000) + 4000)
+    stage.cloud.admin.wait(stage.cloud.admin.create(rule).revision)
+    assert stage.talks()
+
+    def ended() -> bool:
+        rules = stage.cloud.admin.list(security_pb2.SecurityGroupRule)
+        return not any(each.security_group_id == group.id and each.protocol == "icmp" for each in rules)
+
+    wait_until(ended, "it has expired", PATIENCE)
+    stage.cloud.admin.wait(0)
+    stage.refuses(stage.a.echo(stage.b, stage.marker))
+    yield Named("SG_INGRESS", f"no ingress rule of security group {group.name} allows icmp.*; one that did expired at 20")
+
+
 CAUSES: tuple[Cause, ...] = (
     wrong_source_address,
     guest_has_another_mac,
@@ -370,6 +388,7 @@ CAUSES: tuple[Cause, ...] = (
     no_rule_of_the_receivers_group,
     no_rule_of_the_senders_group,
     no_security_group,
+    rule_has_expired,
 )
 
 
