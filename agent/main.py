@@ -27,6 +27,7 @@ from agent.facts.capability import probe
 from agent.facts.ovsdb import Ovsdb, OvsdbError
 from agent.inspection.explain import Explainer
 from agent.inspection.look import Look
+from agent.inspection.probe import Prober
 from agent.inspection.service import Method, Service, source_address
 from agent.inspection.trace import Tracer
 from agent.mirror.snapshot import Recorder
@@ -133,7 +134,15 @@ async def _work(settings: Settings) -> None:
                 recorder.run(),
                 _describe(status, settings.node, ovsdb),
                 _answer(
-                    settings, state, status, {"Inspect": look.inspect, "Trace": tracer.trace, "Explain": explainer.explain}
+                    settings,
+                    state,
+                    status,
+                    {
+                        "Inspect": look.inspect,
+                        "Trace": tracer.trace,
+                        "Explain": explainer.explain,
+                        "Probe": Prober(state, switch).probe,
+                    },
                 ),
                 counters.run(state, switch, status),
             ):

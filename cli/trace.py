@@ -29,7 +29,7 @@ def is_address(text: str) -> bool:
 @click.command(
     epilog="\b\nExample:\n  kumi trace --from web1 --to db1 --proto tcp --dport 5432\n"
     "  kumi trace --from web1 --to 10.0.0.9\n\n"
-    "Exit code 0: it passes, and so does the answer; 3: it does not."
+    "Exit code 0: it passes, and so does the answer; 3: it does not. Nothing is sent, unless --probe is given."
 )
 @click.option("--from", "sender", metavar="PORT", required=True, type=ObjectName(_PORT), help="The port that sends.")
 @click.option("--to", "receiver", metavar="PORT|ADDRESS", required=True, type=ObjectName(_PORT), help="Where to.")
@@ -40,6 +40,7 @@ def is_address(text: str) -> bool:
 @click.option("--source-mac", default="", metavar="MAC", help="Sent from this MAC.  [default: the port's]")
 @click.option("--vlan", type=click.IntRange(0, 4094), help="Tagged with this VLAN.")
 @click.option("--size", type=click.IntRange(0, 65535), default=0, help="Bytes of the IP packet.")
+@click.option("--probe", is_flag=True, help="Also send such a packet, and tell what has become of it.")
 @click.option("--verbose", "-v", is_flag=True, help="Also each flow, for operators.")
 @options.output
 @click.pass_context
@@ -56,6 +57,7 @@ def trace(ctx: click.Context, /, sender: str, receiver: str, verbose: bool, outp
         source_mac=described["source_mac"],
         vlan_id=described["vlan"],
         size=described["size"],
+        probe=described["probe"],
     )
     with client.connect(ctx.obj) as api:
         request.from_port_id = api.id_of(_PORT, sender)
@@ -91,6 +93,8 @@ def told(reply: Any, verbose: bool) -> Iterator[str]:
 def _sentences(reply: Any) -> Iterator[str]:
     reason = getattr(reply, "reason", "")
     yield reply.summary.rstrip(".") + (f" [{reason}]." if reason and f"({reason})" not in reply.summary else ".")
+    if probe := getattr(reply, "probe", ""):
+        yield f"Probe: {probe}."
     yield from (f"Also: {note.rstrip('.')}." for note in reply.notes)
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from agent.compile.port import verdict
 from agent.compile.view import View
+from agent.drivers.openflow.codec import PortStats
 from agent.inspection import words
 from agent.inspection.names import Names
 from agent.mirror.groups import groups_of
@@ -30,6 +31,8 @@ class Switch(Protocol):
     async def flow_counters(
         self, table: int | None = None, idle: bool = False, matched: Match = ()
     ) -> list[tuple[Flow, int, int]]: ...
+
+    async def port_counters(self) -> Mapping[int, PortStats]: ...
 
 
 class Explainer:
@@ -57,6 +60,8 @@ class Explainer:
                 await self._add_filters(reply, names, interface.ofport)
                 await self._add_rules(reply, names, request.id)
                 lost = await self.dropped(interface.ofport)
+                stats = (await self._switch.port_counters()).get(interface.ofport)
+                reply.delivered = stats.tx_packets if stats is not None else 0
         except (TimeoutError, OSError) as error:
             reply.notes.append(f"flows: {error or f'not read within {SECONDS:g} s'}")
             return reply

@@ -38,10 +38,12 @@ class Names:
         kind = CookieKind(mark >> 56)
         if not KINDS.get(kind):
             return pb.ObjectRef()
+        digits = f"{mark & (1 << 56) - 1:014x}"
+        ending = f"{digits[:2]}-{digits[2:]}"  # of a UUID; there may be tens of thousands to look through
         for object_id, name in self._candidates(kind):
-            if cookie(kind, object_id) == mark:
+            if object_id.endswith(ending) or (KINDS[kind] == "Node" and cookie(kind, object_id) == mark):
                 return pb.ObjectRef(kind=KINDS[kind], id=object_id, name=name)
-        return pb.ObjectRef(kind=KINDS[kind], id=f"…{mark & (1 << 56) - 1:014x}")
+        return pb.ObjectRef(kind=KINDS[kind], id=f"…{digits}")
 
     def _candidates(self, kind: CookieKind) -> Iterator[tuple[str, str]]:
         """Ids and names of the resources of a kind."""

@@ -16,9 +16,10 @@ from controlplane.api.agents import Agents
 from controlplane.api.crud import current
 from controlplane.api.expired import Expired
 from controlplane.api.follow import Follow, Side
+from controlplane.api.probe import probe
 from controlplane.api.standing import Finding, Names, Standing, title
 from controlplane.errors import fault, not_found, refuse
-from controlplane.identity import Caller
+from controlplane.identity import Caller, authorize
 from controlplane.registry import KINDS
 from controlplane.services.base import Context
 from controlplane.store import keys
@@ -64,10 +65,14 @@ class Trace:
         ways = [follow.direction(source, target, packet, any_source_port=not request.HasField("source_port"))]
         if target.port is not None and target.mac:
             ways.append(follow.direction(target, source, packets.answer(packet), answer=True))
+        if request.probe:
+            authorize(caller, "Port", "Update")  # it is as if the workload had sent it
         directions = await asyncio.gather(*ways)
         reply = operations_pb2.TraceResponse(forward=directions[0], partial=follow.partial)
         if len(directions) > 1:
             reply.back.CopyFrom(directions[1])
+        if request.probe:
+            reply.probe = await probe(self._agents, source, target, packet) if source.node else "nothing was sent"
         conclude(reply, findings, list(follow.notes(source, target)), packet, source, target)
         return reply
 

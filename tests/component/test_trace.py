@@ -15,6 +15,8 @@ from agent.compile.port import verdict
 from agent.compile.view import View
 from agent.drivers import unixctl
 from agent.inspection import packet
+from agent.inspection.explain import Explainer
+from agent.inspection.probe import Prober
 from agent.inspection.trace import ANSWER, Tracer, differ, generations, question
 from agent.inspection.traced import parse
 from agent.model.evaluate import NEW, Connection, Tables, evaluate
@@ -220,3 +222,36 @@ async def test_without_a_switch_the_desired_flows_are_told_and_that_they_are(ins
     reply = await asyncio.wait_for(tracer.trace(pb.TraceNodeRequest(port_id=me, packet=sent)), 10)
     assert "no control connection" in reply.notes[0]
     assert [end.reason for end in reply.walks[0].ends] == ["SPOOFED_MAC"]
+
+
+@on_private_host
+async def test_a_probe_goes_the_way_of_its_trace(installed: Installed) -> None:
+    me, other = installed.wired()[:2]
+    described = pb.Packet(
+        eth_src=me.mac_address,
+        eth_dst=other.mac_address,
+        eth_type=packet.IPV4,
+        ip_src=me.fixed_ips[0].ip_address,
+        ip_dst=other.fixed_ips[0].ip_address,
+        protocol=packet.UDP,
+        destination_port=9,
+    )
+    prober = Prober(installed.cloud.state, installed.driver)
+    asked = pb.TraceNodeRequest(port_id=me.id, packet=described)
+    reply = await prober.probe(asked)
+    assert not reply.reason, reply
+    before = await Explainer(installed.cloud.state, installed.driver).explain(pb.ExplainPortRequest(id=me.id))
+    assert not [drop for drop in before.drops if not drop.usual]
+
+    async def counted(port: Any, table: int) -> int:
+        found = await Explainer(installed.cloud.state, installed.driver).explain(pb.ExplainPortRequest(id=port.id))
+        return sum(each.packets for each in found.filters if each.table == table)
+
+    assert await counted(other, Table.LOCAL) == 1
+    asked.packet.ip_src = "10.99.0.1"
+    await prober.probe(asked)
+    after = await Explainer(installed.cloud.state, installed.driver).explain(pb.ExplainPortRequest(id=me.id))
+    assert {drop.reason: drop.packets for drop in after.drops if not drop.usual} == {"SPOOFED_IP": 1}
+    asked.packet.eth_type = packet.ARP
+    assert (await prober.probe(asked)).reason == "PACKET_INVALID"
+    assert (await prober.probe(pb.TraceNodeRequest(port_id="none", packet=described))).reason == "NOT_ATTACHED"

@@ -429,6 +429,21 @@ def test_a_trace_over_two_hosts_takes_no_time(stage: Stage) -> None:
     assert median <= LONGEST
 
 
+def test_a_probe_is_sent_and_its_fate_told(stage: Stage) -> None:
+    stage.a.workload.run("ip address flush dev eth0")
+    for fields in ({}, {"protocol": "udp", "destination_port": 9}, {"protocol": "tcp", "destination_port": 80}):
+        stage.b.guest.clear()
+        told = stage.trace(probe=True, **fields).probe
+        assert told.startswith(f"a packet was sent and arrived: port b ({stage.b.ip}) was given"), told
+        sender = bytes.fromhex(stage.a.mac.replace(":", ""))
+        assert any(frame[6:12] == sender and frame[12:14] == b"\x08\x00" for frame in stage.b.guest.seen()), fields
+    assert "(SPOOFED_IP)" in stage.trace(probe=True, source_address=FORGED_IP).probe
+    stage.joins(stage.b)
+    assert "as port b counts: no rule of the receiver's security groups allows it (SG_INGRESS)" in stage.trace(probe=True).probe
+    stage.b.host.kill_agent()
+    assert stage.trace(probe=True).probe == "nothing is known of it: an agent did not answer"
+
+
 def test_a_tenant_sees_its_own_and_no_hosts(cloud: Cloud, scene: Scene, h1: Host, h2: Host) -> None:
     network = scene.network(cloud.alice)
     a, b = scene.vm(network, h1, name="a"), scene.vm(network, h2, name="b")

@@ -153,6 +153,7 @@ RULES = {
         "controlplane.tls",
         "agent.compile",
         "agent.drivers.exec",
+        "agent.drivers.openflow.codec",
         "agent.drivers.unixctl",
         "agent.facts",
         "agent.mirror.groups",

@@ -165,6 +165,14 @@ class OpenFlowDriver:
             number: stats for body in await self._multipart(codec.ports_request()) for number, stats in codec.decode_ports(body)
         }
 
+    async def send(self, in_port: int, data: bytes) -> None:
+        """Have the switch take a frame for one that came by a port."""
+        async with self._connected() as connection:
+            with connection.exchange() as exchange:
+                exchange.send(codec.PACKET_OUT, codec.packet_out(in_port, data))
+                await exchange.barrier(self._timeout)
+                _raise_any(exchange.errors, "the switch refused to send")
+
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """Put and delete in one atomic bundle: lookups see all of it or nothing.
 
