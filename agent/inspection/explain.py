@@ -63,7 +63,7 @@ class Explainer:
                 stats = (await self._switch.port_counters()).get(interface.ofport)
                 reply.delivered = stats.tx_packets if stats is not None else 0
         except (TimeoutError, OSError) as error:
-            reply.notes.append(f"flows: {error or f'not read within {SECONDS:g} s'}")
+            reply.notes.append(f"flows: {str(error) or f'not read within {SECONDS:g} s'}")
             return reply
         reply.drops.extend(words.drops(lost))
         return reply

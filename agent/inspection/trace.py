@@ -67,6 +67,11 @@ class Tracer:
         """What becomes of the packet."""
         reply = pb.NodeTrace(node=self._state.node_id)
         reply.time.GetCurrentTime()
+        interface = self._state.interface_of.get(request.port_id)
+        await asyncio.gather(self._way(reply, request), self._add_drops(reply, interface.ofport if interface else None))
+        return reply
+
+    async def _way(self, reply: pb.NodeTrace, request: pb.TraceNodeRequest) -> None:
         try:
             fields = packet.fields_of(request.packet)
             fields |= self._sent(request.port_id) if request.port_id else self._arriving(request.network_id, request.from_node)
@@ -75,9 +80,6 @@ class Tracer:
             reply.reason, reply.message = error.reason, str(error)
         except ValueError as error:
             reply.reason, reply.message = "PACKET_INVALID", str(error)
-        if request.port_id and (interface := self._state.interface_of.get(request.port_id)) and interface.ofport:
-            await self._add_drops(reply, interface.ofport)
-        return reply
 
     def _sent(self, port_id: str) -> dict[str, int]:
         """Where the workload of a port comes in."""
@@ -129,7 +131,7 @@ class Tracer:
         try:
             found = {zone: conntrack.find(await self._listed(zone), fields, request.any_source_port) for zone in zones}
         except (TimeoutError, OSError) as error:
-            reply.notes.append(f"connections: {error or f'not told within {SECONDS:g} s'}")
+            reply.notes.append(f"connections: {str(error) or f'not told within {SECONDS:g} s'}")
             return
         known = {zone: tracked for zone, tracked in found.items() if tracked is not None}
         if known:
@@ -163,7 +165,7 @@ class Tracer:
             try:
                 installed = await self._installed(fields, connections)
             except (TimeoutError, OSError) as error:
-                why = error or f"not told within {SECONDS:g} s"
+                why = str(error) or f"not told within {SECONDS:g} s"
                 reply.notes.append(f"what is installed: {why}; this is by what is desired")
                 return None, desired, False
             if not alike or desired is None or not differ(installed, desired):
@@ -234,12 +236,14 @@ class Tracer:
             told.groups.extend(pb.ObjectRef(kind="SecurityGroup", id=group) for group in port.security_group_ids)
             told.ingress = ingress
 
-    async def _add_drops(self, reply: pb.NodeTrace, ofport: int) -> None:
+    async def _add_drops(self, reply: pb.NodeTrace, ofport: int | None) -> None:
+        if ofport is None:
+            return
         try:
             async with asyncio.timeout(SECONDS):
                 lost = await self._dropped(ofport)
         except (TimeoutError, OSError) as error:
-            reply.notes.append(f"drops: {error or f'not told within {SECONDS:g} s'}")
+            reply.notes.append(f"drops: {str(error) or f'not told within {SECONDS:g} s'}")
             return
         reply.drops.extend(words.drops(lost))
 

@@ -42,9 +42,9 @@ class Explain:
             names.clear(found.object)
             if found.object.kind == "SecurityGroupRule" and (rule := self._rule(found.object.id)) is not None:
                 found.text = f"{_direction(rule)} {described(rule, names)}"
+        _conclude(reply, port, findings)
         if not port.filtered or (port.HasField("port_security_enabled") and not port.port_security_enabled):
             reply.notes.append("no security group filters it")
-        _conclude(reply, port, findings)
         if not caller.is_operator:
             _hide(reply)
         return reply
@@ -72,6 +72,8 @@ def _conclude(reply: pb.PortExplanation, port: Any, findings: list[Finding]) -> 
         said = f"{title(port)} was wired when it was heard of last: {reply.message}"
     elif not reply.wired:
         said = f"{title(port)} is not wired: {reply.message}"
+    elif reply.notes:
+        said = f"{title(port)} was wired when its node was last looked at; {reply.notes.pop(0)}"
     elif dropped:
         said = f"{title(port)} is wired, but of its traffic {dropped.pop(0)}"
     else:
