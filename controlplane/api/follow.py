@@ -18,16 +18,24 @@ from kumihimo.v1 import operations_pb2
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Who sends or receives: an address and, where it is known, its MAC, its port and the node of that."""
+    """Who sends or receives: an address and, where it is known, its MAC, its port and the node of that.
+
+    foreign: the port is not to be named to whoever asks.
+    """
 
     ip: str
     mac: str = ""
     port: Any = None
     node: str = ""
+    foreign: bool = False
+
+    @property
+    def name(self) -> str:
+        return "a port of another project" if self.foreign else title(self.port)
 
     @property
     def text(self) -> str:
-        return f"{title(self.port)} ({self.ip})" if self.port is not None else self.ip
+        return f"{self.name} ({self.ip})" if self.port is not None else self.ip
 
 
 class Follow:
@@ -115,7 +123,7 @@ class Follow:
             return
         if target.port is None or not target.node:
             way.passes = not tunnel or target.port is None
-            way.summary = f"leaves {self._names.host(source.node, title(source.port))}" + (" by the wire" if not tunnel else "")
+            way.summary = f"leaves {self._names.host(source.node, source.name)}" + (" by the wire" if not tunnel else "")
             return
         sent = {"network_id": target.port.network_id, "from_node": source.node}
         there = await self._ask(target.node, packet=packet, **sent, **how)
@@ -142,7 +150,7 @@ class Follow:
 
     async def _dropped(self, way: Any, walk: pb.TraceWalk, end: pb.TraceEnd, at: Side, what: str) -> None:
         way.reason = end.reason or "NO_FLOW"
-        host = self._names.host(at.node, title(at.port))
+        host = self._names.host(at.node, at.name)
         why = await self._by_groups(end, way.packet) if end.HasField("filtered") else end.message
         way.summary = f"{what} on {host}: {why}" + (f" ({end.reason})" if end.reason else "")
         if walk.HasField("disagreement"):
@@ -174,7 +182,7 @@ class Follow:
         """Nothing was traced there."""
         self.partial = True
         way.reason = told.reason
-        message = told.message if self._caller.is_operator else f"{self._names.host(at.node, title(at.port))} does not answer"
+        message = told.message if self._caller.is_operator else f"{self._names.host(at.node, at.name)} does not answer"
         way.summary = f"{message}, so what becomes of the packet there is not known"
         return False
 
@@ -182,7 +190,7 @@ class Follow:
         """What a node has told, as stages and, for operators, as it is."""
         walk = told.walks[0]
         if walk.HasField("disagreement"):
-            where = f"on {self._names.host(at.node, title(at.port))}"
+            where = f"on {self._names.host(at.node, at.name)}"
             self._notes.append(f"{where} {self.differs(walk.disagreement, passes=False)}")
         ends = {end.step: end for end in walk.ends}
         for number, step in enumerate(walk.steps):
@@ -234,7 +242,7 @@ class Follow:
         for side in (source, target):
             for drop in self._drops.get(side.port.id, ()) if side.port is not None else ():
                 if not drop.usual:
-                    yield f"{drop.packets} packets of {title(side.port)} were dropped so far: {drop.message} ({drop.reason})"
+                    yield f"{drop.packets} packets of {side.name} were dropped so far: {drop.message} ({drop.reason})"
 
 
 def _best(ends: Sequence[pb.TraceEnd], target: Side) -> pb.TraceEnd:

@@ -9,7 +9,6 @@ import asyncio
 
 from controlplane.api.agents import Agents, Silent
 from controlplane.api.follow import Side
-from controlplane.api.standing import title
 from kumihimo.v1 import inspect_pb2 as pb
 
 SECONDS, PAUSE = 3.0, 0.1
@@ -53,7 +52,7 @@ def _told(before: list[pb.PortExplanation | None], after: list[pb.PortExplanatio
         counted = {drop.reason: drop.packets for drop in was.drops}
         for drop in now.drops:
             if drop.packets > counted.get(drop.reason, 0):
-                return f"a packet was sent and dropped, as {title(side.port)} counts: {drop.message} ({drop.reason})"
+                return f"a packet was sent and dropped, as {side.name} counts: {drop.message} ({drop.reason})"
     was, now = before[1], after[1]
     if was is not None and now is not None and now.delivered > was.delivered:
         return f"a packet was sent and arrived: {target.text} was given {_packets(now.delivered - was.delivered)} since"

@@ -52,21 +52,21 @@ class Trace:
         refuse(check(request, operator=caller.is_operator))
         if not request.to_port_id and not request.to_address:
             raise fault("to_port_id", "MISSING_FIELD", "to_port_id or to_address is needed: where the packet goes")
+        if request.probe:
+            authorize(caller, "Port", "Update")  # it is as if the workload had sent it
         await current(self._cache)
         sender = self._port(request.from_port_id, caller)
         receiver = self._port(request.to_port_id, caller) if request.to_port_id else None
         findings = self._standing.of(sender, caller)
-        source, target, more = self._sides(request, sender, receiver)
-        findings += more
-        if target.port is not None:
-            findings += self._standing.of(target.port, caller) if caller.sees(target.port.project_id) else []
+        network = self._standing.network(sender.network_id)
+        source, target = self._sides(request, network, sender, receiver, caller, findings)
+        if target.port is not None and not target.foreign:
+            findings += self._standing.of(target.port, caller)
         packet = packets.sent(request, (source.mac, source.ip), (target.mac, target.ip))
         follow = Follow(self._agents, self._expired, Names(self._cache, caller), caller)
         ways = [follow.direction(source, target, packet, any_source_port=not request.HasField("source_port"))]
-        if target.port is not None and target.mac:
+        if target.port is not None and target.mac and not target.foreign:
             ways.append(follow.direction(target, source, packets.answer(packet), answer=True))
-        if request.probe:
-            authorize(caller, "Port", "Update")  # it is as if the workload had sent it
         directions = await asyncio.gather(*ways)
         reply = operations_pb2.TraceResponse(forward=directions[0], partial=follow.partial)
         if len(directions) > 1:
@@ -83,41 +83,42 @@ class Trace:
             raise not_found("Port", port_id or '""')
         return found
 
-    def _sides(self, request: Any, sender: Any, receiver: Any) -> tuple[Side, Side, list[Finding]]:
-        """Both ends of the packet, and what is wrong with them."""
-        network = self._standing.network(sender.network_id)
-        findings = []
+    def _sides(
+        self, request: Any, network: Any, sender: Any, receiver: Any, caller: Caller, findings: list[Finding]
+    ) -> tuple[Side, Side]:
+        """Both ends of the packet; what is wrong with them is added to the findings."""
         ip = request.to_address or _address_for(receiver, sender, request.source_address)
-        if not ip:
-            findings.append(Finding("ADDRESS_UNKNOWN", f"{title(receiver)} has no address"))
-            ip = NO_ADDRESS
-        elif request.to_port_id and request.to_address and not _has(receiver, ip):
-            findings.append(Finding("ADDRESS_UNKNOWN", f"{title(receiver)} has no address {ip}"))
+        if not ip or (receiver is not None and not _has(receiver, ip)):
+            findings.append(Finding("ADDRESS_UNKNOWN", f"{title(receiver)} has no address {ip}".rstrip()))
+        ip = ip or NO_ADDRESS
         family = packets.version(ip)
         own = request.source_address or _address_of(sender, family, ip)
         if not own:
             findings.append(Finding("ADDRESS_UNKNOWN", f"{title(sender)} has no IPv{family} address"))
             own = NO_ADDRESS
-        if request.size > network.mtu:
-            named = f"network {network.name or network.id}"
-            text = f"a packet of {request.size} bytes is larger than the mtu of {named}, {network.mtu}"
-            findings.append(Finding("PACKET_TOO_LARGE", text))
         if packets.version(own) != family:
             raise fault("source_address", "IP_FAMILY_MISMATCH", f"{own} and {ip} are of two families")
-        mac = request.source_mac or sender.mac_address
-        source = Side(own, mac, sender, self._standing.node_of(sender))
+        if request.size > network.mtu:
+            text = f"a packet of {request.size} bytes is larger than the mtu of {_named(network)}, {network.mtu}"
+            findings.append(Finding("PACKET_TOO_LARGE", text))
+        source = Side(own, request.source_mac or sender.mac_address, sender, self._standing.node_of(sender))
+        return source, self._target(network, ip, source, receiver or self._owner(network.id, ip), caller, findings)
+
+    def _target(self, network: Any, ip: str, source: Side, receiver: Any, caller: Caller, findings: list[Finding]) -> Side:
+        """The end that receives."""
         if receiver is None:
-            receiver = self._owner(network.id, ip)
-        if receiver is not None and receiver.network_id != sender.network_id:
-            other = self._standing.network(receiver.network_id)
-            text = f"{title(sender)} is on network {network.name or network.id} and {title(receiver)} on network"
-            findings.append(Finding("DIFFERENT_NETWORKS", f"{text} {other.name or other.id}, and no router connects them"))
-            return source, Side(ip, port=receiver), findings
-        if receiver is not None:
-            node = self._standing.node_of(receiver)
-            return source, Side(ip, receiver.mac_address, receiver, node), findings
-        findings += self._unknown(network, ip)
-        return source, Side(ip), findings
+            findings += self._unknown(network, ip)
+            return Side(ip)
+        if receiver.network_id != network.id:
+            other = _named(self._standing.network(receiver.network_id))
+            text = f"{title(source.port)} is on {_named(network)} and {title(receiver)} on {other}, and no router connects them"
+            findings.append(Finding("DIFFERENT_NETWORKS", text))
+            return Side(ip, port=receiver)
+        node = self._standing.node_of(receiver)
+        if network.network_type == network_pb2.NETWORK_TYPE_LOCAL and source.node and node not in ("", source.node):
+            text = f"{_named(network)} does not leave a host (its type is local), and the ports are on two"
+            findings.append(Finding("LOCAL_NETWORK", text))
+        return Side(ip, receiver.mac_address, receiver, node, foreign=not caller.sees(receiver.project_id))
 
     def _owner(self, network_id: str, ip: str) -> Any:
         """The port of a network that has an address, as its own or as a pair."""
@@ -131,7 +132,6 @@ class Trace:
 
     def _unknown(self, network: Any, ip: str) -> Iterator[Finding]:
         """What is to be said of an address that no port has."""
-        named = f"network {network.name or network.id}"
         subnets = [
             subnet
             for key in self._cache.folder(keys.subnets(network.id))
@@ -141,10 +141,10 @@ class Trace:
             return
         if any(ip_address(ip) in ip_network(subnet.cidr) for subnet in subnets):
             if network.network_type not in _PHYSICAL:
-                yield Finding("ADDRESS_UNKNOWN", f"no port of {named} has the address {ip}")
+                yield Finding("ADDRESS_UNKNOWN", f"no port of {_named(network)} has the address {ip}")
             return
         ranges = ", ".join(sorted(subnet.cidr for subnet in subnets)) or "none"
-        yield Finding("ADDRESS_OUTSIDE", f"{ip} lies in no subnet of {named} ({ranges}), and no router leads there")
+        yield Finding("ADDRESS_OUTSIDE", f"{ip} lies in no subnet of {_named(network)} ({ranges}), and no router leads there")
 
 
 def conclude(
@@ -176,6 +176,11 @@ def conclude(
         said += f"; but {told.pop(0)}"
     reply.summary = said
     reply.notes.extend(told)
+
+
+def _named(network: Any) -> str:
+    """A network as sentences call it."""
+    return f"network {network.name or network.id}"
 
 
 def _has(port: Any, ip: str) -> bool:

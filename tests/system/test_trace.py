@@ -22,8 +22,10 @@ from deploy.lab import Host, LabError, wait_until
 from kumihimo.v1 import inspect_pb2, network_pb2, node_pb2, operations_pb2, port_pb2, security_pb2
 from tests.system import frames, frames6
 from tests.system.cloud import DUMP, PATIENCE, Cloud, Scene, Vm, drops, refused
+from tests.system.test_network_types import PREFIX6, network, wire, workloads
 
 FORGED_IP, FORGED_MAC = "10.0.0.66", "fa:16:3e:ff:ff:01"
+__all__ = ["wire"]  # a fixture
 INGRESS = security_pb2.DIRECTION_INGRESS
 PARTIAL = ""  # of what could not be looked at
 HEADERS = 28  # IPv4 and UDP
@@ -42,7 +44,7 @@ class Stage:
 
     def trace(self, to: str = "", **fields: Any) -> Any:
         """The answer to `kumi trace --from a --to b`."""
-        request = operations_pb2.TraceRequest(from_port_id=self.a.id, **fields)
+        request = operations_pb2.TraceRequest(**{"from_port_id": self.a.id, **fields})
         if to:
             request.to_address = to
         elif "to_port_id" not in fields:
@@ -373,6 +375,14 @@ def rule_has_expired(stage: Stage) -> Iterator[Named]:
     yield Named("SG_INGRESS", f"no ingress rule of security group {group.name} allows icmp.*; one that did expired at 20")
 
 
+def network_that_stays_on_its_host(stage: Stage) -> Iterator[Named]:
+    local = stage.scene.network(network_type=network_pb2.NETWORK_TYPE_LOCAL)
+    near, far = (stage.scene.vm(local, vm.host) for vm in (stage.a, stage.b))
+    near.guest.send(near.echo(far, stage.marker))
+    wait_until(lambda: Reason.UNKNOWN_UNICAST in drops(near.host, near.ofport), "it is counted", PATIENCE)
+    yield Named("LOCAL_NETWORK", "does not leave a host", {"from_port_id": near.id, "to_port_id": far.id})
+
+
 CAUSES: tuple[Cause, ...] = (
     wrong_source_address,
     guest_has_another_mac,
@@ -386,6 +396,7 @@ CAUSES: tuple[Cause, ...] = (
     plugged_twice,
     mask_of_the_guest_too_wide,
     two_networks_and_no_router,
+    network_that_stays_on_its_host,
     nobody_has_the_address,
     larger_than_the_network_carries,
     underlay_too_narrow,
@@ -430,6 +441,21 @@ def test_each_cause_is_named(stage: Stage, cause: Cause) -> None:
             assert f"({named.reason})" in text
         elif named.explain is None:
             assert (reply.passes, reply.reason) == (False, named.reason), reply.summary
+
+
+@pytest.mark.parametrize("kind", ["geneve", "gre", "vlan", "flat"])
+def test_a_packet_is_followed_on_every_type_of_network(
+    scene: Scene, cloud: Cloud, wire: None, h1: Host, h2: Host, kind: str
+) -> None:
+    made = network(scene, kind, 0 if kind == "flat" else 700)
+    six = cloud.admin.create(network_pb2.Subnet(network_id=made.id, cidr=PREFIX6))
+    a, b = workloads(scene, made, (h1, h2), six.id)
+    for address in (fixed.ip_address for fixed in b.port.fixed_ips):
+        request = operations_pb2.TraceRequest(from_port_id=a.id, to_address=address, protocol="tcp", destination_port=80)
+        reply = cloud.admin.client.call("Operations", "Trace", request)
+        assert (reply.passes, reply.partial, list(reply.notes)) == (True, False, []), reply.summary
+        assert {hop.node for hop in reply.forward.hops} == {"h1", "h2"}
+        assert any(kind in hop.text for hop in reply.forward.hops)
 
 
 def test_a_trace_over_two_hosts_takes_no_time(stage: Stage) -> None:

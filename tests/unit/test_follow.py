@@ -126,6 +126,12 @@ def test_a_tenant_is_told_of_no_host_and_no_flow() -> None:
     assert "secret" not in str(way)
 
 
+def test_a_port_of_others_is_not_named() -> None:
+    way, found, _ = follow(honest, TENANT, Side("10.0.0.3", B.mac_address, FOREIGN, "h2", foreign=True))
+    assert "secret" not in str(way)
+    assert "secret" not in "".join(found.notes(SENDER, Side("10.0.0.3", port=FOREIGN, foreign=True)))
+
+
 def test_a_silent_agent_makes_the_answer_partial() -> None:
     def silent(node: str, request: pb.TraceNodeRequest) -> pb.NodeTrace:
         if node == "h2":
@@ -164,6 +170,22 @@ def test_a_tunnel_to_another_node_is_told() -> None:
         "MISDIRECTED",
         "sent to node h3, and port b (10.0.0.3) is not there",
     )
+
+
+def test_of_several_copies_that_for_the_receiver_counts() -> None:
+    """As of a MAC that floats, or of a broadcast."""
+
+    def copies(node: str, request: pb.TraceNodeRequest) -> pb.NodeTrace:
+        other = pb.TraceEnd(fate=pb.PACKET_FATE_TUNNEL, node="h3")
+        elsewhere = pb.TraceEnd(fate=pb.PACKET_FATE_DELIVERED, object=pb.ObjectRef(kind="Port", id="f-id"))
+        if request.packet.eth_type == packets.ARP:
+            return walked(node, other, TUNNEL)
+        if node == "h1":
+            return walked(node, dropped("BACK_TO_SENDER"), other, TUNNEL)
+        return walked(node, elsewhere, DELIVERED)
+
+    way, _, agents = follow(copies)
+    assert (way.passes, [node for node, _ in agents.asked]) == (True, ["h1", "h1", "h2"]), way.summary
 
 
 @pytest.mark.parametrize("expired", [False, True])

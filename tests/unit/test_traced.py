@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.inspection import conntrack, packet, words
+from agent.inspection.frame import PAYLOAD, checksum, frame
 from agent.inspection.traced import parse
 from agent.model.flow import CT_ESTABLISHED, CT_REPLY, CT_TRACKED, match
 from agent.model.journey import NO_FLOW, Fate, Journey
@@ -134,3 +135,22 @@ def test_what_an_answer_answers() -> None:
     first = packet.answered(asked)
     assert (first["ip_src"], first["ip_dst"], first["icmp_type"]) == (0x0A000002, 0x0A000003, 8)
     assert packet.answered(TCP)["tcp_dst"] == 49152
+
+
+@pytest.mark.parametrize(
+    ("protocol", "six"), [*((number, False) for number in (1, 6, 17, 89)), *((number, True) for number in (6, 17, 58, 89))]
+)
+def test_a_probe_bears_checksums_that_are_right(protocol: int, six: bool) -> None:
+    ends = {"ip_src": "fd00::2", "ip_dst": "fd00::3"} if six else {"ip_src": "10.0.0.2", "ip_dst": "10.0.0.3"}
+    described = pb.Packet(eth_src=MAC, eth_dst=MAC, eth_type=packet.IPV6 if six else packet.IPV4, protocol=protocol, **ends)
+    made = frame(packet.fields_of(described))
+    start = 14 + (40 if six else 20)
+    length = int.from_bytes(made[18:20], "big") if six else int.from_bytes(made[16:18], "big") - 20
+    upper, addresses = made[start : start + length], made[22:54] if six else made[26:34]
+    if not six:
+        assert checksum(made[14:34]) == 0
+    if protocol == 89:
+        assert upper == PAYLOAD
+        return
+    pseudo = b"" if protocol == 1 else addresses + length.to_bytes(4, "big") + protocol.to_bytes(4, "big")
+    assert checksum(pseudo + upper) == 0
