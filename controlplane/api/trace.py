@@ -72,7 +72,8 @@ class Trace:
         if len(directions) > 1:
             reply.back.CopyFrom(directions[1])
         if request.probe:
-            reply.probe = await probe(self._agents, source, target, packet) if source.node else "nothing was sent"
+            seen = Side(target.ip) if target.foreign else target  # what others' ports count is theirs
+            reply.probe = await probe(self._agents, source, seen, packet) if source.node else "nothing was sent"
         conclude(reply, findings, list(follow.notes(source, target)), packet, source, target)
         return reply
 
