@@ -136,9 +136,10 @@ class Client(AbstractContextManager["Client"]):
             if not request.page_token:
                 return
 
-    def get(self, kind: Kind, object_id: str, at: int = 0) -> Any:
-        """An object, as it was at a store revision; 0: now."""
+    def get(self, kind: Kind, object_id: str, at: int = 0, whole: bool = False) -> Any:
+        """An object, as it was at a store revision; 0: now. whole: with the objects that it holds."""
         request = kind.request("Get")
+        request.read_mask.paths.extend(["*"] if whole else [])
         request.id = object_id
         request.at_revision = at
         return self.call(kind.service.full_name, "Get", request)

@@ -123,6 +123,11 @@ def kind_named(name: str) -> Kind | None:
     return None
 
 
+def kind_held(field: FieldDescriptor) -> Kind | None:
+    """The kind of the objects that a field holds whole; None: it holds none."""
+    return kind_named(field.message_type.name) if field.message_type is not None else None
+
+
 def kind_of(message: Message) -> Kind | None:
     return kind_named(message.DESCRIPTOR.name)
 

@@ -15,7 +15,7 @@ from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 
 from cli import manifest, options, render, values
 from cli.errors import CliError
-from cli.kinds import Kind, kind_named, rules
+from cli.kinds import Kind, kind_held, kind_named, rules
 from kumihimo.v1 import resource_pb2
 
 # Of the request, those that say how and not what.
@@ -50,7 +50,7 @@ def command(kind: Kind, method: MethodDescriptor, target: click.Argument) -> cli
             reply = api.call(kind.service.full_name, method.name, request)
             try:
                 if changes and params["wait"] and not params["validate_only"]:
-                    api.wait(reply.revision, [reply.id], timeout=params["timeout"])
+                    api.wait(reply.revision, [request.id], timeout=params["timeout"])
             finally:
                 _show(reply, changes, output)
 
@@ -61,8 +61,8 @@ def command(kind: Kind, method: MethodDescriptor, target: click.Argument) -> cli
         click.Argument(
             [field.name],
             metavar=_metavar(field),
-            type=_Objects(listed) if (listed := _listed(field)) else options.FieldType(field),
-            nargs=-1 if field.is_repeated and not _listed(field) else 1,
+            type=_Objects(listed) if (listed := kind_held(field)) else options.FieldType(field),
+            nargs=-1 if field.is_repeated and not kind_held(field) else 1,
             required=True,
         )
         for field in fields
@@ -76,14 +76,11 @@ def command(kind: Kind, method: MethodDescriptor, target: click.Argument) -> cli
     )
 
 
-def _listed(field: FieldDescriptor) -> Kind | None:
-    """The kind of the objects that a field holds."""
-    return kind_named(field.message_type.name) if field.message_type is not None else None
-
-
 def _example(fields: list[FieldDescriptor]) -> str:
     """Values to type, where there are some to show, else what they stand for."""
-    return " ".join("rules.yaml" if _listed(field) else _EXAMPLES.get(rules(field).format, _metavar(field)) for field in fields)
+    return " ".join(
+        "rules.yaml" if kind_held(field) else _EXAMPLES.get(rules(field).format, _metavar(field)) for field in fields
+    )
 
 
 _EXAMPLES = {resource_pb2.FORMAT_ADDRESSES: "10.0.0.5 10.1.0.0/16 10.2.0.1-10.2.0.9"}
@@ -91,7 +88,7 @@ _EXAMPLES = {resource_pb2.FORMAT_ADDRESSES: "10.0.0.5 10.1.0.0/16 10.2.0.1-10.2.
 
 def _file(fields: list[FieldDescriptor]) -> str:
     """What a file that the example names may hold."""
-    if not any(map(_listed, fields)):
+    if not any(map(kind_held, fields)):
         return ""
     return (
         "\n\n\b\nrules.yaml:\n"
@@ -119,7 +116,7 @@ class _Objects(click.ParamType[Any]):
 
 
 def _metavar(field: FieldDescriptor) -> str:
-    if _listed(field):
+    if kind_held(field):
         return "FILE"
     reference = kind_named(rules(field).reference)
     name = reference.noun if reference else field.name.removesuffix("es") if field.is_repeated else field.name

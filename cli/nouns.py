@@ -11,7 +11,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from cli import completion, methods, options, plugins, render, values
 from cli.errors import DENIED, NOT_FOUND, UNAVAILABLE, CliError
-from cli.kinds import Kind, kind_named, option_name, required, rules
+from cli.kinds import Kind, kind_held, kind_named, option_name, required, rules
 from kumihimo.v1 import resource_pb2
 
 
@@ -106,9 +106,13 @@ def _create(kind: Kind) -> click.Command:
         click.Argument(["positional"], nargs=-1, metavar=usage, type=ObjectName(first)),
         *(options.FieldOption(field) for field in kind.settable),
     ]
-    example = " ".join(_sample(kind, field) for field in arguments)
+    words = [_sample(kind, field) for field in arguments]
+    for field in kind.settable:
+        if required(field) and field not in arguments and field.name != "id":
+            words.append(f"--{option_name(field)} {_sample(kind, field)}")
     if "name" not in kind.options.arguments and not kind.options.operator_named:
-        example += f" --name my-{kind.noun}"
+        words.append(f"--name my-{kind.noun}")
+    example = " ".join(words)
     shared = options.decorate(callback, options.change_options)
     return _command(kind, "create", f"Create a {kind.options.singular}.", example, shared, params)
 
@@ -127,6 +131,7 @@ def _place(ctx: click.Context, arguments: Sequence[FieldDescriptor], positional:
 
 def _show(kind: Kind) -> click.Command:
     has_live = LIVE in kind.service.methods_by_name
+    holds_others = any(map(kind_held, kind.descriptor.fields))
 
     def callback(ctx: click.Context, target: str, at: int, output: str, **params: Any) -> None:
         from cli import client, live
@@ -136,6 +141,8 @@ def _show(kind: Kind) -> click.Command:
             raise click.UsageError("what was is not live: leave --at out", ctx)
         with client.connect(ctx.obj) as api:
             item = api.find(kind.name, target, at)
+            if holds_others and not at:
+                item = api.get(kind, item.id, whole=True)
             found = None
             if has_live and not at and (params["svg"] or (output == "table" if wanted is None else wanted)):
                 found = live.ask(api, kind, item.id)
@@ -352,7 +359,10 @@ def _sample(kind: Kind, field: FieldDescriptor) -> str:
     """A value for an example."""
     known = rules(field)
     if known.reference:
-        return f"my-{known.reference.lower()}"
+        other = kind_named(known.reference)
+        return f"my-{other.noun if other else known.reference.lower()}"
+    if field.enum_type is not None:
+        return values.choices(field.enum_type)[0]
     if known.format == resource_pb2.FORMAT_CIDR:
         return "10.0.0.0/24"
     return _mine(kind) if field.name in ("id", "name") else _metavar(field)

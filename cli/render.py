@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from cli import values
-from cli.kinds import rules
+from cli.kinds import kind_held, rules
 
 FORMATS = ("table", "json", "yaml")
 # Wide enough for any row: an id that is folded or cut cannot be copied, and a terminal wraps long lines itself.
@@ -29,10 +29,14 @@ def listing(items: Sequence[Message], columns: Sequence[str], form: str) -> None
 
 
 def single(item: Message, form: str) -> None:
-    """Print one object: a line for each field that holds something, or the whole object."""
+    """Print one object: a line for each field that holds something, objects in it as a table; or the whole object."""
     if form == "table":
-        rows = [(field.name, values.text(field, value)) for field, value in _shown(item)]
+        inner = [(kind, value) for field, value in _shown(item) if (kind := kind_held(field))]
+        rows = [(field.name, values.text(field, value)) for field, value in _shown(item) if not kind_held(field)]
         click.echo(grid(("field", "value"), rows))
+        for kind, held in inner:
+            click.echo()
+            click.echo(table(held, [name for name in kind.options.columns if name != kind.options.parent]))
     else:
         click.echo(structured(plain(item), form))
 

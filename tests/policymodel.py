@@ -14,7 +14,7 @@ from ipaddress import ip_address, ip_network
 from kumihimo.v1 import port_pb2
 from kumihimo.v1 import security_pb2 as pb
 
-NAMES = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
+NAMES = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "ospf": 89, "sctp": 132}
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,11 @@ class Groups:
         """Whether a port plugged here has the group."""
         return scope in self._users
 
+    def rules(self) -> Iterator[str]:
+        """Ids of the rules of all groups that ports plugged here have."""
+        for scope in self._users.keys() & self.states.keys():
+            yield from self.states[scope].rules
+
     def filtered(self) -> Set[str]:
         """The ports plugged here that have groups."""
         return self._of.keys()

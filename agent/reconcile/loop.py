@@ -308,6 +308,7 @@ class Loop:
         """Scopes in which something has changed: what is wanted, or what of it can be had."""
         scopes = {scope for found in changes.scopes.values() for scope in found}
         scopes.update(keys.scope(str(token[1])) for token in tokens if token[0] in ("network", "port", "local"))
+        scopes.update(str(token[1]) for token in tokens if token[0] == "group")
         return scopes
 
     def _goal(self, scope: str) -> _Goal:

@@ -51,7 +51,7 @@ class Output:
 
     def fill(self, message: Any, caller: Caller, named: Container[str] = ()) -> Any:
         """The message with its output fields; revision and etag must be set. named: fields that are made for who names them."""
-        if message.DESCRIPTOR.name == "SecurityGroup" and "rules" in named:
+        if message.DESCRIPTOR.name == "SecurityGroup" and ("rules" in named or "*" in named):
             message.rules.extend(self._rules_of(message.id))
         make = self._makers.get(message.DESCRIPTOR.name)
         if make is not None:
@@ -183,9 +183,11 @@ class Output:
     def _late_group(self, message: Any, node: str) -> str:
         """A security group of a port that its node has not applied as of the port's last change; "" when there is none."""
         for group in message.security_group_ids:
-            applied = self._progress.applied(keys.scope(group, "secgroup")).get(node)
-            # A node that concerns itself with none of them is of an earlier release.
-            if applied is not None and applied.revision < message.revision:
+            scope = keys.scope(group, "secgroup")
+            applied = self._progress.applied(scope).get(node)
+            # A node that concerns itself with none of them is of an earlier release. Not every change of a port is one of its
+            # groups.
+            if applied is not None and applied.revision < min(message.revision, self._progress.revision_of(scope)):
                 return str(group)
         return ""
 

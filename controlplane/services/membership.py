@@ -39,14 +39,12 @@ def has_default_only(port: Any) -> bool:
 
 
 def sends_from(port: Any) -> list[str]:
-    """The addresses and prefixes that a port may send from, link-local ones too where it speaks IPv6."""
+    """The addresses and prefixes that a port may send from, in order of text; link-local ones too where it speaks IPv6."""
     given = [(port.mac_address, fixed.ip_address) for fixed in port.fixed_ips]
     given += [(pair.mac_address or port.mac_address, pair.ip_address) for pair in port.allowed_address_pairs]
-    found = [addresses(ip)[0] for _, ip in given]
-    found += [eui64(LINK_LOCAL, mac) for mac, ip in given if ":" in ip]
-    if any(":" in ip for _, ip in given):
-        found.append(eui64(LINK_LOCAL, port.mac_address))
-    return list(dict.fromkeys(found))
+    found = {addresses(ip)[0] for _, ip in given}
+    senders = {mac for mac, ip in given if ":" in ip}
+    return sorted(found | {eui64(LINK_LOCAL, mac) for mac in (senders | {port.mac_address} if senders else senders)})
 
 
 def settle(transaction: Transaction, new: Any, old: Any | None, context: Context) -> None:

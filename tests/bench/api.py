@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from controlplane.registry import KINDS
+from controlplane.services.membership import sends_from
 from controlplane.store import client, keys
 from controlplane.store.txn import time_ordered_id
-from kumihimo.v1 import operations_pb2, resource_pb2, store_pb2
+from kumihimo.v1 import operations_pb2, resource_pb2, security_pb2, store_pb2
 from tests.bench.figures import Figure
 from tests.component.cloud import Client, Cloud
 from tests.waiting import until
@@ -24,6 +25,7 @@ ALONE = 20
 FLIGHT = 32
 EACH = 16
 APPLIED = 500
+REPLACED = 1000
 MANY = 100_000
 PAGE = 1000
 TENANTS = 100
@@ -88,6 +90,14 @@ async def _writes() -> list[Figure]:
             for _ in range(300):
                 await raw()
 
+        group = (await cloud.api.create("SecurityGroup", name="bench")).id
+
+        async def replace() -> object:
+            return await _replace(cloud.api, group)
+
+        async def raw_replace() -> object:
+            return await _transact(cloud, REPLACED * 7)
+
         alone = await _turns(lambda: _each_ms(port, ALONE), lambda: _each_ms(raw, ALONE))
         flight = await _turns(lambda: _rate(port), lambda: _rate(raw))
         over_two = await _turns(lambda: _rate(port_over_two), lambda: _rate(raw))
@@ -96,13 +106,16 @@ async def _writes() -> list[Figure]:
         rates = [[APPLIED / ms * 1000 for ms in samples] for samples in applies]
         ones = await _turns(lambda: _each_ms(topology, 1), lambda: _each_ms(raw_300, 1), 5)
         together = await _turns(lambda: _each_ms(hundreds, 1), lambda: _each_ms(raw_300, 1), 5)
+        replaced = await _turns(lambda: _each_ms(replace, 1), lambda: _each_ms(raw_replace, 1), 10)
         etcd = "etcd transaction"
+        beside = f"etcd transaction of {REPLACED * 7} keys"
         return [
             Figure("create port, alone", "ms", *alone, etcd, "≤ 3 ms"),
             Figure(f"create port, {FLIGHT} in flight, one replica", "/s", *flight, etcd, "≥ 1,000 /s"),
             Figure(f"create port, {FLIGHT} in flight, two replicas", "/s", *over_two, etcd, "≥ 1,000 /s"),
             Figure("get port, alone", "ms", *gets, "etcd read", "≤ 1.5 ms"),
             Figure(f"apply of {APPLIED} ports", "/s", *rates, f"etcd transaction of {APPLIED * 7} keys", "≥ 3,000 /s"),
+            Figure(f"{REPLACED} rules of a group replaced by others", "ms", *replaced, beside, "≤ 1,000 ms"),
             Figure("100 × (network, subnet, port), one by one", "ms", *ones, "300 etcd transactions", ""),
             Figure("the same, 100 in flight", "ms", *together, "300 etcd transactions", "≤ 1,000 ms"),
         ]
@@ -120,6 +133,16 @@ async def _apply(api: Client, network_id: str) -> object:
     for _ in range(APPLIED):
         request.objects.add().resource.Pack(KINDS["Port"].message(name=f"p{next(_numbers)}", network_id=network_id))
     return await api.call("Operations", "Apply", request)
+
+
+async def _replace(api: Client, group: str) -> object:
+    """Rules that no one has seen before take the place of as many."""
+    request = security_pb2.ReplaceSecurityGroupRulesRequest(id=group, request_id=f"r{next(_numbers)}")
+    network = f"10.{next(_numbers) & 255}.0.0/16"
+    for port in range(1, REPLACED + 1):
+        rule = request.rules.add(direction=security_pb2.DIRECTION_INGRESS, protocol="tcp", remote_ip_prefix=network)
+        rule.port_range_min = rule.port_range_max = port
+    return await api.call("SecurityGroups", "ReplaceRules", request)
 
 
 async def _lists() -> list[Figure]:
@@ -161,6 +184,8 @@ async def _stored(cloud: Cloud, project: str, count: int) -> str:
             stored.fixed_ips[0].ip_address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
             operations.append(client.put(keys.ports(network.id) + stored.id, stored.SerializeToString()))
             operations.append(client.put(keys.index("Port", stored.id), index))
+            member = store_pb2.Member(addresses=sends_from(stored)).SerializeToString()
+            operations += [client.put(keys.members(group) + stored.id, member) for group in stored.security_group_ids]
         await cloud.store.transact([], operations)
     assert subnet.id
     return str(network.id)

@@ -329,6 +329,10 @@ class Absurd:
                     request.resource.id = self._chance.choice(known)
             case "Get" | "Delete":
                 request.id = self._chance.choice(known) if known else ""
+            case "ReplaceRules":
+                request.id = self._chance.choice(known) if known else ""
+                for _ in range(self._chance.choice((0, 1, 5, 50))):
+                    request.rules.add().CopyFrom(self.resource("SecurityGroupRule"))
             case "List":
                 request.page_size = self._chance.choice((0, 1, 10, 1000))
                 request.filter = self._chance.choice(("", 'name = "x"', "name : a AND NOT tags : x"))
@@ -362,14 +366,18 @@ class Absurd:
     def resource(self, kind: str) -> Any:
         chance = self._chance
         message = KINDS[kind].message(name=f"h{chance.randrange(1000)}")
-        networks = self.known["Network"]
         match kind:
             case "Subnet":
                 message.cidr = f"10.{chance.randrange(256)}.{chance.randrange(256)}.0/24"
             case "Node" | "Quota":
                 message.id = f"h{chance.randrange(40)}"
-        if KINDS[kind].parent and networks:
-            message.network_id = chance.choice(networks)
+            case "SecurityGroupRule":
+                message.direction = chance.choice((1, 2))
+                message.port_range_min = message.port_range_max = chance.randrange(1, 65536)
+                message.protocol = chance.choice(("tcp", "17", "sctp"))
+        parent = KINDS[kind].parent
+        if parent and self.known[KINDS[kind].parent_kind]:
+            setattr(message, parent, chance.choice(self.known[KINDS[kind].parent_kind]))
         return message
 
     def _operation(self, verb: str) -> Any:
@@ -389,7 +397,7 @@ class Absurd:
             message = self.resource(kind)
             message.name = name
             if KINDS[kind].parent:
-                message.network_id = names[(number + 1) % len(names)]
+                setattr(message, KINDS[kind].parent, names[(number + 1) % len(names)])
             item = request.objects.add(key=name)
             item.resource.Pack(message)
         return request

@@ -148,7 +148,8 @@ class Workload:
         for key, entry in entries.items():
             if key.startswith(keys.CHANGES):
                 record = store_pb2.ChangeRecord.FromString(entry.value)
-                records.setdefault(record.request_id, []).append(entry.mod_revision)
+                if record.kind in self._ids:  # the first port makes its project's default security group as well
+                    records.setdefault(record.request_id, []).append(entry.mod_revision)
         for name, operation in self._writes.items():
             revisions = records.get(name, [])
             remembered = keys.request(*CALLER, name) in entries

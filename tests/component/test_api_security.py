@@ -485,6 +485,7 @@ async def test_b_sg_rules_are_shown_to_who_names_them(api: Client, network: str)
     assert list((await get("name")).rules) == []
     shown = await get("rules", "name")
     assert (shown.name, shown.key, len(shown.rules)) == ("web", 0, 3)
+    assert (len((await get("*")).rules), (await get("*")).name) == (3, "web")
     listed = await api.list("SecurityGroup", by="rita", read_mask=FieldMask(paths=["rules"]))
     assert [len(item.rules) for item in listed.items if item.id == web.id] == [3]
     (own,) = [item for item in shown.rules if item.id == added.id]

@@ -28,6 +28,7 @@ from deploy.lab import Host, Lab, LabError, Workload, wait_until
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2, security_pb2, settings_pb2
 from tests.system import frames
 
+UNLIMITED = -1  # of a quota
 PATIENCE = 30.0  # seconds for what usually takes less than one
 DUMP = "ovs-ofctl -O OpenFlow15"
 # Cookies of flows that belong to a network, port, group or rule (agent/model/pipeline.py); all others are the node's own.
@@ -89,6 +90,8 @@ class Cloud:
         self.ensure()
         self._callers = [Api(name) for name in ("admin", "alice", "bob")]
         self.admin, self.alice, self.bob = self._callers
+        groups = {"security_groups": UNLIMITED, "security_group_rules": UNLIMITED}
+        self.admin.update(settings_pb2.Settings(id="installation", quotas=groups), "quotas")
         if ip_version == 6:
             self.admin.update(
                 settings_pb2.Settings(id="installation", underlay_ip_version="IP_VERSION_IPV6"), "underlay_ip_version"
@@ -190,6 +193,10 @@ class Guest:
 
     def send(self, *frames: bytes) -> None:
         self._ask(frames=[frame.hex() for frame in frames])
+
+    def repeat(self, *frames: bytes, period: float = 0.002) -> None:
+        """Send the frames every period (seconds), in place of those before; none: no more."""
+        self._ask(repeat=[frame.hex() for frame in frames], period=period)
 
     def probe(
         self,
@@ -296,8 +303,8 @@ class Vm:
             self._guest = Guest(self.workload)
         return self._guest
 
-    def plug(self) -> None:
-        """What libvirt and os-vif do: an interface on br-int that names the port."""
+    def link(self) -> None:
+        """Give the workload its interface, whose other end nobody has yet."""
         tap, name = self.tap, self.workload.name
         self.host.run(f"""
             ip link add {tap} mtu {self.mtu} type veth peer name eth0 mtu {self.mtu} address {self.mac} netns {name}
@@ -306,7 +313,14 @@ class Vm:
             ip -n {name} link set eth0 up
             ethtool -K {tap} tx off >/dev/null
             ip netns exec {name} ethtool -K eth0 tx off >/dev/null
-            ovs-vsctl --may-exist add-port br-int {tap} -- set interface {tap} external_ids:iface-id={self.id} \
+        """)
+
+    def plug(self) -> None:
+        """What libvirt and os-vif do: an interface on br-int that names the port."""
+        if self._guest is None:
+            self.link()
+        self.host.run(f"""
+            ovs-vsctl --may-exist add-port br-int {self.tap} -- set interface {self.tap} external_ids:iface-id={self.id} \
                 external_ids:attached-mac='"{self.mac}"'
         """)
 

@@ -8,6 +8,8 @@ started without the environment of the tests.
     {"frames": [HEX, ...], "expect": {NAME: [[OFFSET, HEX], ...]}, "until": [NAME, ...], "timeout": S, "grace": S}
         Sends the frames; answers {NAME: true or false} once every name in `until` has come, or after the timeout. A frame
         that has each HEX at its OFFSET is what is expected. What comes within `grace` after that counts too.
+    {"repeat": [HEX, ...], "period": S}
+        Sends the frames again and again, all of them each period, until it is told to repeat others, or none.
     {"seen": true}
         All frames that have arrived so far: [HEX, ...]. {"clear": true} forgets them.
 """
@@ -21,14 +23,30 @@ import time
 
 EVERY_PROTOCOL = 0x0003
 KEPT = 20000
+SO_RCVBUFFORCE, BUFFER = 33, 1 << 24  # socket(7); bytes
 
 
 class Guest:
     def __init__(self, interface):
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(EVERY_PROTOCOL))
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         self.socket.bind((interface, 0))
         self.frames = []
         self.sent = []
+        self.repeated = []
+        self.period = 0
+        self.next = 0
+
+    def repeat(self):
+        """Send what is to be repeated, if it is time; seconds until it is, or None when there is nothing."""
+        if not self.repeated:
+            return None
+        now = time.monotonic()
+        if now >= self.next:
+            self.next = max(self.next + self.period, now)
+            for frame in self.repeated:
+                self.socket.send(frame)
+        return max(self.next - time.monotonic(), 0)
 
     def receive(self, timeout):
         """Take in what has arrived, waiting for the first; False when nothing came."""
@@ -69,6 +87,10 @@ class Guest:
     def answer(self, request):
         if "frames" in request:
             return self.probe(request)
+        if "repeat" in request:
+            self.repeated = [bytes.fromhex(frame) for frame in request["repeat"]]
+            self.period, self.next = request["period"], 0
+            return True
         while self.receive(0):
             pass
         if "seen" in request:
@@ -85,7 +107,7 @@ def main():
     print("ready", flush=True)
     text = b""
     while True:
-        ready, _, _ = select.select([0, guest.socket], [], [])
+        ready, _, _ = select.select([0, guest.socket], [], [], guest.repeat())
         if guest.socket in ready:
             guest.receive(0)
         if 0 in ready:

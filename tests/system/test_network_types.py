@@ -243,7 +243,7 @@ def test_b_net_02_a_workload_with_a_global_address_straight_on_a_provider_vlan(
 ) -> None:
     """B-NET-07: the operator's VLAN; machines and workloads reach each other, on our bridge and on a foreign one."""
     made = network(scene, "vlan", 77, "203.0.113.0/24", subnet={"gateway_ip": "203.0.113.1"})
-    one, two = scene.vm(made, h1), scene.vm(made, h2)
+    one, two = (scene.vm(made, host, **scene.open()) for host in (h1, h2))
     for vm in (one, two):
         vm.workload.run("ip address flush dev eth0")
         assert vm.workload.dhcp()["router"] == "203.0.113.1"
@@ -252,7 +252,7 @@ def test_b_net_02_a_workload_with_a_global_address_straight_on_a_provider_vlan(
     # The bridge of h3 is somebody else's: it is used, and keeps everything that it has.
     before = h3.run("ovs-vsctl get bridge br-wire fail_mode external_ids")
     map_bridges(cloud, h3, phys="br-wire")
-    three = scene.vm(made, h3)
+    three = scene.vm(made, h3, **scene.open())
     assert three.sees(one)
     assert machine.ping(three.ip, count=2, interval=0.05).received == 2
     assert sorted(h3.run("ovs-vsctl list-ports br-wire").split()) == ["phy-br-wire", "phy1", "wire0"]
@@ -271,7 +271,7 @@ def test_b_net_02_ipv6_straight_on_a_provider_vlan_with_the_wires_own_router(
     machine.run("ip address add fd00:77::1/64 dev eth0 nodad")
     router = Guest(h3.workload("machine"))
     try:
-        vms = [scene.vm(made, host) for host in (h1, h2)]
+        vms = [scene.vm(made, host, **scene.open()) for host in (h1, h2)]
         for vm in vms:
             vm.workload.speak6()
         one, two = (vm.workload.slaac()[0] for vm in vms)

@@ -114,5 +114,20 @@ def test_b_sg_addresses_by_position_and_the_help_shows_some(kumi: Kumi, api: Fak
     assert kumi("address-group", "remove-addresses", POOL, "10.0.0.5").code == 0
     (request,) = api.requests("AddressGroups/RemoveAddresses")
     assert (request.id, list(request.addresses)) == (POOL, ["10.0.0.5"])
+    assert kumi("address-group", "add-addresses", "offices", "10.0.0.6", "--wait", "--timeout", "5s").code == 0
+    assert [list(request.ids) for request in api.requests("Operations/Wait")] == [[POOL]]
+    assert kumi("address-group", "add-addresses", "offices", "10.0.0.6", "--wait", "--validate-only").code == 0
+    assert len(api.requests("Operations/Wait")) == 1, "nothing was changed"
     assert "add-addresses my-address-group 10.0.0.5 10.1.0.0/16" in kumi("address-group", "add-addresses", "--help").out
     assert "direction: ingress" in kumi("security-group", "replace-rules", "--help").out
+
+
+def test_b_sg_a_group_is_shown_with_its_rules_as_a_table(kumi: Kumi, api: FakeApi) -> None:
+    api.add("security-group", id=POOL, name="web", rules=[{"id": NETWORK, "direction": "DIRECTION_INGRESS", "protocol": "tcp"}])
+    result = kumi("security-group", "show", "web")
+    assert [list(request.read_mask.paths) for request in api.requests("SecurityGroups/Get")] == [["*"]]
+    head, _, table = result.out.partition("\n\n")
+    assert "web" in head
+    assert NETWORK not in head
+    assert [line.split()[:3] for line in table.splitlines()] == [["id", "direction", "ethertype"], [NETWORK, "ingress", "tcp"]]
+    assert json.loads(kumi("security-group", "show", "web", "-o", "json").out)["rules"][0]["protocol"] == "tcp"

@@ -13,9 +13,9 @@ from agent.drivers.openflow.codec import PortStats
 from agent.facts.model import Interface
 from agent.mirror.state import State
 from agent.model.flow import Flow, match
-from agent.model.pipeline import REASON, REASONS_OF_SENDER, SOURCE, Reason, Table
+from agent.model.pipeline import REASON, REASONS_OF_SENDER, SOURCE, TARGET, CookieKind, Reason, Table, cookie
 from agent.reconcile import counters
-from agent.reconcile.counters import counted
+from agent.reconcile.counters import counted, counted_rules
 from controlplane.store import keys
 from kumihimo.v1 import node_pb2, store_pb2
 
@@ -57,6 +57,32 @@ def test_what_a_port_costs_is_bounded() -> None:
     assert counted(ports, busy, worst).ByteSize() / 200 < 480
 
 
+def test_what_both_ends_may_suffer_counts_for_the_one_where_it_was() -> None:
+    def invalid(packets: int, **where: int) -> tuple[Flow, int, int]:
+        return Flow(Table.DROP, 100, match(**{REASON: Reason.CT_INVALID}, **where), (), 0), packets, packets * 60
+
+    told = counted({11: A}, {}, [invalid(3, **{SOURCE: 11, TARGET: 0}), invalid(4, **{TARGET: 11})])
+    assert dict(told.ports[0].counters.drops) == {"CT_INVALID": 7}
+
+
+def test_b_sg_11_hits_are_those_of_all_flows_of_a_rule_and_have_the_time_of_the_last() -> None:
+    def hit(rule: str, packets: int) -> tuple[Flow, int, int]:
+        return Flow(Table.RULES, 100, (), (), cookie(CookieKind.RULE, rule)), packets, packets * 60
+
+    shared = Flow(Table.RULES, 50, (), (), cookie(CookieKind.GROUP, A)), 9, 900
+    first = counted_rules([A, B, C], [hit(A, 3), hit(A, 4), hit(B, 1), shared], store_pb2.NodeRuleCounters(), 1000.7)
+    assert [(UUID(bytes=each.rule), each.counters.packets, each.counters.bytes) for each in first.rules] == [
+        (UUID(A), 7, 420),
+        (UUID(B), 1, 60),
+    ]
+    second = counted_rules([A, B, C], [hit(A, 7), hit(B, 2)], first, 2000.0)
+    assert [each.counters.last_hit_time.seconds for each in second.rules] == [1000, 2000]
+    assert counted_rules([A, B], [], second, 3000.0) == store_pb2.NodeRuleCounters()
+    many = [f"00000000-0000-7000-8000-{n:012x}" for n in range(200)]
+    busy = counted_rules(many, [hit(rule, 10**9) for rule in many], store_pb2.NodeRuleCounters(), 2e9)
+    assert busy.ByteSize() / 200 < 50
+
+
 class Switch:
     def __init__(self) -> None:
         self.packets = 1
@@ -79,6 +105,10 @@ class Told:
     def __init__(self) -> None:
         self.written: list[int | None] = []
 
+    def get(self, key: str) -> bytes | None:
+        assert key == keys.rule_counters("h1")
+        return None
+
     def set(self, key: str, message: store_pb2.NodeCounters) -> None:
         assert key == keys.counters("h1")
         packets = message.ports[0].counters.tx_packets
@@ -86,6 +116,8 @@ class Told:
             self.written.append(packets)
 
     def remove(self, key: str) -> None:
+        if key == keys.rule_counters("h1"):
+            return
         if self.written[-1:] != [None]:
             self.written.append(None)
 

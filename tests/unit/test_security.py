@@ -9,14 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlplane.config import Defaults
+from controlplane.controllers.expiry import Expiry
 from controlplane.progress import Progress
 from controlplane.registry import KINDS
 from controlplane.services import kernel
-from controlplane.services.membership import are_chosen, is_wrong, sends_from
+from controlplane.services.defaults import Installation
+from controlplane.services.membership import are_chosen, is_wrong, mend, sends_from
+from controlplane.services.replacement import replace_rules
 from controlplane.services.rule import claimed, normalized_cidr, shipped
 from controlplane.services.security import default_id
 from controlplane.store import keys
-from controlplane.store.txn import Batch, Deferred, Transaction
+from controlplane.store.cache import Cache
+from controlplane.store.commit import Hints
+from controlplane.store.txn import Batch, Deferred, Origin, Transaction
 from kumihimo.v1 import network_pb2, port_pb2, security_pb2, store_pb2
 from tests.unit.test_prefixes import ORIGIN, context, filled
 
@@ -101,7 +107,7 @@ def port(*addresses: str, pairs: tuple[tuple[str, str], ...] = (), **fields: Any
     ],
 )
 def test_a_port_sends_from_what_its_guard_lets_through(made: port_pb2.Port, expected: list[str]) -> None:
-    assert sends_from(made) == expected
+    assert sends_from(made) == sorted(expected)
 
 
 def test_what_groups_hold_is_wrong_when_it_is_not_what_the_port_says() -> None:
@@ -199,6 +205,86 @@ def test_a_rule_and_its_twin_are_not_in_one_transaction() -> None:
     batch.include(attempt("udp"))
     with pytest.raises(Deferred):
         attempt("6")
+
+
+def kept_rule(number: int) -> tuple[str, Any]:
+    made = security_pb2.SecurityGroupRule(
+        id=f"0192f0c1-7c1e-7b3a-9d4e-0000000001{number:02}",
+        project_id="admin",
+        security_group_id=GROUP,
+        direction=1,
+        ethertype=4,
+    )
+    made.protocol, made.port_range_min, made.port_range_max = "tcp", number, number
+    return keys.rules(GROUP) + made.id, made
+
+
+def compared(transaction: Transaction) -> set[str]:
+    """Folders to which nothing may come until the commit."""
+    return {name for name, mode in transaction.compare if mode in ("empty", "unchanged")}
+
+
+def test_a_group_ends_only_if_nobody_comes_to_use_it_meanwhile() -> None:
+    cache = filled(*stored(), kept_rule(1))
+    transaction = Transaction(Batch(cache), ORIGIN)
+    kernel.delete(transaction, KINDS["SecurityGroup"], GROUP, context(cache))
+    assert compared(transaction) >= {keys.members(GROUP), keys.claim(keys.rule_pool(GROUP)), keys.rules(GROUP)}
+    cache = filled(*stored())
+    transaction = Transaction(Batch(cache), ORIGIN)
+    given_ = security_pb2.SecurityGroup(id=GROUP, stateful=False)
+    kernel.update(transaction, KINDS["SecurityGroup"], given_, ["stateful"], context(cache))
+    assert compared(transaction) == {keys.members(GROUP)}
+
+
+def test_rules_are_replaced_only_if_they_are_still_those_that_were_looked_at() -> None:
+    (stays, staying), (goes, going), (edits, edited) = (kept_rule(number) for number in (1, 2, 3))
+    cache = filled(*stored(), (stays, staying), (goes, going), (edits, edited))
+    request = security_pb2.ReplaceSecurityGroupRulesRequest(id=GROUP, rules=[staying, edited])
+    request.rules[1].name = "named"
+    transaction = Transaction(Batch(cache), ORIGIN)
+    replace_rules(transaction, request, context(cache))
+    assert compared(transaction) == {keys.rules(GROUP)}, "none is added"
+    assert (stays, "create") in transaction.compare, "it is still there"
+    assert (edits, "mod") in transaction.compare
+    assert (goes, "mod") in transaction.compare, "else its quota slot may be another's by now"
+    assert (keys.place(KINDS["SecurityGroup"], GROUP), "mod") in transaction.compare
+    assert (goes in transaction.deleted, edits in transaction.puts, stays in transaction.puts) == (True, True, False)
+
+
+def test_a_member_is_taken_from_a_group_only_while_its_port_is_not_there() -> None:
+    member = keys.members(GROUP) + RULE
+    cache = filled(*stored(), (member, store_pb2.Member(addresses=["10.0.0.5"])))
+    transaction = Transaction(Batch(cache), ORIGIN)
+    assert mend(transaction, RULE, {GROUP}, context(cache))
+    assert transaction.compare[keys.index("Port", RULE), "mod"] == 0
+    assert member in transaction.deleted
+    assert keys.cut_of(keys.scope(GROUP, "secgroup")) in transaction.shared
+
+
+class Committing:
+    """Runs attempts and keeps what they wanted."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache, self.hints, self.store = cache, Hints(), None
+        self.transactions: list[Transaction] = []
+
+    async def commit(self, attempt: Any, origin: Origin) -> tuple[Any, int]:
+        self.transactions.append(Transaction(Batch(self.cache), origin))
+        return attempt(self.transactions[-1]), 6
+
+
+async def test_a_rule_is_looked_at_again_before_it_expires() -> None:
+    """The clock may have been set, or the rule changed, since it was marked."""
+    (_, early), (_, late), (_, never) = (kept_rule(number) for number in (1, 2, 3))
+    early.expire_time.seconds, late.expire_time.seconds = 1, 1 << 33
+    items = [(keys.rules(GROUP) + item.id, item) for item in (early, late, never)]
+    indexes = [(keys.index("SecurityGroupRule", item.id), store_pb2.Index(parent_id=GROUP)) for _, item in items]
+    cache = filled(*stored(), *items, *indexes)
+    committer: Any = Committing(cache)
+    expiry = Expiry(committer, Progress(cache), Installation(cache, Defaults()))
+    await expiry.work([early.id, late.id, never.id, NET])
+    (transaction,) = committer.transactions
+    assert [key for key in transaction.deleted if key.startswith(keys.rules(GROUP))] == [items[0][0]]
 
 
 def test_hits_are_summed_over_the_nodes_and_go_with_them() -> None:
