@@ -68,7 +68,7 @@ def _parse(data: bytes, node: str, endpoints: Sequence[str]) -> dict[str, Listed
         prefix.prefix: Listed(
             prefix.prefix,
             prefix.revision,
-            {entry.key: Entry(entry.value, 0, prefix.revision) for entry in prefix.entries},
+            {entry.key: Entry(entry.value, 0, entry.mod_revision or prefix.revision) for entry in prefix.entries},
             prefix.cluster,
         )
         for prefix in stored.prefixes
@@ -81,7 +81,8 @@ class Recorder:
     def __init__(self, path: Path, node: str, endpoints: Sequence[str]) -> None:
         self._path = path
         self._head = store_pb2.MirrorSnapshot(node=node, etcd=endpoints).SerializeToString()
-        self._known: dict[str, tuple[int, int, dict[str, bytes]]] = {}  # prefix → revision, cluster, values by key
+        # Prefix → revision, cluster, and by key the value and its revision.
+        self._known: dict[str, tuple[int, int, dict[str, tuple[bytes, int]]]] = {}
         self._packed: dict[str, bytes] = {}  # those that have not changed since
         self._changed = asyncio.Event()
         self._told = ""
@@ -100,13 +101,13 @@ class Recorder:
                 if entry is None:
                     values.pop(key, None)
                 else:
-                    values[key] = entry.value
+                    values[key] = entry.value, entry.mod_revision
             self._known[notice.prefix] = notice.revision, cluster, values
         self._packed.pop(notice.prefix, None)
         self._changed.set()
 
     def _take_list(self, listed: Listed) -> None:
-        values = {key: entry.value for key, entry in listed.entries.items()}
+        values = {key: (entry.value, entry.mod_revision) for key, entry in listed.entries.items()}
         self._known[listed.prefix] = listed.revision, listed.cluster, values
 
     def keep(self, prefixes: set[str]) -> None:
@@ -146,7 +147,10 @@ class Recorder:
     def _data(self) -> bytes:
         for prefix in self._known.keys() - self._packed.keys():
             revision, cluster, values = self._known[prefix]
-            entries = [store_pb2.SnapshotEntry(key=key, value=value) for key, value in sorted(values.items())]
+            entries = [
+                store_pb2.SnapshotEntry(key=key, value=value, mod_revision=revision_of)
+                for key, (value, revision_of) in sorted(values.items())
+            ]
             packed = store_pb2.SnapshotPrefix(prefix=prefix, revision=revision, cluster=cluster, entries=entries)
             # Messages end to end are one message that holds all of them.
             self._packed[prefix] = store_pb2.MirrorSnapshot(prefixes=[packed]).SerializeToString()

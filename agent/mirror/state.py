@@ -179,8 +179,6 @@ class State:
             self._local.pop(network, None)
             tokens |= {(what, network) for what in ("network", "subnets", "local", "members", "domains", "floating")}
             tokens |= {("port", network, port) for port in gone.ports}
-            for key in [key for key in self.unreadable if key.startswith(keys.scope(network))]:
-                del self.unreadable[key]
         return tokens
 
     def _follow(self, tokens: set[Token]) -> set[Token]:
@@ -196,6 +194,9 @@ class State:
             if message is not None or self.located.get(port) in (None, "", network):
                 tokens |= self.groups.use(port, (groups_of(message) or ()) if message is not None else ())
             tokens.add(("policy", network, port))
+        if self.unreadable:
+            wanted = self.wanted_scopes() | {""}
+            self.unreadable = {key: why for key, why in self.unreadable.items() if keys.scope_of(key) in wanted}
         return tokens
 
     # -- notices ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ class Remark:
 
     @property
     def key(self) -> Key:
-        return (KIND, self.scope, self.reason, self.port_id)
+        return (KIND, self.scope, self.reason, self.port_id, self.message)
 
 
 def pending(scope: str, message: str = "a port of br-int has no number yet") -> Remark:

@@ -1,7 +1,8 @@
 """What decides the speed of the data plane: how many cached flows a known set of packets makes, and what each one does.
 
-A packet takes one pass, without recirculation; and the connections between two ports share a handful of cached flows: of
-their numbers only so many bits are looked at as tell a source port from that of DHCP servers, which port security guards.
+A packet takes one pass, and one more for each port whose security groups it meets; and the connections between two ports share
+a handful of cached flows: of their numbers only so many bits are looked at as tell a source port from that of DHCP servers,
+which port security guards.
 """
 
 from __future__ import annotations
@@ -48,17 +49,48 @@ def send_many(sender: Vm, receiver: Vm) -> None:
     wait_until(arrived, "all packets arrive")
 
 
-def test_connections_share_one_cached_flow_of_one_pass(scene: Scene, h1: Host, h2: Host) -> None:
+def passes(flows: list[Megaflow]) -> list[set[str]]:
+    """What the flows do, pass by pass: the first, and those that each continues. Numbers of passes are left out."""
+    found, places = [], {"0"}
+    while here := [flow for flow in flows if re.match(r"recirc_id\((?:0x)?(\w+)\)", flow.match)[1] in places]:  # type: ignore[index]
+        found.append({re.sub(r"recirc\(0x\w+\)", "recirc", flow.actions) for flow in here})
+        places = {number for flow in here for number in re.findall(r"recirc\(0x(\w+)\)", flow.actions)}
+    return found
+
+
+def test_connections_share_one_cached_flow_of_each_pass(scene: Scene, h1: Host, h2: Host) -> None:
+    """A packet is looked up once more for each port whose groups it meets, the sender's and the receiver's, each on its own
+    host: tracking has to come between. All connections share those flows, new ones and established ones."""
     network = scene.network()
     sender, near, far = (scene.vm(network, host) for host in (h1, h1, h2))
-    ways = {near: re.escape(near.tap), far: r"tnl_push\(.*vni=0x[0-9a-f]+.*"}
-    for receiver, way in ways.items():
-        h1.run(["ovs-appctl", "revalidator/purge"])
-        send_many(sender, receiver)
-        flows = [flow for flow in megaflows(h1, sender.tap) if f"dst={receiver.mac}" in flow.match]
-        assert 1 <= len(flows) <= SHARED, flows
-        assert all(flow.match.startswith("recirc_id(0)") and "recirc" not in flow.actions for flow in flows)
-        assert all(re.fullmatch(way, flow.actions) for flow in flows), flows
-    # On the other host: out of the tunnel, and to the port, whatever the connection is.
-    inner = [flow for flow in megaflows(h2, "vxlan_sys_4789") if f"dst={far.mac}" in flow.match]
-    assert [flow.actions for flow in inner] == [far.tap], inner
+    for receiver in (near, far):
+        zones = [vm.ofport for vm in (sender, receiver)]
+        for known in (False, True):
+            for host in (h1, h2):
+                host.run(["ovs-appctl", "revalidator/purge"])
+            send_many(sender, receiver)
+            # What is new becomes known, with the policy's generation; what is known only passes.
+            commit = ["" if known else rf"ct\(commit,zone={zone},mark=0x\w+/0xffffffff\)," for zone in zones]
+            track = [rf"ct\(zone={zone}\),recirc" for zone in zones]
+            if receiver is near:
+                expected = [track[0], commit[0] + track[1], commit[1] + re.escape(near.tap)]
+            else:
+                expected = [track[0], commit[0] + r"tnl_push\(.*vni=0x[0-9a-f]+.*"]
+            flows = megaflows(h1, sender.tap)
+            first = [flow for flow in flows if flow.match.startswith("recirc_id(0)")]
+            assert 1 <= len(first) <= SHARED, first
+            assert len(flows) - len(first) == len(expected) - 1, flows
+            assert_passes(flows, expected)
+            if receiver is far:
+                # On the other host: out of the tunnel, and to the port, whatever the connection is.
+                inner = megaflows(h2, "vxlan_sys_4789")
+                assert len(inner) == 2, inner
+                assert_passes(inner, [track[1], commit[1] + re.escape(far.tap)])
+            send_many(receiver, sender)
+
+
+def assert_passes(flows: list[Megaflow], expected: list[str]) -> None:
+    found = passes(flows)
+    assert len(found) == len(expected), found
+    for here, pattern in zip(found, expected, strict=True):
+        assert [bool(re.fullmatch(pattern, actions)) for actions in here] == [True], f"{pattern} and nothing else: {here}"
