@@ -164,7 +164,7 @@ def explained(reply: Any, verbose: bool) -> Iterator[str]:
         yield from (f"- {line}" for line in reply.defaults)
     if verbose:
         yield "\nflows:"
-        yield from (each.flow for each in reply.filters)
+        yield from (each.flow for each in reply.filters if each.flow)
 
 
 def _filter(each: Any) -> tuple[str, ...]:

@@ -192,6 +192,7 @@ class Follow:
         if walk.HasField("disagreement"):
             where = f"on {self._names.host(at.node, at.name)}"
             self._notes.append(f"{where} {self.differs(walk.disagreement, passes=False)}")
+        self._add_tracked(told, at)
         ends = {end.step: end for end in walk.ends}
         for number, step in enumerate(walk.steps):
             # Of subroutines what rules allow, and where it ends.
@@ -203,6 +204,17 @@ class Follow:
             for each in (step.object for one in told.walks for step in one.steps):
                 self._names.clear(each)
             way.nodes.append(told)
+
+    def _add_tracked(self, told: pb.NodeTrace, at: Side) -> None:
+        """Say it when a packet of the connection that is there fares otherwise than the first of a new one."""
+        first, *others = told.walks
+        for walk in others:
+            ends = [self._fate(end) for end in walk.ends]
+            if ends != [self._fate(end) for end in first.ends]:
+                text = (
+                    f"on {self._names.host(at.node, at.name)} a packet of the connection that is there ({walk.connection}) is "
+                )
+                self._notes.append(text + ", ".join(dict.fromkeys(ends)))
 
     def _fate(self, end: pb.TraceEnd) -> str:
         match end.fate:

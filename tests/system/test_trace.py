@@ -26,7 +26,7 @@ from tests.system.test_network_types import PREFIX6, network, wire, workloads
 
 FORGED_IP, FORGED_MAC = "10.0.0.66", "fa:16:3e:ff:ff:01"
 __all__ = ["wire"]  # a fixture
-INGRESS = security_pb2.DIRECTION_INGRESS
+INGRESS, EGRESS = security_pb2.DIRECTION_INGRESS, security_pb2.DIRECTION_EGRESS
 PARTIAL = ""  # of what could not be looked at
 HEADERS = 28  # IPv4 and UDP
 LONGEST = 0.3  # seconds that a trace over two hosts may take
@@ -456,6 +456,35 @@ def test_a_packet_is_followed_on_every_type_of_network(
         assert (reply.passes, reply.partial, list(reply.notes)) == (True, False, []), reply.summary
         assert {hop.node for hop in reply.forward.hops} == {"h1", "h2"}
         assert any(kind in hop.text for hop in reply.forward.hops)
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["two hosts", "one host"])
+def test_a_packet_of_a_connection_that_is_there_is_traced_as_such(
+    cloud: Cloud, scene: Scene, h1: Host, h2: Host, together: bool
+) -> None:
+    """Also of two ports of one host whose groups differ, so that the connection has two marks."""
+    made = scene.network()
+    opening = scene.group({"direction": INGRESS, "protocol": "icmp"}, {"direction": EGRESS})
+    a = scene.vm(made, h1, name="a", **scene.open())
+    b = scene.vm(made, h1 if together else h2, name="b", security_group_ids=[opening.id])
+    request = operations_pb2.TraceRequest(from_port_id=a.id, to_port_id=b.id)
+
+    def walks() -> list[list[tuple[str, set[int]]]]:
+        reply = cloud.admin.client.call("Operations", "Trace", request)
+        assert (reply.partial, list(reply.notes)) == (False, []), reply
+        return [[(walk.connection, {end.fate for end in walk.ends}) for walk in told.walks] for told in reply.forward.nodes]
+
+    def known(fate: int) -> list[list[tuple[str, set[int]]]]:
+        return [
+            [("new", {each}), ("known", {each})] for each in ((fate,) if together else (inspect_pb2.PACKET_FATE_TUNNEL, fate))
+        ]
+
+    assert {connection for node in walks() for connection, _ in node} == {"new"}
+    assert a.sees(b)
+    assert walks() == known(inspect_pb2.PACKET_FATE_DELIVERED)
+    emptied = security_pb2.ReplaceSecurityGroupRulesRequest(id=opening.id)
+    cloud.admin.wait(cloud.admin.client.call("SecurityGroups", "ReplaceRules", emptied).revision)
+    assert walks() == known(inspect_pb2.PACKET_FATE_DROPPED), "what only that rule allowed ends"
 
 
 def test_a_trace_over_two_hosts_takes_no_time(stage: Stage) -> None:

@@ -220,6 +220,27 @@ def test_what_differs_from_what_is_desired_is_told() -> None:
     assert list(found.notes(SENDER, RECEIVER)) == [f"on node h1 {told}"]
 
 
+def test_a_connection_that_fares_otherwise_than_a_new_one_is_told() -> None:
+    def tracked(node: str, request: pb.TraceNodeRequest) -> pb.NodeTrace:
+        found = honest(node, request)
+        if node == "h2":
+            found.walks.add(connection="ESTABLISHED", steps=found.walks[0].steps, ends=[dropped("SG_INGRESS")])
+        return found
+
+    way, found, _ = follow(tracked)
+    assert way.passes, "a new one does"
+    told = "on node h2 a packet of the connection that is there (ESTABLISHED) is dropped: for a reason (SG_INGRESS)"
+    assert list(found.notes(SENDER, RECEIVER)) == [told]
+    alike, found, _ = follow(lambda node, request: doubled(honest(node, request)))
+    assert (alike.passes, list(found.notes(SENDER, RECEIVER))) == (True, [])
+
+
+def doubled(told: pb.NodeTrace) -> pb.NodeTrace:
+    """The connection that is there fares as a new one."""
+    told.walks.add().CopyFrom(told.walks[0])
+    return told
+
+
 def test_the_store_goes_before_the_nodes_and_the_rest_are_notes() -> None:
     reply = operations_pb2.TraceResponse()
     reply.forward.summary, reply.forward.reason = "dropped on node h1: because (ARP_UNKNOWN)", "ARP_UNKNOWN"
