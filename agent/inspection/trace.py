@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from ipaddress import ip_address
+from itertools import zip_longest
 from pathlib import Path
 
 from agent.compile.base import is_ipv6
@@ -278,15 +279,16 @@ def generations(items: Iterable[Item]) -> dict[int, int]:
 def _evaluate(tables: Tables, fields: Mapping[str, int], tracker: Tracker) -> Journey | None:
     try:
         return evaluate(tables, fields, tracker)
-    except TooLong:
+    except (TooLong, RecursionError):
         return None
 
 
 def differ(installed: Journey, desired: Journey) -> bool:
     """Whether the two lead a packet by other flows, or to another end."""
-    return [step.flow for step in installed.here()] != [step.flow for step in desired.steps] or sorted(
-        end.told for end in installed.ends
-    ) != sorted(end.told for end in desired.ends)
+    steps = zip_longest(installed.here(), desired.steps)
+    if not all(found is not None and wanted is not None and found.is_of(wanted) for found, wanted in steps):
+        return True
+    return sorted(end.told for end in installed.ends) != sorted(end.told for end in desired.ends)
 
 
 def _disagreement(names: Names, installed: Journey, desired: Journey) -> pb.TraceDisagreement:
@@ -294,7 +296,7 @@ def _disagreement(names: Names, installed: Journey, desired: Journey) -> pb.Trac
     here = list(installed.here())
     pairs = enumerate(zip(here, desired.steps, strict=False))
     last = min(len(here), len(desired.steps)) - 1  # both have it, and it does not go on alike
-    place = next((number for number, (found, wanted) in pairs if found.flow != wanted.flow), last)
+    place = next((number for number, (found, wanted) in pairs if not found.is_of(wanted)), last)
     found, wanted = here[place], desired.steps[place]
     return pb.TraceDisagreement(
         table=wanted.table,

@@ -7,8 +7,8 @@ that names a field names what the field needs as well. tests/component/test_trac
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 from agent.model import text
@@ -86,16 +86,19 @@ class Tables:
                 self._groups[item.group_id] = item
         self._sorted: set[int] = set()
 
-    def find(self, table: int, packet: Packet) -> Flow | None:
-        """The flow that takes a packet in a table."""
+    def find(self, table: int, packet: Packet) -> list[Flow]:
+        """The flow that takes a packet in a table, and behind it those that would do as well, as rules that overlap."""
         flows = self._flows.get(table, [])
         if table not in self._sorted:
             flows.sort(key=attrgetter("priority"), reverse=True)
             self._sorted.add(table)
+        found: list[Flow] = []
         for flow in flows:
-            if matches(flow.match, packet):
-                return flow
-        return None
+            if found and flow.priority != found[0].priority:
+                break
+            if matches(flow.match, packet) and (not found or flow.actions == found[0].actions):
+                found.append(flow)
+        return found
 
     def group(self, group_id: int) -> Group | None:
         return self._groups.get(group_id)
@@ -188,19 +191,20 @@ class _Walk:
     def look_up(self, table: int, depth: int) -> None:
         if len(self.journey.steps) >= MOST or depth > DEEPEST:
             raise TooLong(f"more than {MOST} look-ups, or {DEEPEST} one in another")
-        flow = self._tables.find(table, self._packet)
-        if flow is None:
+        found = self._tables.find(table, self._packet)
+        if not found:
             self.journey.steps.append(Step(table, NO_FLOW, 0, depth=depth, run=self._run))
             return
-        match, actions = text.match_of(flow), text.actions_of(flow)
-        self.journey.steps.append(Step(table, flow.priority, flow.cookie, match, actions, depth=depth, run=self._run))
+        flow, *others = found
+        step = Step(table, flow.priority, flow.cookie, text.match_of(flow), text.actions_of(flow), depth=depth, run=self._run)
+        self.journey.steps.append(replace(step, alike=tuple(other.cookie for other in others)))
         if not flow.actions:
             self._end(Fate.DROPPED)
         self._do(flow.actions, depth)
 
-    def _do(self, actions: Iterable[Action], depth: int) -> None:
+    def _do(self, actions: Sequence[Action], depth: int) -> None:
         packet = self._packet
-        for action in actions:
+        for number, action in enumerate(actions, 1):
             match action:
                 case Output(port):
                     if port != packet["in_port"]:  # never back by itself
@@ -210,7 +214,7 @@ class _Walk:
                 case SetField() | Move():
                     apply(packet, action)
                 case Resubmit(table):
-                    self.look_up(table, depth + 1)
+                    self.look_up(table, depth + (number < len(actions)))  # it returns to what is still to be done
                 case ToGroup(group_id):
                     self._to_group(group_id, depth)
                 case PushVlan():

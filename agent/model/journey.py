@@ -14,7 +14,8 @@ class Step:
     """One look-up in a table, by the flow that was found: its match and actions in the words of ovs-ofctl(8).
 
     priority is `NO_FLOW` where none was found. bridge is "" on the bridge where the packet began. depth counts the look-ups
-    that this one returns to; run the times that connection tracking has sent the packet on. notes are the switch's.
+    that this one returns to; run the times that connection tracking has sent the packet on. notes are the switch's. alike:
+    cookies of flows that would do as well, of the same priority and actions and matching too, as those of rules that overlap.
     """
 
     table: int
@@ -26,11 +27,12 @@ class Step:
     depth: int = 0
     run: int = 0
     notes: tuple[str, ...] = ()
+    alike: tuple[int, ...] = ()
 
-    @property
-    def flow(self) -> tuple[int, int, int]:
-        """What tells flows apart, as far as both sides know it."""
-        return self.table, self.priority, self.cookie
+    def is_of(self, wanted: Step) -> bool:
+        """Whether this look-up found the flow that another says, as far as both sides know flows, or one as good."""
+        same = (self.table, self.priority) == (wanted.table, wanted.priority)
+        return same and self.cookie in (wanted.cookie, *wanted.alike)
 
 
 class Fate(StrEnum):
