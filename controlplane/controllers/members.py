@@ -7,6 +7,7 @@ and are filtered from then on. It also deletes and changes ports without a word 
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 
 import structlog
@@ -32,6 +33,7 @@ class Members(Controller):
     """See the module. Marks are ids of ports."""
 
     name = "members"
+    batch = 50  # about 2 ms of looking
 
     def __init__(self, committer: Committer, progress: Progress, installation: Installation) -> None:
         super().__init__(committer, progress)
@@ -56,6 +58,7 @@ class Members(Controller):
                 self.mark(port)
 
     async def work(self, marks: list[str]) -> None:
+        await asyncio.sleep(0)  # all is well with most: others have their turn between two looks
         await self._mend([port for port in marks if self._is_wrong(port)])
 
     def _is_wrong(self, port_id: str) -> bool:

@@ -16,6 +16,7 @@ from controlplane.store.txn import Transaction, time_ordered_id
 from kumihimo.v1 import security_pb2 as pb
 
 GROUP, RULE = "SecurityGroup", "SecurityGroupRule"
+AROUND = 5  # operations: the group, its scope's change and cut, the history, the request's record
 # What the history of a group need not tell of its rules.
 _KNOWN = ("project_id", "create_time", "update_time", "creator", "last_modifier", "security_group_id")
 # What may differ between two rules that say the same.
@@ -48,12 +49,8 @@ def replace_rules(transaction: Transaction, request: Any, context: Context) -> A
     reply = kernel.copy(stored)
     made: list[Any] = []
     if plan.gone or plan.drafts or plan.edited:
+        _refuse_too_many(plan)
         made = _carry_out(transaction, plan, context)
-        if transaction.size > LARGEST_TRANSACTION:
-            text = (
-                f"rules: {len(made)} new ones in the place of {len(plan.gone)} take {transaction.size} operations of the store"
-            )
-            raise fault("rules", "TOO_MANY_VALUES", f"{text}; {LARGEST_TRANSACTION} fit into one call: replace them in parts")
         entry = transaction.get(key)
         before = kind.new(entry.value if entry else b"")
         kernel.store(transaction, kind, reply)
@@ -64,6 +61,15 @@ def replace_rules(transaction: Transaction, request: Any, context: Context) -> A
         transaction.record(kind.name, stored.id, project=stored.project_id, name=stored.name, **told)
     reply.rules.extend([*plan.stay, *made])
     return reply
+
+
+def _refuse_too_many(plan: _Plan) -> None:
+    """Before the work is done: a rule is four keys, and one that takes another's place needs no other quota slot."""
+    new, gone = len(plan.drafts), len(plan.gone)
+    operations = 4 * (new + gone) - min(new, gone) + len(plan.edited) + AROUND
+    if operations > LARGEST_TRANSACTION:
+        text = f"rules: {new} new ones in the place of {gone} take {operations} operations of the store"
+        raise fault("rules", "TOO_MANY_VALUES", f"{text}; {LARGEST_TRANSACTION} fit into one call: replace them in parts")
 
 
 def _show(group: Any, rules: list[Any]) -> None:

@@ -24,6 +24,9 @@ PARENT = "PARENT"  # of a template's remote_group: the group that gets the rule
 WITH_PORTS = ("tcp", "udp", "sctp", "dccp", "udplite")
 ICMP = {"icmp": network_pb2.IP_VERSION_IPV4, "icmpv6": network_pb2.IP_VERSION_IPV6}
 EVERYTHING = {4: "0.0.0.0/0", 6: "::/0"}
+RANGE = ("port_range_min", "port_range_max")
+# What a rule takes from its template as it is.
+_COPIED = {"name", "description", "tags", "direction", "ethertype", "protocol", "remote_ip_prefix"} | set(RANGE)
 _TEMPLATES = keys.place(KINDS["DefaultSecurityGroupRule"], "")
 
 
@@ -39,7 +42,7 @@ def normalized_cidr(rule: Any) -> str:
 
 def saying(rule: Any) -> str:
     """What a rule says, but for the group that it names: equal for two that let the same through."""
-    low, high = (getattr(rule, name) if rule.HasField(name) else "" for name in ("port_range_min", "port_range_max"))
+    low, high = (getattr(rule, name) if rule.HasField(name) else "" for name in RANGE)
     remote = normalized_cidr(rule).replace("/", "_")
     direction = pb.Direction.Name(rule.direction).removeprefix("DIRECTION_").lower()
     return f"{direction}-{rule.ethertype}-{rule.protocol}-{low}-{high}-{remote}"
@@ -75,25 +78,14 @@ def begin(transaction: Transaction, group: Any, context: Context) -> None:
     for template in messages(transaction, "DefaultSecurityGroupRule", _TEMPLATES) or shipped():
         if not getattr(template, field):
             continue
-        new = kind.message(id=time_ordered_id(), project_id=group.project_id, security_group_id=group.id)
-        for name in ("name", "description", "tags", "direction", "ethertype", "protocol", "remote_ip_prefix"):
-            _take(new, name, template)
-        for name in ("port_range_min", "port_range_max"):
-            if template.HasField(name):
-                _take(new, name, template)
+        said_by = {item.name: value for item, value in template.ListFields() if item.name in _COPIED}
+        new = kind.message(id=time_ordered_id(), project_id=group.project_id, security_group_id=group.id, **said_by)
         new.remote_group_id = group.id if template.remote_group else ""
         if claimed(new)[1] in said:
             continue
         said.add(claimed(new)[1])
         draft = kernel.Draft(new, new, [], context.defaults)
         kernel.create(transaction, kind, draft, context, counted=not group.is_default)
-
-
-def _take(new: Any, name: str, template: Any) -> None:
-    if name == "tags":
-        new.tags.extend(template.tags)
-    else:
-        setattr(new, name, getattr(template, name))
 
 
 def shipped() -> list[pb.DefaultSecurityGroupRule]:
@@ -144,7 +136,7 @@ def faults(new: Any, remotes: tuple[str, ...]) -> Iterator[Violation]:
 
 def _range_faults(new: Any) -> Iterator[Violation]:
     """port_range_min and port_range_max: ports, or type and code of ICMP."""
-    low, high = (getattr(new, name) if new.HasField(name) else None for name in ("port_range_min", "port_range_max"))
+    low, high = (getattr(new, name) if new.HasField(name) else None for name in RANGE)
     if low is None and high is None:
         return
     if new.protocol in ICMP:

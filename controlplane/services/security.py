@@ -33,8 +33,7 @@ def default_group(transaction: Transaction, project: str, context: Context) -> s
     kind, group_id = KINDS["SecurityGroup"], default_id(project)
     if transaction.require(keys.place(kind, group_id)) is None:
         new = pb.SecurityGroup(id=group_id, project_id=project, description="What ports get that name no security group")
-        kind_rules = SecurityGroupRules()
-        kind_rules.complete(new, context)
+        SecurityGroupRules().complete(new, context)
         # It counts in no quota: a port must not fail for want of it. An apply that makes the port states nothing of it.
         draft = kernel.Draft(new, new, [], context.defaults)
         kernel.create(transaction, kind, draft, replace(context, applied=False), counted=False)

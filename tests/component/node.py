@@ -14,7 +14,7 @@ from agent.drivers.openflow.driver import OpenFlowDriver
 from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.peers import PeerDriver
 from agent.facts.ovsdb import Ovsdb
-from agent.model.flow import Flow, Group, Output, Resubmit, SetField, ToGroup, match
+from agent.model.flow import Flow, Group, Output, Resubmit, SetField, ToGroup, Track, match
 from agent.model.host import Bridge, DhcpServer, OvsPort, Peer, PortName, ServiceNamespace
 from agent.model.item import Failure, Item, Key
 from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_ours
@@ -49,12 +49,16 @@ dhcp-range=set:s1,10.0.0.0,static,255.255.255.0,86400s
 
 
 def flows(port: int = 7) -> list[Item]:
-    """Two flows and a group that one of them names."""
+    """Flows, of which one names a zone of connection tracking and one a group, and that group."""
     mark = cookie(CookieKind.NETWORK, NETWORK)
     to_port = (SetField("reg15", port), Resubmit(int(Table.INGRESS)))
     return [
         Flow(int(Table.L2), 90, match(metadata=5, eth_dst=(1 << 40, 1 << 40)), (ToGroup(5),), mark),
         Flow(int(Table.LOCAL), 100, match(reg15=port), (Output(port),), mark),
+        Flow(
+            *(int(Table.EGRESS_TRACK), 100, match(reg14=port, eth_type=0x0800), (Track(port, int(Table.EGRESS_STATE)),)),
+            cookie(CookieKind.PORT, PORT_A),
+        ),
         Group(5, (to_port,)),
     ]
 

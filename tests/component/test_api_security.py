@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from controlplane.registry import KINDS
+from controlplane.services import quota
 from controlplane.services.security import default_id
 from controlplane.store import client, keys
 from kumihimo.v1 import port_pb2, resource_pb2, security_pb2, store_pb2
@@ -167,8 +168,8 @@ async def test_b_sg_the_default_group_is_undeletable_and_alone_of_its_name(cloud
 
 async def test_b_sg_a_default_group_counts_in_no_quota(cloud: Cloud, network: str) -> None:
     api = cloud.api
-    limits = {"security_groups": 0, "security_group_rules": 0}
-    await api.update("Quota", "demo", limits=limits)
+    unlimited = dict.fromkeys(quota.COUNTED, quota.UNLIMITED)
+    await api.update("Quota", "demo", limits=unlimited | {"security_groups": 0, "security_group_rules": 0})
     try:
         await port(api, network)
         usage = (await api.get("Quota", "demo")).usage
@@ -179,13 +180,13 @@ async def test_b_sg_a_default_group_counts_in_no_quota(cloud: Cloud, network: st
             "QUOTA_EXCEEDED",
             "security_groups",
         )
-        await api.update("Quota", "demo", limits={"security_groups": 1, "security_group_rules": 1})
+        await api.update("Quota", "demo", limits=unlimited | {"security_groups": 1, "security_group_rules": 1})
         error = await refused(group(api))
         assert error.metadata["quota"] == "security_group_rules", "of the two that it begins with"
         assert (await api.list("SecurityGroup", by="alice")).items[0].is_default
         await consistent(cloud.store)
     finally:
-        await api.update("Quota", "demo", limits=dict.fromkeys(limits, -1))
+        await api.update("Quota", "demo", limits=unlimited)
 
 
 async def test_b_sg_templates_are_what_later_groups_begin_with(cloud: Cloud, network: str) -> None:

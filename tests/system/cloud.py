@@ -33,10 +33,12 @@ PATIENCE = 30.0  # seconds for what usually takes less than one
 DUMP = "ovs-ofctl -O OpenFlow15"
 # Cookies of flows that belong to a network, port, group or rule (agent/model/pipeline.py); all others are the node's own.
 NOT_BASE = ("cookie=0x4d", "cookie=0x4e", "cookie=0x50", "cookie=0x51")
-# Default groups of projects stay.
+# A project's default security group, whose id is a uuid of version 5, stays with its rules; its members go with their ports.
+_DEFAULT = "[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f-]{21}"
+_GROUP = f"secgroup/{_DEFAULT}/(?!member/)|claim/rule/{_DEFAULT}/|claim/group-key/|index/securitygroup/{_DEFAULT}"
 KEPT_KEYS = re.compile(
-    r"/kumihimo/(meta/|node/|physical_network/|settings/|status/[^/]+/(agent|nodes|counters|drift|rules)$|alive/|controller/"
-    r"|change/|request/|claim/(node-key|tunnel-ip|group-key|rule)/|secgroup/|index/securitygroup(rule)?/)"
+    r"/kumihimo/(meta/|node/|physical_network/|settings/|status/[^/]+/(agent|nodes|counters|rules|drift)$|alive/|controller/|change/"
+    rf"|request/|claim/(node-key|tunnel-ip)/|{_GROUP}|index/securitygrouprule/)"
 )
 
 

@@ -81,6 +81,9 @@ def test_a_44_c_07_back_to_a_backup_without_a_lost_packet(
             cloud.admin.update(port_pb2.Port(id=changed.id, description=str(number)), "description")
         before = cloud.admin.wait(0).revision
         touched = [digits(item) for item in (changed.id, late.id, guests[0].id, guests[1].id)]
+        # Addresses of members that are gone; and of each port what has the mark of its connections, which is of one life of the
+        # store: they are asked about once more.
+        touched += ["nw_src=10.7.0.", "table=21 ", "table=22 ", "table=71 "]
         ages = {host.name: (time.monotonic(), untouched(host, touched)) for host in (h1, h2)}
 
         with Watch(control, *pair) as watch:
@@ -93,7 +96,7 @@ def test_a_44_c_07_back_to_a_backup_without_a_lost_packet(
             assert not after.dead
             for host in (h1, h2):
                 assert f"kumi-{late.id}" not in host.workloads, "Wait has answered: what was made after the backup is gone"
-                assert not [line for line in dump(host, "flows") if any(item in line for item in touched[1:])]
+                assert not [line for line in dump(host, "flows") if any(item in line for item in touched[1:5])]
             cloud.admin.wait(0, changed.id, active=True)
             assert pair[0].sees(changed), "Wait has answered: what was switched off after the backup is on again"
             assert objects(cloud) == backed_up

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +114,30 @@ def test_b_sg_04_a_projects_ports_reach_each_other_and_nobody_else_reaches_them(
     assert nothing.guest.probe([frames.arp(nothing.mac, nothing.ip, near.ip)], {"arp": frames.expect_arp(near.ip)})["arp"]
     assert nothing.workload.ping(near.ip, count=2, interval=0.05).received == 0
     wait_until(lambda: drops_of(nothing, Reason.SG_EGRESS) == 2, "counted for the sender")
+
+
+def test_b_sg_11_hits_of_a_rule_are_told_within_thirty_seconds(scene: Scene, cloud: Cloud, h1: Host, h2: Host) -> None:
+    """On both hosts of its ports together; of a rule that nothing has needed there is nothing to tell."""
+    network = scene.network()
+    group = scene.group(port_rule(7001), port_rule(7002))
+    client = scene.vm(network, h1, security_group_ids=[scene.group(*SEND).id])
+    servers = [scene.vm(network, host, security_group_ids=[group.id]) for host in (h1, h2)]
+    silence(client, *servers)
+    marker, began = os.urandom(12), time.time()
+    for number in range(5):
+        for server in servers:
+            first = Probe(client.ip, server.ip, UDP, (40_000 + number, 7001))
+            client.guest.send(probes.frame(client.mac, server.mac, first, marker))
+    for server in servers:
+        wait_until(lambda server=server: sum(marker in frame for frame in server.guest.seen()) == 5, "all arrive")  # type: ignore[misc]
+
+    def told() -> dict[int, Any]:
+        return {each.port_range_min: each.counters for each in map(cloud.admin.get, group.rules)}
+
+    wait_until(lambda: told()[7001].packets == 10, "the nodes tell it", PATIENCE)
+    assert told()[7001].bytes > 10 * 42
+    assert began - 1 <= told()[7001].last_hit_time.seconds <= time.time()
+    assert told()[7002].packets == 0
 
 
 def test_b_sg_08_a_removal_ends_what_only_it_allowed_in_both_directions_and_nothing_else(

@@ -34,10 +34,12 @@ def test_one_trace_leads_from_the_command_to_every_nodes_apply(
     assert entry, "the API's span is a child of the command's"
     assert any("Create" in span["name"] for span in entry)
     for host in (h1, h2):
-        applied = [span for span in spans(files[host.name], trace_id) if span["name"] == "agent.apply"]
+        found = [span for span in spans(files[host.name], trace_id) if span["name"] == "agent.apply"]
+        # The network, and the security group that has one member more.
+        assert {span["attributes"]["scope"].split("/")[2] for span in found} <= {"net", "secgroup"}
+        applied = [span for span in found if network.id in span["attributes"]["scope"]]
         assert len(applied) == 1
         assert applied[0]["attributes"]["node"] == host.name
-        assert network.id in applied[0]["attributes"]["scope"]
         assert applied[0]["parent_id"] in served, "its parent is the change that the API made"
         assert applied[0]["end"] >= applied[0]["start"] >= root["start"]
     port = cloud.admin.client.find("Port", "traced")
