@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from agent.model import text
+from agent.model.evaluate import CT_MARK
 from agent.model.flow import FIELD_BITS, FieldMatch
 from agent.model.pipeline import SOURCE, TARGET, CookieKind, Reason, Table
 from kumihimo.v1 import inspect_pb2 as pb
@@ -159,6 +160,10 @@ def packets(matched: Iterable[FieldMatch]) -> str:
     protocol = fields.get("ip_proto", (0, None))[0]
     version = fields.get("eth_type", (0, None))[0]
     said = [_PROTOCOLS.get(protocol, f"IP protocol {protocol}") if protocol else _VERSIONS.get(version, "any frame")]
+    if CT_MARK in fields:
+        said.append("of a connection that is allowed")
+    if SOURCE in fields and TARGET in fields:
+        said.append("of its own")
     for name in sorted(fields, key=lambda name: _ORDER.get(name, len(_ORDER))):
         value, mask = fields[name]
         if not name.startswith(_ASIDE):

@@ -14,7 +14,6 @@ from controlplane.store.cache import Cache
 from controlplane.store.txn import Origin
 from controlplane.validate import check
 from kumihimo.v1 import inspect_pb2 as pb
-from kumihimo.v1 import network_pb2, security_pb2
 
 
 class Explain:
@@ -39,19 +38,14 @@ class Explain:
         reply = await self._looked(node, request) if node else pb.PortExplanation()
         names = Names(self._cache, caller)
         for found in reply.filters:
+            found.text = names.allowed(found.object) or found.text
             names.clear(found.object)
-            if found.object.kind == "SecurityGroupRule" and (rule := self._rule(found.object.id)) is not None:
-                found.text = f"{_direction(rule)} {described(rule, names)}"
         _conclude(reply, port, findings)
         if not port.filtered or (port.HasField("port_security_enabled") and not port.port_security_enabled):
             reply.notes.append("no security group filters it")
         if not caller.is_operator:
             _hide(reply)
         return reply
-
-    def _rule(self, rule_id: str) -> Any:
-        place = self._cache.locate(KINDS["SecurityGroupRule"], rule_id)
-        return self._cache.message(KINDS["SecurityGroupRule"], place) if place else None
 
     async def _looked(self, node: str, request: pb.ExplainPortRequest) -> pb.PortExplanation:
         try:
@@ -80,27 +74,6 @@ def _conclude(reply: pb.PortExplanation, port: Any, findings: list[Finding]) -> 
         said = f"{title(port)} is wired, and nothing of its traffic was dropped that should not have been"
     reply.summary = said[:1].upper() + said[1:]
     reply.notes.extend([*(finding.note for finding in findings), *dropped])
-
-
-def _direction(rule: Any) -> str:
-    return "ingress" if rule.direction == security_pb2.DIRECTION_INGRESS else "egress"
-
-
-def described(rule: Any, names: Names) -> str:
-    """What a rule of a security group allows, in words."""
-    version = "IPv6" if rule.ethertype == network_pb2.IP_VERSION_IPV6 else "IPv4"
-    ports = ""
-    if rule.HasField("port_range_min"):
-        last = rule.port_range_max if rule.HasField("port_range_max") else rule.port_range_min
-        ports = f" {rule.port_range_min}" + (f"-{last}" if last != rule.port_range_min else "")
-    other = rule.remote_ip_prefix or "anybody"
-    for kind, group in (("SecurityGroup", rule.remote_group_id), ("AddressGroup", rule.remote_address_group_id)):
-        if group:
-            ref = pb.ObjectRef(kind=kind, id=group)
-            names.clear(ref)
-            other = f"{kind} {ref.name or ref.id}"
-    end = "from" if _direction(rule) == "ingress" else "to"
-    return f"{rule.protocol or 'any protocol'}{ports} over {version} {end} {other}"
 
 
 def _hide(reply: pb.PortExplanation) -> None:

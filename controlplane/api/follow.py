@@ -199,7 +199,9 @@ class Follow:
             if step.bridge or (step.depth and number not in ends and not step.object.kind.endswith("Rule")):
                 continue
             end = ends.get(number)
-            self._hop(way, at, step.stage, step.object, self._fate(end) if end is not None else "goes on")
+            allowed = self._names.allowed(step.object)
+            text = self._fate(end) if end is not None else f"allowed: {allowed}" if allowed else "goes on"
+            self._hop(way, at, step.stage, step.object, text)
         if self._caller.is_operator:
             for each in (step.object for one in told.walks for step in one.steps):
                 self._names.clear(each)

@@ -17,7 +17,7 @@ from controlplane.services import kernel
 from controlplane.store import keys
 from controlplane.store.cache import Cache
 from kumihimo.v1 import inspect_pb2 as pb
-from kumihimo.v1 import port_pb2
+from kumihimo.v1 import network_pb2, port_pb2, security_pb2
 
 _EVERYTHING = Caller("", "", Role.OPERATOR)
 
@@ -135,3 +135,29 @@ class Names:
             ref.name = found.name
         elif ref.kind and not self._caller.is_operator:
             ref.id, ref.name = "", "other project"
+
+    def allowed(self, ref: pb.ObjectRef) -> str:
+        """What a rule of a security group allows, in words; "" of what is none, or not to be seen."""
+        kind = KINDS["SecurityGroupRule"]
+        place = self._cache.locate(kind, ref.id) if ref.kind == kind.name and ref.id else None
+        rule = self._cache.message(kind, place) if place else None
+        return self._allowed(rule) if rule is not None and kernel.visible(kind, rule, self._caller) else ""
+
+    def _allowed(self, rule: Any) -> str:
+        ingress = rule.direction == security_pb2.DIRECTION_INGRESS
+        version = "IPv6" if rule.ethertype == network_pb2.IP_VERSION_IPV6 else "IPv4"
+        numbers = ""
+        if rule.HasField("port_range_min"):
+            last = rule.port_range_max if rule.HasField("port_range_max") else rule.port_range_min
+            numbers = f" {rule.port_range_min}" + (f"-{last}" if last != rule.port_range_min else "")
+        other = rule.remote_ip_prefix or "anybody"
+        for kind, group in (("SecurityGroup", rule.remote_group_id), ("AddressGroup", rule.remote_address_group_id)):
+            if group:
+                other = self._titled(kind, group)
+        what = f"{'ingress' if ingress else 'egress'} {rule.protocol or 'any protocol'}{numbers} over {version}"
+        return f"{what} {'from' if ingress else 'to'} {other}, of {self._titled('SecurityGroup', rule.security_group_id)}"
+
+    def _titled(self, kind: str, object_id: str) -> str:
+        ref = pb.ObjectRef(kind=kind, id=object_id)
+        self.clear(ref)
+        return f"{ref.kind} {ref.name or ref.id}"

@@ -339,7 +339,14 @@ def no_rule_of_the_receivers_group(stage: Stage) -> Iterator[Named]:
     stage.joins(stage.b, group)
     stage.refuses(stage.a.echo(stage.b, stage.marker))
     yield Named("SG_INGRESS", f"on node h2: no ingress rule of security group {group.name} allows icmp from {stage.a.ip}")
-    assert stage.trace(protocol="tcp", destination_port=80).passes
+    passing = stage.trace(protocol="tcp", destination_port=80)
+    assert passing.passes
+    rule = f"ingress tcp 80 over IPv4 from anybody, of SecurityGroup {group.name}"
+    assert [hop.text for hop in passing.forward.hops if hop.node == "h2" and hop.stage == "rule"] == [f"allowed: {rule}"]
+    told = next(each for each in stage.explain(stage.b).filters if each.text == rule)
+    stage.trace(protocol="tcp", destination_port=80, probe=True)
+    again = next(each for each in stage.explain(stage.b).filters if each.text == rule)
+    assert again.packets > told.packets, "its hits"
     yield Named("SG_INGRESS", "allows tcp/81 from", {"protocol": "tcp", "destination_port": 81})
     yield Named("SG_INGRESS", "Port b is wired, but of its traffic 1 packets were dropped", explain=stage.b, noted=True)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from controlplane.api import packets
 from controlplane.api.agents import Silent
 from controlplane.api.expired import lets_pass
-from controlplane.api.explain import described
 from controlplane.api.follow import Follow, Side
 from controlplane.api.standing import Finding, Names
 from controlplane.api.trace import conclude
@@ -294,9 +293,13 @@ def test_what_an_expired_rule_would_have_allowed(fields: dict[str, Any], passes:
 
 
 def test_a_rule_in_words() -> None:
-    cache: Any = Cache()
-    names = Names(cache, TENANT)
-    rule = security_pb2.SecurityGroupRule(direction=security_pb2.DIRECTION_INGRESS, protocol="tcp", remote_group_id=WEB.id)
-    rule.port_range_min, rule.port_range_max = 80, 90
-    assert described(rule, names) == "tcp 80-90 over IPv4 from SecurityGroup web"
-    assert described(security_pb2.SecurityGroupRule(), names) == "any protocol over IPv4 to anybody"
+    cache = Cache()
+    rule = security_pb2.SecurityGroupRule(id="r-id", project_id="demo", security_group_id=WEB.id, remote_group_id=WEB.id)
+    rule.direction, rule.protocol, rule.port_range_min, rule.port_range_max = security_pb2.DIRECTION_INGRESS, "tcp", 80, 90
+    plain = security_pb2.SecurityGroupRule(id="p-id", project_id="other", security_group_id=WEB.id)
+    cache.objects |= {("SecurityGroupRule", each.id): each for each in (rule, plain)}
+    ours, all_of_them = Names(cast(Any, cache), TENANT), Names(cast(Any, cache), OPERATOR)
+    first, second = (pb.ObjectRef(kind="SecurityGroupRule", id=each.id) for each in (rule, plain))
+    assert ours.allowed(first) == "ingress tcp 80-90 over IPv4 from SecurityGroup web, of SecurityGroup web"
+    assert all_of_them.allowed(second) == "egress any protocol over IPv4 to anybody, of SecurityGroup web"
+    assert ours.allowed(second) == ours.allowed(pb.ObjectRef(kind="Port", id="a-id")) == "", "of others, and of none"

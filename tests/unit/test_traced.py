@@ -87,6 +87,8 @@ def test_a_match_in_words() -> None:
     sent = match(reg14=1, eth_src=0xFA163E000001, eth_type=0x0800, ip_src=(0x0A000000, 0xFFFFFF00), ip_proto=17, udp_src=67)
     assert words.packets(sent) == "UDP from 10.0.0.0/24 from port 67 from MAC fa:16:3e:00:00:01"
     assert words.packets(match(reg14=1)) == "any frame"
+    assert words.packets(match(reg14=1, reg15=1)) == "any frame of its own"
+    assert words.packets(match(reg14=1, ct_mark=7, ct_state=(0x20, 0x20))) == "any frame of a connection that is allowed"
 
 
 @pytest.mark.parametrize(
