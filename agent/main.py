@@ -25,8 +25,11 @@ from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.peers import PeerDriver
 from agent.facts.capability import probe
 from agent.facts.ovsdb import Ovsdb, OvsdbError
+from agent.inspection.explain import Explainer
 from agent.inspection.look import Look
+from agent.inspection.probe import Prober
 from agent.inspection.service import Method, Service, source_address
+from agent.inspection.trace import Tracer
 from agent.mirror.snapshot import Recorder
 from agent.mirror.snapshot import load as load_snapshot
 from agent.mirror.state import State
@@ -78,7 +81,8 @@ async def _work(settings: Settings) -> None:
     state = State(settings.node)
     feed = Feed(store)
     recorder = Recorder(SNAPSHOT, settings.node, settings.etcd)
-    loop = Loop(state, Engine(state, FEATURES), feed, ovsdb, status, recorder)
+    engine = Engine(state, FEATURES)
+    loop = Loop(state, engine, feed, ovsdb, status, recorder)
     switch = OpenFlowDriver(
         INTEGRATION_BRIDGE,
         is_ours,
@@ -99,6 +103,8 @@ async def _work(settings: Settings) -> None:
         [OvsdbDriver(ovsdb), DnsmasqDriver(), PeerDriver(RUNDIR)],
         lambda port: status.get(keys.port_status(settings.node, port)),
     )
+    explainer = Explainer(state, switch)
+    tracer = Tracer(state, lambda: engine.items().values(), explainer.dropped, RUNDIR)
     begun = asyncio.Event()
 
     def away() -> None:
@@ -128,7 +134,17 @@ async def _work(settings: Settings) -> None:
                 loop.run(),
                 recorder.run(),
                 _describe(status, settings.node, ovsdb),
-                _answer(settings, state, status, {"Inspect": look.inspect}),
+                _answer(
+                    settings,
+                    state,
+                    status,
+                    {
+                        "Inspect": look.inspect,
+                        "Trace": tracer.trace,
+                        "Explain": explainer.explain,
+                        "Probe": Prober(state, switch).probe,
+                    },
+                ),
                 counters.run(state, switch, status),
             ):
                 group.create_task(part)

@@ -21,6 +21,7 @@ from cli.kinds import kinds
 from cli.profile import profile
 from cli.settings import Settings
 from cli.status import status, wait
+from cli.trace import trace
 from cli.tracing import Trace
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def help_(ctx: click.Context, words: tuple[str, ...]) -> None:
     click.echo(at.get_help())
 
 
-for _command in (apply, export, history, status, wait, drift, capabilities, profile, completion, help_):
+for _command in (apply, export, history, status, wait, trace, drift, capabilities, profile, completion, help_):
     root.add_command(_command)
 
 

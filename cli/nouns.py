@@ -52,6 +52,8 @@ def group(kind: Kind) -> click.Group:
     for method in kind.service.methods:
         if method.name in VERBS:
             noun.add_command(VERBS[method.name][1](kind))
+        elif method.name in OWN:
+            noun.add_command(OWN[method.name](kind))
         elif method.name != LIVE and not method.server_streaming:
             noun.add_command(methods.command(kind, method, _target(kind)))
     return noun
@@ -335,6 +337,12 @@ def _watch(kind: Kind) -> click.Command:
     return _command(kind, "watch", f"Tell each change of {kind.plural} as it happens, until interrupted.", "--initial", shared)
 
 
+def _explain(kind: Kind) -> click.Command:
+    from cli import trace
+
+    return trace.explain(kind, _target(kind))
+
+
 def _target(kind: Kind) -> click.Argument:
     return click.Argument(["target"], metavar="ID_OR_NAME", type=ObjectName(kind))
 
@@ -362,6 +370,9 @@ def _sample(kind: Kind, field: FieldDescriptor) -> str:
 
 # The method that tells what is there now: a part of `show`.
 LIVE = "Inspect"
+
+# Methods of some kinds that have commands of their own.
+OWN: dict[str, Callable[[Kind], click.Command]] = {"Explain": _explain}
 
 # Method of the service -> its verb, and what makes the command.
 VERBS: dict[str, tuple[str, Callable[[Kind], click.Command]]] = {

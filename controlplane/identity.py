@@ -59,7 +59,11 @@ POLICY: Mapping[str, Mapping[str, Role]] = {
     "NetworkSegmentRange": _standard(Role.READER, Role.OPERATOR),
     "Node": {**_standard(Role.OPERATOR, Role.OPERATOR), "Inspect": Role.OPERATOR},
     "PhysicalNetwork": _standard(Role.READER, Role.OPERATOR),
-    "Port": {**_standard(Role.READER, Role.MEMBER), **dict.fromkeys(("Bind", "Unbind"), Role.OPERATOR)},
+    "Port": {
+        **_standard(Role.READER, Role.MEMBER),
+        **dict.fromkeys(("Bind", "Unbind"), Role.OPERATOR),
+        "Explain": Role.READER,
+    },
     "Quota": _standard(Role.READER, Role.OPERATOR),
     "SecurityGroup": {**_standard(Role.READER, Role.MEMBER), "ReplaceRules": Role.MEMBER},
     "Settings": _standard(Role.OPERATOR, Role.OPERATOR),
@@ -71,6 +75,7 @@ POLICY: Mapping[str, Mapping[str, Role]] = {
         "Apply": Role.MEMBER,  # and each object in it as if it came alone
         "ListChanges": Role.READER,
         "ListDrift": Role.OPERATOR,
+        "Trace": Role.READER,
         "Wait": Role.READER,
     },
 }

@@ -170,14 +170,14 @@ def compile_policy(view: View, network_id: str, port_id: str) -> Iterable[Item]:
     if not verdict(view, network_id, port_id).wired or not (is_up(network) and is_up(port)):
         return
     mark, ofport = cookie(CookieKind.PORT, port_id), interface.ofport
-    scopes = groups_of(port)
-    if scopes is None:
+    if groups_of(port) is None:
         for side in SIDES:
             yield flow(side.track, 100, match(**{side.port: ofport}), Resubmit(side.onward), cookie=mark)
         return
+    scopes, settled = view.filter_of(port_id)
     named = {*scopes, *(referent for scope in scopes for referent in view.referents(scope))}
     known = {scope: view.group(scope) for scope in named}
-    if None in known.values():
+    if None in known.values() or not settled:
         yield pending(keys.scope(network_id), "what the security groups of a port say is not known yet")
     groups = [group for scope in scopes if (group := known[scope]) is not None and group.key]
     generation = _generation(view, scopes, named)

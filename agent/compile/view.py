@@ -143,6 +143,11 @@ class View:
         state = self._known(scope)
         return {remote: state.remotes[remote].keys() for remote in sorted(state.remotes)} if state else {}
 
+    def filter_of(self, port: str) -> tuple[Sequence[str], bool]:
+        """The groups by which a port plugged here is filtered, and whether no others are to take their place."""
+        self.reads.add(("groups", port))
+        return self._state.groups.of(port)
+
     def referents(self, scope: str) -> Sequence[str]:
         """The groups that rules of a group name."""
         self.reads.add(("referents", scope))

@@ -7,7 +7,7 @@ Tokens: ("group", scope): key, stateful, mode, whether it is listed, whether por
 ("rule", scope, id) · ("allowed", scope, allowed): the rule that has a match which several want · ("fragments", scope,
 allowed): whether any rule has matches with it · ("remotes", scope): groups that its rules name, and in which directions ·
 ("referents", scope): the groups alone · ("named", scope): in which directions and families rules of ports here name it ·
-("cut", scope): when something was last taken away from it.
+("cut", scope): when something was last taken away from it · ("groups", port): those by which a port plugged here is filtered.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Groups:
     def __init__(self) -> None:
         self.states: dict[str, GroupState] = {}
         self.named: dict[str, Counter[Direction]] = {}
-        self._users: dict[str, set[str]] = {}  # ports plugged here that have a group
+        self._users: dict[str, set[str]] = {}  # ports plugged here that have a group, or are to have it
+        self._asked: dict[str, tuple[str, ...]] = {}
         self._of: dict[str, tuple[str, ...]] = {}
 
     def wanted(self) -> Set[str]:
@@ -91,20 +92,36 @@ class Groups:
 
     def filtered(self) -> Set[str]:
         """The ports plugged here that have groups."""
-        return self._of.keys()
+        return self._asked.keys()
+
+    def of(self, port: str) -> tuple[tuple[str, ...], bool]:
+        """The groups by which a port plugged here is filtered, and whether they are those that it has in the store: others take
+        their place when all that they say is known, so that nothing is refused meanwhile."""
+        return self._of.get(port, ()), self._of.get(port) == self._asked.get(port)
 
     def use(self, port: str, groups: tuple[str, ...]) -> set[Token]:
         """A port plugged here has these groups now."""
-        tokens: set[Token] = set()
-        old = set(self._of.pop(port, ()))
         if groups:
-            self._of[port] = groups
-        for scope in set(groups) - old:
+            self._asked[port] = groups
+        else:
+            self._asked.pop(port, None)
+        return self._settle(port)
+
+    def _settle(self, port: str) -> set[Token]:
+        """Let the groups that a port is to have take the place of those before, if that can be."""
+        asked, before = self._asked.get(port, ()), self._of.pop(port, ())
+        known = all(scope in self.states and self.states[scope].listed for scope in asked)
+        now = asked if known or not before else before
+        if now:
+            self._of[port] = now
+        tokens: set[Token] = {("groups", port)}
+        groups, old = {*asked, *now}, {scope for scope, users in self._users.items() if port in users}
+        for scope in groups - old:
             if scope not in self._users:
                 tokens |= self._name(scope, 1)
                 tokens.add(("group", scope))
             self._users.setdefault(scope, set()).add(port)
-        for scope in old - set(groups):
+        for scope in old - groups:
             self._users[scope].discard(port)
             if not self._users[scope]:
                 del self._users[scope]
@@ -158,7 +175,10 @@ class Groups:
         if state.listed:
             return set()
         state.listed = True
-        return {("group", scope)}
+        tokens: set[Token] = {("group", scope)}
+        for port in list(self._users.get(scope, ())):
+            tokens |= self._settle(port)
+        return tokens
 
     def take(self, scope: str, state: GroupState, key: str, entry: Entry | None) -> set[Token]:
         """Take in one key. DecodeError: it is no message."""

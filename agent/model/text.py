@@ -24,7 +24,7 @@ from agent.model.item import Item
 
 _LONGEST = 400  # characters of a difference
 
-_ADDRESSES = {"tun_src", "tun_dst", "ip_src", "ip_dst", "arp_spa", "arp_tpa"}
+_ADDRESSES = {"tun_src", "tun_dst", "ip_src", "ip_dst", "arp_spa", "arp_tpa", "ct_nw_src", "ct_nw_dst"}
 
 
 def name(item: Item) -> str:
@@ -45,6 +45,16 @@ def contents(item: Item) -> str:
         case Group(_, buckets):
             return f"buckets={_shown('buckets', buckets)}"
     return ""
+
+
+def match_of(flow: Flow) -> str:
+    """What a flow asks for."""
+    return ",".join(map(_field, flow.match))
+
+
+def actions_of(flow: Flow) -> tuple[str, ...]:
+    """What a flow does, action by action."""
+    return tuple(map(_action, flow.actions))
 
 
 def difference(wanted: Item | None, found: Item | None) -> str:
@@ -88,7 +98,7 @@ def _action(action: Hashable) -> str:
         case Output(port):
             return f"output:{port}"
         case SetField(field, value, mask):
-            return f"set_field:{_value(field, value, mask)}->{field}"
+            return f"set_field:{shown(field, value, mask)}->{field}"
         case Move(source, target):
             return f"move:{source}->{target}"
         case Resubmit(table):
@@ -103,10 +113,11 @@ def _action(action: Hashable) -> str:
 
 
 def _field(matched: FieldMatch) -> str:
-    return f"{matched[0]}={_value(*matched)}"
+    return f"{matched[0]}={shown(*matched)}"
 
 
-def _value(field: str, value: int, mask: int | None) -> str:
+def shown(field: str, value: int, mask: int | None) -> str:
+    """A value of a field, and its mask."""
     return _number(field, value) if mask is None else f"{_number(field, value)}/{_number(field, mask)}"
 
 

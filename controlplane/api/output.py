@@ -22,7 +22,7 @@ from kumihimo.v1 import network_pb2, port_pb2, resource_pb2, store_pb2
 
 LAGGING_SHOWN = 100
 # Reasons whose messages name no host, so that everybody may read them.
-_WITHOUT_HOSTS = ("NOT_ATTACHED", "ADMIN_DOWN")
+WITHOUT_HOSTS = ("NOT_ATTACHED", "ADMIN_DOWN")
 
 
 class Output:
@@ -297,5 +297,5 @@ def hide(message: Any, caller: Caller) -> None:
     for lag in message.realization.lagging:
         lag.node = lag.message = ""
     for condition in message.conditions:
-        if condition.reason not in _WITHOUT_HOSTS:
+        if condition.reason not in WITHOUT_HOSTS:
             condition.message = ""

@@ -27,7 +27,11 @@ from controlplane.api.changes import Changes
 from controlplane.api.crud import Crud
 from controlplane.api.dispatch import Dispatch
 from controlplane.api.drift import Drift
+from controlplane.api.expired import Expired
+from controlplane.api.explain import Explain
 from controlplane.api.output import Output
+from controlplane.api.standing import Standing
+from controlplane.api.trace import Trace
 from controlplane.api.wait import Wait
 from controlplane.api.watch import Hub, Watch
 from controlplane.controllers import runner
@@ -67,6 +71,7 @@ def handlers(
     store, cache = committer.store, committer.cache
     output = Output(cache, progress, installation)
     hub = Hub(store, cache, output)
+    standing = Standing(cache, progress, output)
     watches: Counter[str] = Counter()
     found = []
     for kind in KINDS.values():
@@ -84,12 +89,15 @@ def handlers(
         verbs.update((name, crud.read(method)) for name, method in rules.reads.items())
         if kind.name == "Node":
             verbs["Inspect"] = Inspect(cache, agents).inspect
+        if kind.name == "Port":
+            verbs["Explain"] = Explain(cache, standing, agents).explain
         found.append(_service(kind.service, kind.name, verbs, dispatch))
     operations = {
         "Wait": Wait(cache, progress, output).wait,
         "Apply": Apply(committer).apply,
         "ListChanges": Changes(store).changes,
         "ListDrift": Drift(cache).drift,
+        "Trace": Trace(cache, standing, agents, Expired(store)).trace,
     }
     found.append(_service(OPERATIONS, "Operations", operations, dispatch))
     return found

@@ -9,7 +9,7 @@ import os
 import time
 
 from deploy.lab import Lab, wait_until
-from kumihimo.v1 import port_pb2
+from kumihimo.v1 import operations_pb2, port_pb2
 from tests.bench.figures import Figure
 from tests.system.cloud import PATIENCE, Cloud, Scene, Vm
 from tests.system.control import BRIDGE, ControlFlow, Stream
@@ -40,6 +40,7 @@ def measure() -> list[Figure]:
             return [
                 Figure("plug to first answer across hosts", "ms", ours, baseline, "the same on hand-made flows", "≤ 50 ms"),
                 *applied(cloud, first),
+                traced(cloud, first, second),
                 _throughput(first, second, control),
             ]
         finally:
@@ -92,6 +93,17 @@ def applied(cloud: Cloud, vm: Vm, known: str = "") -> list[Figure]:
         Figure(f"change to applied (Wait after Update){known}", "ms", waits, [], "none", "≤ 20 ms"),
         Figure(f"Update and Wait{known}", "ms", both, [], "none", ""),
     ]
+
+
+def traced(cloud: Cloud, first: Vm, second: Vm) -> Figure:
+    """A trace over two hosts, both directions, at the client."""
+    took = []
+    request = operations_pb2.TraceRequest(from_port_id=first.id, to_port_id=second.id, protocol="tcp", destination_port=80)
+    for _ in range(ROUNDS):
+        began = time.monotonic()
+        cloud.admin.client.call("Operations", "Trace", request)
+        took.append((time.monotonic() - began) * 1000)
+    return Figure("trace over two hosts, both directions", "ms", took, [], "none", "≤ 300 ms")
 
 
 def _throughput(first: Vm, second: Vm, control: ControlFlow) -> Figure:

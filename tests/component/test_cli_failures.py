@@ -43,6 +43,7 @@ OTHERS: dict[str, list[str]] = {
     "drift": ["h1"],
     "capabilities": ["h1"],
     "wait": [ID, "--timeout", "1s"],
+    "trace": ["--from", "web", "--to", "10.0.0.5"],
     "attach": ["web", "--netns", "none"],
     "detach": ["web"],
     "subnet-pool add-prefixes": [ID, "10.0.0.0/8"],

@@ -43,7 +43,7 @@ READABLE = {**dict.fromkeys(READ, "reader"), **dict.fromkeys(WRITE, "operator")}
 DECIDED: dict[str, dict[str, str]] = {
     "Network": {**TENANTS, "GetIpAvailability": "reader"},
     "Subnet": TENANTS,
-    "Port": {**TENANTS, **dict.fromkeys(("Bind", "Unbind"), "operator")},
+    "Port": {**TENANTS, **dict.fromkeys(("Bind", "Unbind"), "operator"), "Explain": "reader"},
     "SubnetPool": {**TENANTS, **dict.fromkeys(("AddPrefixes", "RemovePrefixes", "Onboard"), "member")},
     "AddressScope": TENANTS,
     "SecurityGroup": {**TENANTS, "ReplaceRules": "member"},
@@ -56,7 +56,7 @@ DECIDED: dict[str, dict[str, str]] = {
     "NetworkSegmentRange": READABLE,
     "AvailabilityZone": READABLE,
     "Quota": {**dict.fromkeys(READ, "reader"), **dict.fromkeys(WRITE, "operator")},
-    "Operations": {"Wait": "reader", "ListChanges": "reader", "Apply": "member", "ListDrift": "operator"},
+    "Operations": {"Wait": "reader", "ListChanges": "reader", "Apply": "member", "ListDrift": "operator", "Trace": "reader"},
 }
 
 

@@ -360,15 +360,14 @@ def test_additions_leave_marks_as_they_are_and_removals_do_not() -> None:
 
 def test_what_is_named_and_not_known_allows_nothing_and_is_pending() -> None:
     estate = simple()
+    cloud = estate.cloud
+    plugged = cloud.interfaces.pop("tap5")
+    estate.run()
+    cloud.interfaces["tap5"] = plugged
     estate.put_group(1)
     estate.put_port(5, 1)
     estate.put_rule(0, 30, IN, remote_group_id=GROUPS[1])
-    scope = keys.scope(GROUPS[1], "secgroup")
-    cloud = estate.cloud
-    cloud.facts()
-    while any(not prefix.startswith(scope) for prefix in cloud.pending):
-        cloud.deliver(next(prefix for prefix in cloud.pending if not prefix.startswith(scope)))
-    cloud.engine.run()
+    deliver_all_but(cloud, keys.scope(GROUPS[1], "secgroup"))
     remarks = {item.scope for item in cloud.engine.items().values() if isinstance(item, Remark) and item.reason == PENDING}
     assert remarks == {keys.scope(NETWORK), keys.scope(GROUPS[0], "secgroup")}
     from_five = packet(5, 0, Probe("10.0.0.6", "10.0.0.1", 17, (5, 5)))
@@ -377,6 +376,35 @@ def test_what_is_named_and_not_known_allows_nothing_and_is_pending() -> None:
     estate.run()
     assert not [item for item in cloud.engine.items().values() if isinstance(item, Remark) and item.reason == PENDING]
     assert Switch(estate.flows).send(FIRST + 5, from_five).out == [FIRST]
+
+
+def deliver_all_but(cloud: Cloud, scope: str) -> None:
+    cloud.facts()
+    while others := [prefix for prefix in cloud.pending if prefix != scope]:
+        cloud.deliver(others[0])
+    cloud.engine.run()
+
+
+def test_a_port_is_filtered_by_the_groups_of_before_until_the_new_ones_are_known() -> None:
+    estate = simple()
+    before = {flow for flow in estate.flows if flow.table == Table.POLICY}
+    estate.put_group(1)
+    estate.put_rule(1, 0, OUT)
+    estate.put_port(5, 1)
+    scope = keys.scope(GROUPS[1], "secgroup")
+    deliver_all_but(estate.cloud, scope)
+    items = estate.cloud.engine.items()
+    assert {flow for flow in estate.flows if flow.table == Table.POLICY if flow.cookie == cookie(CookieKind.PORT, PORTS[5])}
+    assert [item.scope for item in items.values() if isinstance(item, Remark)] == [keys.scope(NETWORK)]
+    assert items == estate.cloud.engine.full()
+    probe = Probe("10.0.0.6", "10.0.0.1", 17, (5, 5))
+    sent = packet(5, 0, probe)
+    # It has left the group already, as a member; what it receives is still by the rules of before.
+    assert Switch(estate.flows).send(FIRST, packet(0, 5, answer(probe))).out == [FIRST + 5]
+    estate.run()
+    assert Switch(estate.flows).send(FIRST, packet(0, 5, answer(probe))).drops == [Reason.SG_INGRESS]
+    assert Switch(estate.flows).send(FIRST + 5, sent).drops == [Reason.SG_INGRESS], "sent, and not received"
+    assert before != {flow for flow in estate.flows if flow.table == Table.POLICY}
 
 
 def test_a_flow_that_is_missing_lets_nothing_through() -> None:

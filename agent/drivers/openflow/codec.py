@@ -42,7 +42,7 @@ VERSION = 0x06
 
 # Message types (1.5.1, section 7.1.1).
 HELLO, ERROR, ECHO_REQUEST, ECHO_REPLY, EXPERIMENTER, SET_CONFIG = 0, 1, 2, 3, 4, 9
-FLOW_MOD, GROUP_MOD, MULTIPART_REQUEST, MULTIPART_REPLY = 14, 15, 18, 19
+PACKET_OUT, FLOW_MOD, GROUP_MOD, MULTIPART_REQUEST, MULTIPART_REPLY = 13, 14, 15, 18, 19
 BARRIER_REQUEST, BARRIER_REPLY, BUNDLE_CONTROL, BUNDLE_ADD = 20, 21, 33, 34
 
 # Bundle control requests; the reply of each is one more. Flags: all or nothing, and in the order given.
@@ -62,10 +62,12 @@ _OXS_PACKETS, _OXS_BYTES = 0x8002_0008 | 4 << 9, 0x8002_0008 | 5 << 9
 
 PORT_IN_PORT = 0xFFFF_FFF8
 _PORT_IN_PORT_16 = 0xFFF8  # the 16 bit form, in resubmit
-_ANY = 0xFFFF_FFFF
+_TO_TABLES = 0xFFFF_FFF9
+_ANY = _NO_BUFFER = 0xFFFF_FFFF
 ALL_TABLES = 0xFF
 
 _HEADER = Struct("!BBHI")
+_PACKET_OUT_HEAD = Struct("!IH2x")
 _FLOW_MOD_HEAD = Struct("!QQBBHHHIIIHH")
 _GROUP_MOD_HEAD = Struct("!HBxIH2xI")
 _BUCKET = Struct("!HHI")
@@ -205,6 +207,12 @@ def flows_request(
 def groups_request() -> bytes:
     """The body of a multipart request for all groups."""
     return _MULTIPART.pack(_GROUP_DESC, 0) + _GROUP_ACTION.pack(0xFFFF, 0xFFFC, 0)
+
+
+def packet_out(in_port: int, data: bytes) -> bytes:
+    """The body of a message that has the switch take a frame for one that came by a port."""
+    actions = encode_action(Output(_TO_TABLES))
+    return _PACKET_OUT_HEAD.pack(_NO_BUFFER, len(actions)) + encode_match((("in_port", in_port, None),)) + actions + data
 
 
 def ports_request() -> bytes:

@@ -21,7 +21,7 @@ from agent.drivers import unixctl
 from agent.drivers.openflow import codec
 from agent.drivers.openflow.connection import NO_SUCH_GROUP, Connection, ErrorReply, OpenFlowError
 from agent.faults import point
-from agent.model.flow import Flow, Group, ToGroup, Track
+from agent.model.flow import Flow, Group, Match, ToGroup, Track
 from agent.model.item import Failure, Item, Key
 
 _ROUNDS = 32  # bundles tried in one apply; a commit names only the first message that it refuses
@@ -150,10 +150,13 @@ class OpenFlowDriver:
         bodies = await self._multipart(codec.groups_request())
         return {group.group_id: group for body in bodies for group in codec.decode_groups(body)}
 
-    async def flow_counters(self, table: int, idle: bool = False) -> list[tuple[Flow, int, int]]:
-        """The flows of one table, ours or not, with their packets and bytes; without idle, those that have seen any."""
+    async def flow_counters(
+        self, table: int | None = None, idle: bool = False, matched: Match = ()
+    ) -> list[tuple[Flow, int, int]]:
+        """The flows of one table, or of all, ours or not, with their packets and bytes; without idle, those that have seen
+        any; those alone that match all of `matched`, and perhaps more."""
         found = []
-        for body in await self._multipart(codec.flows_request(table)):
+        for body in await self._multipart(codec.flows_request(codec.ALL_TABLES if table is None else table, matched)):
             found += [(entry.flow, entry.packets, entry.bytes) for entry in codec.decode_flows(body, idle)]
             await asyncio.sleep(0)  # there may be thousands, and whoever waits for the loop has more urgent work
         return found
@@ -163,6 +166,14 @@ class OpenFlowDriver:
         return {
             number: stats for body in await self._multipart(codec.ports_request()) for number, stats in codec.decode_ports(body)
         }
+
+    async def send(self, in_port: int, data: bytes) -> None:
+        """Have the switch take a frame for one that came by a port."""
+        async with self._connected() as connection:
+            with connection.exchange() as exchange:
+                exchange.send(codec.PACKET_OUT, codec.packet_out(in_port, data))
+                await exchange.barrier(self._timeout)
+                _raise_any(exchange.errors, "the switch refused to send")
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """Put and delete in one atomic bundle: lookups see all of it or nothing.
