@@ -245,9 +245,10 @@ class _Plan:
         if not found and kind.options.implicit:
             text = f"no {kind.noun} has the name {quoted(message.name)}; give the id of the one that is meant"
             raise wrong("id", "MISSING_FIELD", text)
-        item.exists = bool(found)
-        message.id = found[0].id if found else fresh
-        if not found:
+        there = found[0].id if found else self._always_there(kind, message.name, message.project_id)
+        item.exists = bool(there)
+        message.id = there or fresh
+        if not there:
             place = (kind.name, message.project_id, kind.parent_of(message), message.name)
             twin = self._new_names.setdefault(place, item.index)
             if twin != item.index:
@@ -269,6 +270,10 @@ class _Plan:
                 continue
             if not parent_id or kind.parent_of(stored) == parent_id:
                 yield stored
+
+    def _always_there(self, kind: Kind, name: str, project: str) -> str:
+        """The id of an object that every project has, made with the first apply that names it; "": none of that name."""
+        return services.RULES[kind.name].always_there(self._transaction, name, project, self._context)
 
     # -- what its fields mean -----------------------------------------------------------------------------------------
 
@@ -301,6 +306,8 @@ class _Plan:
         ids = [item.message.id for item in known] or [found.id for found in self._named(kind, text, self._project)]
         if len(ids) == 1 and ids[0]:
             return str(ids[0])
+        if not ids and (there := self._always_there(kind, text, self._project)):
+            return there
         if not ids:
             text = (
                 f"{where} names the {kind.noun} {quoted(text)}, which is neither in the request nor in project {self._project}"

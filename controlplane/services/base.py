@@ -82,6 +82,10 @@ class Rules:
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
         """Refuse while others refer to it; release what it claimed; with force, delete what it owns."""
 
+    def always_there(self, transaction: Transaction, name: str, project: str, context: Context) -> str:
+        """The id of the object of a name that every project has, whether it was made before or is now; "": there is none."""
+        return ""
+
     def default(self, object_id: str, context: Context) -> Any | None:
         """An implicit kind: the object of an id that was never stored; None where there can be none."""
         return None

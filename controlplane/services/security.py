@@ -65,6 +65,9 @@ class SecurityGroupRules(Rules):
             text = f"name {DEFAULT} is that of the project's own default security group; take another"
             yield Violation("name", "NAME_TAKEN", text, Code.ALREADY_EXISTS)
 
+    def always_there(self, transaction: Transaction, name: str, project: str, context: Context) -> str:
+        return default_group(transaction, project, context) if name == DEFAULT else ""
+
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:
         _number(transaction, new, keys.scope(new.id, "secgroup"), context)
 

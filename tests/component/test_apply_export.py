@@ -251,6 +251,22 @@ async def test_prune_deletes_in_safe_order_and_only_when_told_so(kumi: Kumi, clo
     await consistent(cloud.store)
 
 
+async def test_b_sg_a_file_may_name_the_default_group_before_there_is_one(kumi: Kumi, cloud: Cloud) -> None:
+    path = kumi.file(
+        "- {kind: security-group-rule, name: ssh, security_group: default, direction: ingress, protocol: tcp,"
+        " port_range_min: 22, port_range_max: 22}\n"
+        "- {kind: port, name: p, network: web, security_group: default}\n"
+        "- {kind: network, name: web}\n- {kind: subnet, name: s, network: web, cidr: 10.0.0.0/24}\n"
+        "- {kind: security-group, name: default, description: ours}\n"
+    )
+    assert (await kumi.done("apply", "-f", path, by="alice")).splitlines()[-1].startswith("4 created, 1 updated")
+    (own,) = (await cloud.api.list("SecurityGroup", by="alice")).items
+    assert (own.name, own.is_default, own.description, own.member_count) == ("default", True, "ours", 1)
+    assert len((await cloud.api.list("SecurityGroupRule", by="alice")).items) == 4 + 1
+    assert (await kumi.done("apply", "-f", path, by="alice")) == "0 created, 0 updated, 0 deleted, 5 unchanged\n"
+    await consistent(cloud.store)
+
+
 async def test_500_objects_at_once_and_no_more(kumi: Kumi, cloud: Cloud) -> None:
     ports = [{"kind": "port", "name": f"p{number}", "network": "web"} for number in range(498)]
     base = [
