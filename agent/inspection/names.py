@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from agent.facts.model import Interface
 from agent.inspection.words import KINDS
@@ -40,27 +41,32 @@ class Names:
             return pb.ObjectRef()
         digits = f"{mark & (1 << 56) - 1:014x}"
         ending = f"{digits[:2]}-{digits[2:]}"  # of a UUID; there may be tens of thousands to look through
-        for object_id, name in self._candidates(kind):
+        for object_id, named in self._candidates(kind):
             if object_id.endswith(ending) or (KINDS[kind] == "Node" and cookie(kind, object_id) == mark):
-                return pb.ObjectRef(kind=KINDS[kind], id=object_id, name=name)
+                return pb.ObjectRef(kind=KINDS[kind], id=object_id, name=named())
         return pb.ObjectRef(kind=KINDS[kind], id=f"…{digits}")
 
-    def _candidates(self, kind: CookieKind) -> Iterator[tuple[str, str]]:
-        """Ids and names of the resources of a kind."""
+    def _candidates(self, kind: CookieKind) -> Iterator[tuple[str, Callable[[], str]]]:
+        """Ids of the resources of a kind, and how each is called."""
         match KINDS[kind]:
             case "Node":
-                yield from ((node, node) for node in self._state.nodes)
+                yield from ((node, partial(str, node)) for node in self._state.nodes)
             case "Network":
-                for network_id, state in self._state.networks.items():
-                    yield network_id, state.network.name if state.network else ""
+                yield from ((network_id, partial(self._name_of, network_id, "")) for network_id in self._state.networks)
             case "SecurityGroup":
-                yield from ((keys.split(scope)[1], "") for scope in self._state.groups.states)
+                yield from ((keys.split(scope)[1], str) for scope in self._state.groups.states)
             case "SecurityGroupRule":
                 for group in self._state.groups.states.values():
-                    yield from ((rule_id, "") for rule_id in group.rules)
+                    yield from ((rule_id, str) for rule_id in group.rules)
             case "Port":
-                for state in self._state.networks.values():
-                    yield from ((port_id, port.name) for port_id, port in state.ports.items())
+                for network_id, state in self._state.networks.items():
+                    yield from ((port_id, partial(self._name_of, network_id, port_id)) for port_id in state.ports)
+
+    def _name_of(self, network_id: str, port_id: str) -> str:
+        """The name of a network, or of a port of it."""
+        state = self._state.networks[network_id]
+        found = state.port(port_id) if port_id else state.network
+        return found.name if found is not None else ""
 
     def network(self, network_id: str) -> pb.ObjectRef:
         state = self._state.networks.get(network_id)
@@ -69,7 +75,7 @@ class Names:
     def stored(self, port_id: str) -> port_pb2.Port | None:
         """A port that is plugged here."""
         network = self._state.networks.get(self._state.located.get(port_id) or "")
-        return network.ports.get(port_id) if network else None
+        return network.port(port_id) if network else None
 
     def port(self, port_id: str) -> pb.ObjectRef:
         known = self.stored(port_id)
