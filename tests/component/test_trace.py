@@ -61,7 +61,7 @@ class Installed:
         """Ports of network 0 that this node has wired, and that no group filters."""
         state, network = self.cloud.state, NETWORKS[0]
         here = [port for port in sorted(state.local_ports(network)) if verdict(View(state), network, port).wired]
-        return [port for port in map(state.networks[network].ports.get, here) if port is not None and not port.filtered]
+        return [port for port in map(state.networks[network].port, here) if port is not None and not port.filtered]
 
     async def dropped(self, ofport: int) -> dict[int, int]:
         return {}
@@ -95,7 +95,8 @@ class Packets:
     def __init__(self, node: Installed) -> None:
         self.chance = random.Random(SEED)
         self.local = [interface.ofport for interface in node.local]
-        ports = [port for state in node.cloud.state.networks.values() for port in state.ports.values()]
+        known = node.cloud.state.networks.values()
+        ports = [port for state in known for port_id in state.ports if (port := state.port(port_id)) is not None]
         self.ports = self.chance.sample(ports, min(60, len(ports)))
         self.own = {
             interface.ofport: port
