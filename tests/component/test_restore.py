@@ -6,13 +6,14 @@ import asyncio
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from agent.model.item import Key
 from controlplane.registry import KINDS
 from controlplane.store import client, keys, restored
 from controlplane.store.client import Entry
@@ -92,6 +93,11 @@ async def network_with_port(api: Client, **fields: Any) -> tuple[str, str]:
     return network.id, (await api.create("Port", network_id=network.id)).id
 
 
+def lasting(items: Iterable[Key]) -> set[Key]:
+    """Without the flows by a connection's mark, which is of one life of the store: every connection is asked about anew."""
+    return {key for key in items if key[0] != "flow" or "ct_mark" not in [name for name, _, _ in key[3]]}
+
+
 async def test_a_44_everybody_who_remembers_a_revision_copes_with_a_restoration(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +108,7 @@ async def test_a_44_everybody_who_remembers_a_revision_copes_with_a_restoration(
     async with SimulatedAgent(cloud, "h1", monkeypatch) as agent:
         agent.plug(port)
         await api.wait(ids=[port], active=True)
-        full = set(agent.driver.there)
+        full = lasting(agent.driver.there)
         backed_up = wanted(await everything(cloud.store))
         as_shown = await shown(api)
         assert "up to revision" in await kumi(cloud, "backup", str(file))
@@ -129,7 +135,7 @@ async def test_a_44_everybody_who_remembers_a_revision_copes_with_a_restoration(
         answer = await when_there(lambda: api.wait(ids=[port], active=True, seconds=restored.GRACE - 1))
         assert answer.revision < last.revision
         # Now, at once: what Wait says is so.
-        assert set(agent.driver.there) == full
+        assert lasting(agent.driver.there) == full
         assert not agent.has(late_port)
         assert await shown(api) == as_shown
         assert await when_there(lambda: shown(second)) == as_shown
