@@ -64,6 +64,7 @@ PORT_IN_PORT = 0xFFFF_FFF8
 _PORT_IN_PORT_16 = 0xFFF8  # the 16 bit form, in resubmit
 _ANY = 0xFFFF_FFFF
 ALL_TABLES = 0xFF
+_MOST = 0xFFFF - 64  # bytes of a message, less what is around match and actions
 
 _HEADER = Struct("!BBHI")
 _FLOW_MOD_HEAD = Struct("!QQBBHHHIIIHH")
@@ -163,8 +164,10 @@ def bundle_add(bundle: int, xid: int, kind: int, body: bytes) -> bytes:
 def flow_put(flow: Flow) -> bytes:
     """The body of a flow-mod that adds the flow, or replaces the one with the same table, priority and match."""
     actions = encode_actions(flow.actions)
-    instructions = _INSTRUCTION.pack(_APPLY_ACTIONS, 8 + len(actions)) + actions if actions else b""
-    return _flow_mod(flow, _ADD, 0) + instructions
+    head = _flow_mod(flow, _ADD, 0)
+    if len(head) + len(actions) > _MOST:
+        raise ValueError(f"{len(flow.actions)} actions do not fit into one message")
+    return head + _INSTRUCTION.pack(_APPLY_ACTIONS, 8 + len(actions)) + actions if actions else head
 
 
 def flow_delete(flow: Flow) -> bytes:
