@@ -169,7 +169,7 @@ class Groups:
         """The state that a notice of a scope goes into; None when it is of no interest."""
         return self.states.setdefault(scope, GroupState()) if scope in self.wanted() else None
 
-    def list(self, scope: str) -> set[Token]:
+    def complete(self, scope: str) -> set[Token]:
         """It is known as a whole now."""
         state = self.states[scope]
         if state.listed:

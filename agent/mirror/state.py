@@ -244,7 +244,7 @@ class State:
         elif keys.is_scope(prefix) and (group := self.groups.begin(prefix)) is not None:
             for key, entry in changes:
                 tokens |= self._guarded(key, entry, lambda key, entry: self.groups.take(prefix, group, key, entry))
-            tokens |= self.groups.list(prefix) if listed else set()
+            tokens |= self.groups.complete(prefix) if listed else set()
             _reach(group, notice)
         return tokens
 

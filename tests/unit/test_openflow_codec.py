@@ -296,6 +296,8 @@ def test_a_flow_out_of_range_is_refused(flow: Flow) -> None:
         codec.flow_put(flow)
     with pytest.raises(ValueError, match="write InPort"):
         codec.encode_action(Output(codec.PORT_IN_PORT))
+    with pytest.raises(ValueError, match="do not fit"):
+        codec.flow_put(Flow(0, 1, (), (Resubmit(3),) * 5000, 1))
 
 
 def test_match_has_one_form() -> None:

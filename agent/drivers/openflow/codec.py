@@ -65,6 +65,7 @@ _PORT_IN_PORT_16 = 0xFFF8  # the 16 bit form, in resubmit
 _TO_TABLES = 0xFFFF_FFF9
 _ANY = _NO_BUFFER = 0xFFFF_FFFF
 ALL_TABLES = 0xFF
+_MOST = 0xFFFF - 64  # bytes of a message, less what is around match and actions
 
 _HEADER = Struct("!BBHI")
 _PACKET_OUT_HEAD = Struct("!IH2x")
@@ -165,8 +166,10 @@ def bundle_add(bundle: int, xid: int, kind: int, body: bytes) -> bytes:
 def flow_put(flow: Flow) -> bytes:
     """The body of a flow-mod that adds the flow, or replaces the one with the same table, priority and match."""
     actions = encode_actions(flow.actions)
-    instructions = _INSTRUCTION.pack(_APPLY_ACTIONS, 8 + len(actions)) + actions if actions else b""
-    return _flow_mod(flow, _ADD, 0) + instructions
+    head = _flow_mod(flow, _ADD, 0)
+    if len(head) + len(actions) > _MOST:
+        raise ValueError(f"{len(flow.actions)} actions do not fit into one message")
+    return head + _INSTRUCTION.pack(_APPLY_ACTIONS, 8 + len(actions)) + actions if actions else head
 
 
 def flow_delete(flow: Flow) -> bytes:
