@@ -1,7 +1,7 @@
 """New TCP connections, as a script in a workload: how many can be made one after the other. Standard library alone.
 
-`connect.py serve PORT` accepts and closes until it is told to stop; `connect.py call ADDRESS PORT SECONDS` prints how many
-connections it has made in a second.
+`connect.py serve PORT` accepts and closes until it is told to stop; `connect.py call ADDRESS PORT SECONDS [PAUSE]` prints how
+many connections it has made in a second, with a pause after each.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ def serve(port: int) -> None:
                 connection.recv(1)  # until the other side closes
 
 
-def call(address: str, port: int, seconds: float) -> float:
+def call(address: str, port: int, seconds: float, pause: float = 0.0) -> float:
     count = 0
     began = time.monotonic()
     while time.monotonic() < began + seconds:
         with socket.create_connection((address, port), timeout=PATIENCE) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
         count += 1
+        time.sleep(pause)
     return count / (time.monotonic() - began)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(int(sys.argv[2]))
-    print(call(sys.argv[2], int(sys.argv[3]), float(sys.argv[4])), flush=True)
+    print(call(sys.argv[2], int(sys.argv[3]), *map(float, sys.argv[4:])), flush=True)

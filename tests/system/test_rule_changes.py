@@ -1,0 +1,104 @@
+"""Rules that change without end, beside packets that are allowed and packets that are not."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from deploy.lab import Host
+from kumihimo.v1 import security_pb2 as pb
+from tests.chaos.cluster import FULL, seed
+from tests.policymodel import Probe
+from tests.system import probes
+from tests.system.cloud import Api, Cloud, Scene
+from tests.system.control import ControlFlow, Watch
+
+SECONDS = 60.0 if FULL else 5.0
+RATE = 100  # changes a second
+WRITERS = 4
+UDP, FORBIDDEN = 17, 9
+CALLED = 7000
+PAUSE = 0.02  # seconds between two new connections
+CONNECT = str(Path(__file__).with_name("connect.py"))
+SEND = {"direction": pb.DIRECTION_EGRESS, "ethertype": 4}
+
+
+class Churn:
+    """Makes and removes rules of a group, by several callers, at a steady rate. changed: how many times."""
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self._until = time.monotonic() + SECONDS
+        self._writers = [threading.Thread(target=self._write, args=(number,)) for number in range(WRITERS)]
+        self._counts = [0] * WRITERS
+        self._failed: list[Exception] = []
+
+    def run(self) -> int:
+        """To its end; how many changes it made."""
+        for writer in self._writers:
+            writer.start()
+        for writer in self._writers:
+            writer.join()
+        assert not self._failed, self._failed
+        return sum(self._counts)
+
+    def _write(self, number: int) -> None:
+        api, chance = Api("admin"), random.Random(f"{seed()}/{number}")
+        there: list[Any] = []
+        next_at = time.monotonic()
+        try:
+            while next_at < self._until:
+                time.sleep(max(0.0, next_at - time.monotonic()))
+                next_at += WRITERS / RATE
+                if there and (len(there) > 20 or chance.random() < 0.5):
+                    api.delete(there.pop(chance.randrange(len(there))))
+                else:
+                    there.append(api.create(self._rule(number, chance)))
+                self._counts[number] += 1
+        except Exception as error:
+            self._failed.append(error)
+        finally:
+            api.client.__exit__()
+
+    def _rule(self, number: int, chance: random.Random) -> pb.SecurityGroupRule:
+        """One that says what no other does, and nothing of what is forbidden."""
+        low = 10_000 + number * 10_000 + chance.randrange(9_000)
+        rule = pb.SecurityGroupRule(
+            security_group_id=self._group.id, direction=pb.DIRECTION_INGRESS, ethertype=4, protocol="udp"
+        )
+        rule.port_range_min, rule.port_range_max = low, low + chance.randrange(900)
+        rule.remote_ip_prefix = f"10.{chance.randrange(256)}.{chance.randrange(256)}.0/24"
+        return rule
+
+
+def test_a_hundred_changes_a_second_lose_nothing_that_is_allowed_and_let_nothing_else_through(
+    scene: Scene, cloud: Cloud, control: ControlFlow, h1: Host, h2: Host
+) -> None:
+    network = scene.network()
+    ping = {"direction": pb.DIRECTION_INGRESS, "ethertype": 4, "protocol": "icmp"}
+    call = {**ping, "protocol": "tcp", "port_range_min": CALLED, "port_range_max": CALLED}
+    lasting, changing = scene.group(SEND, ping, call), scene.group()
+    sender = scene.vm(network, h1)
+    receiver = scene.vm(network, h2, security_group_ids=[lasting.id, changing.id])
+    mark = os.urandom(12)
+    forbidden = Probe(sender.ip, receiver.ip, UDP, (40_000, FORBIDDEN))
+    sender.guest.repeat(probes.frame(sender.mac, receiver.mac, forbidden, mark), period=0.004)
+    with receiver.workload.popen([sys.executable, "-I", "-S", CONNECT, "serve", str(CALLED)]) as server:
+        server.wait_for("ready")
+        calls = [sys.executable, "-I", "-S", CONNECT, "call", receiver.ip, str(CALLED), str(SECONDS), str(PAUSE)]
+        with Watch(control, sender, receiver) as watch, sender.workload.popen(calls) as caller:
+            changes = Churn(changing).run()
+            caller.wait(SECONDS + 30)
+            made = float(caller.stop())
+    print(f"\n{changes} changes in {SECONDS:.0f} s, {made:.0f} new connections a second")
+    cloud.admin.wait(0, lasting.id, changing.id)
+    sender.guest.repeat()
+    assert changes > RATE * SECONDS / 2
+    assert watch.lost.ours <= watch.lost.control, watch.lost
+    assert made > 0.5 / PAUSE, "a lost packet of a new connection takes a second"
+    assert not any(mark in frame for frame in receiver.guest.seen())
