@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 from agent.model.flow import Action, Flow, Match, Resubmit, SetField, Track
@@ -31,7 +32,13 @@ def flow(table: Table, priority: int, match: Match, *actions: Action, cookie: in
         onward = action.table if isinstance(action, Resubmit | Track) else None
         if onward is not None and Table(onward) not in NEXT[table]:
             raise PipelineError(f"table {table.name} may not go to {Table(onward).name}")
-    return Flow(int(table), priority, match, actions, cookie)
+    return Flow(int(table), priority, match, _shared(actions), cookie)
+
+
+@lru_cache(4096)
+def _shared(actions: tuple[Action, ...]) -> tuple[Action, ...]:
+    """One object for all flows that do the same."""
+    return actions
 
 
 def drop(reason: Reason) -> tuple[Action, ...]:

@@ -9,9 +9,9 @@ Invariants:
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from agent.compile.view import View
 from agent.mirror.scope import Token
@@ -20,6 +20,9 @@ from agent.model.item import Item, Key
 
 Unit = tuple[Hashable, ...]
 Compile = Callable[..., Iterable[Item]]
+Readers = tuple[Unit, ...] | set[Unit]
+
+FEW = 8  # readers of a token
 
 
 class Conflict(Exception):
@@ -58,7 +61,7 @@ class Engine:
         self._items: dict[Unit, dict[Key, Item]] = {}
         self._owners: dict[Key, tuple[Unit, ...]] = {}
         self._reads: dict[Unit, tuple[Token, ...]] = {}
-        self._readers: dict[Token, set[Unit]] = defaultdict(set)
+        self._readers: dict[Token, Readers] = {}
         self._tokens: dict[Token, Token] = {}
         self._failed: dict[Unit, str] = {}
         self._dirty: set[Unit] = set(features.always)
@@ -115,14 +118,15 @@ class Engine:
             self._failed.pop(unit, None)
         self._note_reads(unit, view.reads)
         old = self._items.get(unit, {})
-        scope = frozenset((self._features.scope(unit),))
+        scope = _alone(self._features.scope(unit))
         for key in old.keys() - new.keys():
             self._owners[key] = others = tuple(owner for owner in self._owners[key] if owner != unit)
             if not others:
                 del self._owners[key]
                 changes.put.pop(key, None)
                 changes.delete.add(key)
-                changes.scopes[key] = changes.scopes.get(key, scope) | scope
+                known = changes.scopes.get(key, scope)
+                changes.scopes[key] = known if scope <= known else known | scope
         alone = (unit,)
         for key, item in new.items():
             if key not in old:
@@ -130,7 +134,8 @@ class Engine:
             if old.get(key) != item:
                 changes.put[key] = item
                 changes.delete.discard(key)
-                changes.scopes[key] = changes.scopes.get(key, scope) | scope
+                known = changes.scopes.get(key, scope)
+                changes.scopes[key] = known if scope <= known else known | scope
         if new or unit in self._failed:
             self._items[unit] = new
         else:
@@ -157,13 +162,33 @@ class Engine:
     def _note_reads(self, unit: Unit, reads: set[Token]) -> None:
         old = set(self._reads.get(unit, ()))
         for token in old - reads:
-            self._readers[token].discard(unit)
-            if not self._readers[token]:
-                del self._readers[token]
-                del self._tokens[token]
+            self._readers[token] = left = _without(self._readers[token], unit)
+            if not left:
+                del self._readers[token], self._tokens[token]
         for token in reads - old:
-            self._readers[self._tokens.setdefault(token, token)].add(unit)
+            self._readers[self._tokens.setdefault(token, token)] = _with(self._readers.get(token, ()), unit)
         if reads:
             self._reads[unit] = tuple(self._tokens[token] for token in reads)
         else:
             self._reads.pop(unit, None)
+
+
+@lru_cache(4096)
+def _alone(scope: str) -> frozenset[str]:
+    """One object for all keys of a scope."""
+    return frozenset((scope,))
+
+
+def _with(readers: Readers, unit: Unit) -> Readers:
+    """One more. Of few, as of nearly every token, a tuple is kept, which is small; of many a set."""
+    if isinstance(readers, set):
+        readers.add(unit)
+        return readers
+    return (*readers, unit) if len(readers) < FEW else {*readers, unit}
+
+
+def _without(readers: Readers, unit: Unit) -> Readers:
+    if isinstance(readers, set):
+        readers.discard(unit)
+        return readers
+    return tuple(reader for reader in readers if reader != unit)

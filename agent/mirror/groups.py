@@ -12,6 +12,7 @@ allowed): whether any rule has matches with it · ("remotes", scope): groups tha
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
@@ -182,7 +183,7 @@ class Groups:
 
     def take(self, scope: str, state: GroupState, key: str, entry: Entry | None) -> set[Token]:
         """Take in one key. DecodeError: it is no message."""
-        match keys.split(key)[2:]:
+        match [sys.intern(part) for part in keys.split(key)[2:]]:
             case ["security_group"]:
                 group = security_pb2.SecurityGroup.FromString(entry.value) if entry else security_pb2.SecurityGroup()
                 observes = group.mode == security_pb2.SECURITY_GROUP_MODE_OBSERVE
@@ -282,7 +283,7 @@ def prefixes(given: Iterable[str]) -> tuple[Prefix, ...]:
     return tuple(dict.fromkeys(prefix for address in given for prefix in _prefixes(address)))
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=1024)
 def _prefixes(address: str) -> tuple[Prefix, ...]:
     try:
         networks = addresses(address)[1]

@@ -28,7 +28,7 @@ PAUSE = 0.5  # seconds
 SHARE = 20
 RETRY = 30.0  # seconds after a write that failed
 DIGEST = 32  # bytes
-PART = 500  # entries
+PART = 1000  # entries
 
 _log = structlog.get_logger("kumihimo.agent")
 
@@ -80,7 +80,6 @@ class Recorder:
         self._path = path
         self._head = store_pb2.MirrorSnapshot(node=node, etcd=endpoints).SerializeToString()
         self._known: dict[str, tuple[int, int, dict[str, Entry]]] = {}  # prefix → revision, cluster, entries by key
-        self._packed: dict[str, list[bytes]] = {}  # those that have not changed since
         self._changed = asyncio.Event()
         self._told = ""
 
@@ -100,7 +99,6 @@ class Recorder:
                 else:
                     entries[key] = entry
             self._known[notice.prefix] = notice.revision, cluster, entries
-        self._packed.pop(notice.prefix, None)
         self._changed.set()
 
     def _take_list(self, listed: Listed) -> None:
@@ -110,7 +108,6 @@ class Recorder:
         """Forget all others."""
         for prefix in self._known.keys() - prefixes:
             del self._known[prefix]
-            self._packed.pop(prefix, None)
             self._changed.set()
 
     async def run(self) -> None:
@@ -125,11 +122,11 @@ class Recorder:
                 await asyncio.sleep(max(0.0, SHARE * (loop.time() - began) - PAUSE) if wrote else RETRY)
         finally:
             if self._changed.is_set():
-                _write(self._path, self._parts())
+                _write(self._path, self._head, self._copy())
 
     async def _write(self) -> bool:
         self._changed.clear()
-        failed = await asyncio.to_thread(_write, self._path, self._parts())
+        failed = await asyncio.to_thread(_write, self._path, self._head, self._copy())
         if failed and failed != self._told:
             _log.warning("snapshot not written; a boot while the store is away would begin from an older one", detail=failed)
         elif self._told and not failed:
@@ -139,15 +136,18 @@ class Recorder:
             self._changed.set()
         return not failed
 
-    def _parts(self) -> list[bytes]:
-        """The file, in pieces that follow each other."""
-        for prefix in self._known.keys() - self._packed.keys():
-            self._packed[prefix] = list(_packed(prefix, *self._known[prefix]))
-        body = [self._head, *(part for prefix in sorted(self._packed) for part in self._packed[prefix])]
-        digest = hashlib.sha256()
-        for part in body:
-            digest.update(part)
-        return [MAGIC + str(FORMAT).encode() + b"\n" + digest.digest(), *body]
+    def _copy(self) -> dict[str, tuple[int, int, dict[str, Entry]]]:
+        """What is known now, to be written beside what is learned next."""
+        return {prefix: (revision, cluster, dict(known)) for prefix, (revision, cluster, known) in sorted(self._known.items())}
+
+
+def _parts(head: bytes, known: Mapping[str, tuple[int, int, Mapping[str, Entry]]]) -> list[bytes]:
+    """The file, in pieces that follow each other."""
+    body = [head, *(part for prefix, state in known.items() for part in _packed(prefix, *state))]
+    digest = hashlib.sha256()
+    for part in body:
+        digest.update(part)
+    return [MAGIC + str(FORMAT).encode() + b"\n" + digest.digest(), *body]
 
 
 def _packed(prefix: str, revision: int, cluster: int, known: Mapping[str, Entry]) -> Iterator[bytes]:
@@ -162,7 +162,7 @@ def _packed(prefix: str, revision: int, cluster: int, known: Mapping[str, Entry]
         yield store_pb2.MirrorSnapshot(prefixes=[part]).SerializeToString()
 
 
-def _write(path: Path, parts: Sequence[bytes]) -> str:
+def _write(path: Path, head: bytes, known: Mapping[str, tuple[int, int, Mapping[str, Entry]]]) -> str:
     """Replace the file; why not, when it fails."""
     beside = path.with_name(path.name + ".part")
     try:
@@ -171,7 +171,7 @@ def _write(path: Path, parts: Sequence[bytes]) -> str:
         try:
             point("snapshot: begun")
             os.fchmod(file, 0o600)
-            for part in parts:
+            for part in _parts(head, known):
                 view = memoryview(part)
                 while view:
                     view = view[os.write(file, view) :]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
 from agent.model.item import Key
@@ -59,16 +60,17 @@ def match(**fields: int | tuple[int, int]) -> Match:
     return tuple(sorted(result))
 
 
-def _canonical(name: str, value: int, mask: int | None) -> list[FieldMatch]:
-    """The field in its one form: a list of one, or of none when the mask is 0."""
+@lru_cache(4096)
+def _canonical(name: str, value: int, mask: int | None) -> tuple[FieldMatch, ...]:
+    """The field in its one form: alone, or nothing when the mask is 0. What many flows match is one object."""
     if name not in FIELD_BITS:
         raise ValueError(f"no such field: {name}")
     full = (1 << FIELD_BITS[name]) - 1
     if (mask is not None and mask & ~full) or value & ~(full if mask is None else mask):
         raise ValueError(f"{name}: bits outside the mask or the width: {value:#x}/{full if mask is None else mask:#x}")
     if mask == 0:
-        return []
-    return [(name, value, None if mask == full else mask)]
+        return ()
+    return ((name, value, None if mask == full else mask),)
 
 
 def _split(name: str, value: int, mask: int | None) -> list[FieldMatch]:

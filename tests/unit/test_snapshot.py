@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -140,9 +141,9 @@ async def test_writes_are_few(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     written: list[int] = []
     real = snapshot._write
 
-    def slow(place: Path, data: bytes) -> str:
-        written.append(len(data))
-        return real(place, data)
+    def slow(place: Path, head: bytes, state: Any) -> str:
+        written.append(len(state))
+        return real(place, head, state)
 
     monkeypatch.setattr(snapshot, "_write", slow)
     number = 0

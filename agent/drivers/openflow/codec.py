@@ -14,6 +14,7 @@ read back as a different value, and the reconcile loop would never come to rest.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -319,7 +320,7 @@ def encode_action(action: Action) -> bytes:
 
 
 def flows_known(body: bytes, known: Mapping[bytes, Flow]) -> Iterator[tuple[bytes, Flow]]:
-    """The flows in one multipart reply, each with the bytes that are the same as long as it is. What is known is not
+    """The flows in one multipart reply, each with a digest of what is the same as long as it is. What is known is not
     decoded again: most of a table is as it was when it was last looked at."""
     offset = _MULTIPART.size
     while offset < len(body):
@@ -328,11 +329,13 @@ def flows_known(body: bytes, known: Mapping[bytes, Flow]) -> Iterator[tuple[byte
         _, match_length = _TYPE_LENGTH.unpack_from(body, position)
         stats = position + (match_length + 7) // 8 * 8
         _, stats_length = _TYPE_LENGTH.unpack_from(body, stats)
-        lasting = body[offset:stats] + body[stats + (stats_length + 7) // 8 * 8 : offset + length]
-        flow = known.get(lasting)
+        lasting = hashlib.blake2b(body[offset:stats], digest_size=16)
+        lasting.update(body[stats + (stats_length + 7) // 8 * 8 : offset + length])
+        digest = lasting.digest()
+        flow = known.get(digest)
         if flow is None:
             flow = next(decode_flows(body[: _MULTIPART.size] + body[offset : offset + length])).flow
-        yield lasting, flow
+        yield digest, flow
         offset += max(length, 8)
 
 
