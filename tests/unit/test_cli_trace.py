@@ -68,7 +68,7 @@ def test_an_explanation() -> None:
     first = next(number for number, line in enumerate(lines) if line == "recent drops:") + 2
     told = "1970-01-01T00:00:01Z SG_INGRESS received UDP m1 10.0.0.1 port 0 m2 10.0.0.2 port 53 60"
     assert lines[first].split() == told.split()
-    assert lines[first + 1].split() == "1970-01-01T00:00:00Z PROTOCOL sent 0x88cc m1 m2 64".split()
+    assert lines[first + 1].split() == ["1970-01-01T00:00:00Z", "PROTOCOL", "sent", "0x88cc", "m1", "m2", "64"]
     assert any("IPv4 from 10.0.0.2" in line and "passed on" in line and line.endswith("7") for line in lines)
     assert any("dropped SPOOFED_IP" in line for line in lines)
     assert "- VLAN tags are dropped" in lines
