@@ -21,7 +21,7 @@ from agent.inspection.samples import Samples
 from agent.inspection.trace import ANSWER, Tracer, differ, generations, question
 from agent.inspection.traced import parse
 from agent.model.evaluate import NEW, Connection, Tables, evaluate
-from agent.model.flow import CT_INVALID, CT_RELATED, CT_REPLY, CT_TRACKED, Flow, Group
+from agent.model.flow import CT_INVALID, CT_RELATED, CT_REPLY, CT_TRACKED, Flow, Group, Meter
 from agent.model.journey import End, Fate, Journey
 from agent.model.pipeline import REASON, Reason, Table
 from kumihimo.v1 import inspect_pb2 as pb
@@ -53,7 +53,7 @@ class Installed:
             kind = f"type=internal ofport_request={interface.ofport}"
             commands += [f"--may-exist add-port br-int {interface.name}", f"set interface {interface.name} {kind}"]
         sh(" -- ".join(commands))
-        flows = [item for item in self.items if isinstance(item, Flow | Group)]
+        flows = [item for item in self.items if isinstance(item, Flow | Group | Meter)]
         owned = await self.driver.read_owned()
         wanted = {item.key for item in flows}
         assert not await self.driver.apply(flows, [item for key, item in owned.items() if key not in wanted])

@@ -213,7 +213,8 @@ class OpenFlowDriver:
         failures = await self._put_meters([item for item in put if isinstance(item, Meter)])
         unmetered = await self._unmetered(put)
         failures.update((flow.key, Failure("refused", "the meter that it names is not there")) for flow in unmetered)
-        failures.update(await self._apply_tables([item for item in put if item not in unmetered], delete))
+        metered = [item for item in put if item not in unmetered] if unmetered else put
+        failures.update(await self._apply_tables(metered, delete))
         await self._delete_meters([item for item in delete if isinstance(item, Meter)])
         return failures
 
