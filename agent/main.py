@@ -28,13 +28,14 @@ from agent.facts.ovsdb import Ovsdb, OvsdbError
 from agent.inspection.explain import Explainer
 from agent.inspection.look import Look
 from agent.inspection.probe import Prober
+from agent.inspection.samples import Samples
 from agent.inspection.service import Method, Service, source_address
 from agent.inspection.trace import Tracer
 from agent.mirror.snapshot import Recorder
 from agent.mirror.snapshot import load as load_snapshot
 from agent.mirror.state import State
 from agent.model.host import INTEGRATION_BRIDGE
-from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_ours
+from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_our_meter, is_ours
 from agent.reconcile import alive, counters
 from agent.reconcile.lane import Lane
 from agent.reconcile.loop import Loop
@@ -83,14 +84,17 @@ async def _work(settings: Settings) -> None:
     recorder = Recorder(SNAPSHOT, settings.node, settings.etcd)
     engine = Engine(state, FEATURES)
     loop = Loop(state, engine, feed, ovsdb, status, recorder)
+    samples = Samples()
     switch = OpenFlowDriver(
         INTEGRATION_BRIDGE,
         is_ours,
         is_our_group,
+        is_our_meter,
         marker_table=Table.MARKER,
         marker_cookie=cookie(CookieKind.MARKER),
         rundir=RUNDIR,
         same=lambda item: flows.as_wanted(item),
+        sampled=samples.take,
     )
     netlink = NetlinkDriver()
     flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost, loop.drifts)
@@ -103,7 +107,7 @@ async def _work(settings: Settings) -> None:
         [OvsdbDriver(ovsdb), DnsmasqDriver(), PeerDriver(RUNDIR)],
         lambda port: status.get(keys.port_status(settings.node, port)),
     )
-    explainer = Explainer(state, switch)
+    explainer = Explainer(state, switch, samples)
     tracer = Tracer(state, lambda: engine.items().values(), explainer.dropped, RUNDIR)
     begun = asyncio.Event()
 

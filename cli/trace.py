@@ -156,6 +156,9 @@ def explained(reply: Any, verbose: bool) -> Iterator[str]:
         yield "\ndropped so far:"
         rows = [(drop.reason, str(drop.packets), drop.message) for drop in reply.drops]
         yield _table(("reason", "packets", "what it means"), rows)
+    if reply.recent:
+        yield "\nrecent drops:"
+        yield _table(("time", "reason", "was", "packet", "from", "to", "bytes"), [_dropped(each) for each in reply.recent])
     if reply.filters:
         yield "\nfilters:"
         yield _table(("stage", "packets that", "are", "resource", "so far"), [_filter(each) for each in reply.filters])
@@ -170,3 +173,23 @@ def explained(reply: Any, verbose: bool) -> Iterator[str]:
 def _filter(each: Any) -> tuple[str, ...]:
     fate = "passed on" if each.passes else f"dropped {each.reason}".rstrip()
     return each.stage, each.text, fate, _named(each.object), str(each.packets)
+
+
+_VERSIONS = {0x0800: "IPv4", 0x0806: "ARP", 0x86DD: "IPv6"}
+_PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
+_WITH_PORTS = (6, 17, 132)
+
+
+def _dropped(each: Any) -> tuple[str, ...]:
+    """A row of the packets that were dropped last."""
+    packet = each.packet
+    kind = _VERSIONS.get(packet.eth_type, f"{packet.eth_type:#06x}")
+    if packet.protocol:
+        kind = _PROTOCOLS.get(packet.protocol, f"{kind} protocol {packet.protocol}")
+    if packet.protocol in (1, 58):
+        kind += f" type {packet.icmp_type}"
+    ports = packet.protocol in _WITH_PORTS
+    sides = (packet.eth_src, packet.ip_src, packet.source_port), (packet.eth_dst, packet.ip_dst, packet.destination_port)
+    ends = [f"{mac} {ip}{f' port {port}' if ports else ''}".rstrip() for mac, ip, port in sides]
+    was = "received" if each.received else "sent"
+    return each.time.ToJsonString(), each.reason, was, kind, *ends, str(each.length)

@@ -12,14 +12,18 @@ from agent.compile.neighbour import floating, neighbour, own_address
 from agent.compile.provider import PHYSICAL
 from agent.compile.segment import missing, to_node
 from agent.compile.view import View
-from agent.model.flow import Action, Flow, Output, Resubmit, SetField, match
+from agent.model.flow import Action, Flow, Meter, Output, Resubmit, SetField, ToController, match
 from agent.model.item import Item
 from agent.model.pipeline import (
     REASON,
     REASONS_OF_RECEIVER,
     REASONS_OF_SENDER,
+    SAMPLE_BYTES,
+    SAMPLES_A_SECOND,
+    SAMPLES_AT_ONCE,
     SOURCE,
     TARGET,
+    USUAL,
     CookieKind,
     Reason,
     Table,
@@ -78,7 +82,7 @@ def compile_port(view: View, network_id: str, port_id: str) -> Iterable[Item]:
     if interface is not None and found.wired and interface.ofport is not None:
         ofport = interface.ofport
         yield from _classify(network, ofport, mark, up)
-        yield from _counters(ofport, mark)
+        yield from _drops(ofport, mark)
         if up:
             yield from guard(port, ofport, mark)
             yield from _deliver(ofport, mark)
@@ -127,11 +131,15 @@ def _addresses(port: port_pb2.Port) -> list[str]:
     return [*given, link_local(port.mac_address)] if speaks_ipv6(port) else given
 
 
-def _counters(ofport: int, mark: int) -> Iterator[Flow]:
-    """A counter for each reason that can befall what the port sends, or is sent."""
+def _drops(ofport: int, mark: int) -> Iterator[Item]:
+    """A counter for each reason that can befall what the port sends, or is sent. Of what need not have been dropped the
+    agent is told some, by a meter of the port's own: a flood hides no other port's drops, and costs what it lets through."""
+    yield Meter(ofport, SAMPLES_A_SECOND, SAMPLES_AT_ONCE)
+    told = (ToController(ofport, SAMPLE_BYTES),)
     for reason in REASONS_OF_SENDER:
         # One that both ends have counts for the receiver when the packet has come so far.
         also = {TARGET: 0} if reason in REASONS_OF_RECEIVER else {}
-        yield flow(Table.DROP, 100, match(**{REASON: int(reason), SOURCE: ofport}, **also), cookie=mark)
+        matched = match(**{REASON: int(reason), SOURCE: ofport}, **also)
+        yield flow(Table.DROP, 100, matched, *(() if reason in USUAL else told), cookie=mark)
     for reason in REASONS_OF_RECEIVER:
-        yield flow(Table.DROP, 100, match(**{REASON: int(reason), TARGET: ofport}), cookie=mark)
+        yield flow(Table.DROP, 100, match(**{REASON: int(reason), TARGET: ofport}), *told, cookie=mark)

@@ -11,6 +11,7 @@ from agent.compile.view import View
 from agent.drivers.openflow.codec import PortStats
 from agent.inspection import words
 from agent.inspection.names import Names
+from agent.inspection.samples import Samples
 from agent.mirror.groups import groups_of
 from agent.mirror.state import State
 from agent.model import text
@@ -38,9 +39,10 @@ class Switch(Protocol):
 class Explainer:
     """Answers `Explain`."""
 
-    def __init__(self, state: State, switch: Switch) -> None:
+    def __init__(self, state: State, switch: Switch, samples: Samples) -> None:
         self._state = state
         self._switch = switch
+        self._samples = samples
 
     async def explain(self, request: pb.ExplainPortRequest) -> pb.PortExplanation:
         """What filters the port."""
@@ -54,6 +56,7 @@ class Explainer:
         reply.interface = interface.name
         if interface.ofport is None:
             return reply
+        reply.recent.extend(self._samples.of(request.id, interface.ofport))
         try:
             async with asyncio.timeout(SECONDS):
                 names = Names(self._state)

@@ -23,6 +23,7 @@ _BRIDGE = re.compile(r'^ *bridge\("(.*)"\)$')
 _SET = re.compile(r"^(?:set_field|load):([^/]+?)(?:/(0x[0-9a-f]+|[0-9a-f:.]+))?->(\w+)(?:\[\])?$")
 _NOW = re.compile(r"^(\w+)\[\] is now (\S+)$")
 _OUTPUT = re.compile(r"^output:(\d+)$")
+_TOLD = "controller("  # all that becomes of some of what is dropped
 _FIELD = re.compile(r"\b(reg\d+|metadata|tun_id|tun_dst|tun_ipv6_dst)=([^,]+)")
 # Not of any look-up.
 _ASIDE = ("Flow:", "Final flow:", "Megaflow:", "Datapath actions:", "This flow is handled", "recirc(", "====")
@@ -157,7 +158,7 @@ class _Reader:
             self._ends.append(End(Fate.OUTPUT, owner.number, int(hit[1]), dict(self._fields)))
         elif action == "IN_PORT":
             self._ends.append(End(Fate.ANSWERED, owner.number, 0, dict(self._fields)))
-        elif action == "drop" and owner.actions == ["drop"]:
+        elif owner.actions in (["drop"], [action]) and action.startswith(("drop", _TOLD)):
             self._ends.append(End(Fate.DROPPED, owner.number, 0, dict(self._fields)))
 
     def _take_note(self, owner: _Open, note: str) -> None:

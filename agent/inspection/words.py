@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from agent.model import text
 from agent.model.evaluate import CT_MARK
 from agent.model.flow import FIELD_BITS, FieldMatch
-from agent.model.pipeline import SOURCE, TARGET, CookieKind, Reason, Table
+from agent.model.pipeline import SOURCE, TARGET, USUAL, CookieKind, Reason, Table
 from kumihimo.v1 import inspect_pb2 as pb
 
 # What a table is for.
@@ -74,8 +74,6 @@ WHY: Mapping[Reason, str] = {
     Reason.CT_INVALID: "it belongs to no connection, and none can begin with it",
     Reason.OBSERVED: "no rule allows it, and a security group that only observes lets it pass",
 }
-# What guests have that do nothing wrong: probes for their own address, IPv6 by default.
-USUAL = frozenset({Reason.IPV6, Reason.ARP_OWN, Reason.ND_OWN, Reason.BACK_TO_SENDER, Reason.SPLIT_HORIZON})
 # Because no rule of a port allows it, and in which register that port is.
 BY_GROUPS: Mapping[int, str] = {Reason.SG_EGRESS: SOURCE, Reason.SG_INGRESS: TARGET}
 # Counted like a drop, and none.

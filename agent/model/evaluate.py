@@ -28,6 +28,7 @@ from agent.model.flow import (
     PushVlan,
     Resubmit,
     SetField,
+    ToController,
     ToGroup,
     Track,
 )
@@ -215,6 +216,8 @@ class _Walk:
                     apply(packet, action)
                 case Resubmit(table):
                     self.look_up(table, depth + (number < len(actions)))  # it returns to what is still to be done
+                case ToController():
+                    self._end(Fate.DROPPED)
                 case ToGroup(group_id):
                     self._to_group(group_id, depth)
                 case PushVlan():

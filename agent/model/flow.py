@@ -158,13 +158,22 @@ class Track:
 
 
 @dataclass(frozen=True, slots=True)
+class ToController:
+    """Send the first max_len bytes to whoever listens, as often as a meter lets; nothing else happens to the packet
+    (ovs-actions(7): controller)."""
+
+    meter_id: int
+    max_len: int
+
+
+@dataclass(frozen=True, slots=True)
 class Opaque:
     """An action or instruction that we do not know, as it came from the switch. It is read and never written."""
 
     data: bytes
 
 
-Action = Output | InPort | SetField | Move | Resubmit | ToGroup | PushVlan | PopVlan | Track | Opaque
+Action = Output | InPort | SetField | Move | Resubmit | ToGroup | PushVlan | PopVlan | Track | ToController | Opaque
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,3 +201,16 @@ class Group:
     @property
     def key(self) -> Key:
         return ("group", self.group_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """Lets `rate` packets a second through, and `burst` at once after a pause."""
+
+    meter_id: int
+    rate: int
+    burst: int
+
+    @property
+    def key(self) -> Key:
+        return ("meter", self.meter_id)

@@ -174,6 +174,8 @@ class Reason(IntEnum):
     OBSERVED = 26  # not dropped: a group that only observes let it pass
 
 
+# What guests have that do nothing wrong: probes for their own address, IPv6 by default.
+USUAL = frozenset({Reason.IPV6, Reason.ARP_OWN, Reason.ND_OWN, Reason.BACK_TO_SENDER, Reason.SPLIT_HORIZON})
 # What can befall a packet that a given local port sends; each has a counter for each port.
 REASONS_OF_SENDER = (
     Reason.SPOOFED_MAC,
@@ -200,6 +202,11 @@ REASONS_OF_SENDER = (
 )
 # And to a packet on its way to a given local port.
 REASONS_OF_RECEIVER = (Reason.SG_INGRESS, Reason.CT_INVALID, Reason.OBSERVED)
+
+# Of what is dropped the first bytes are told of some packets: so many a second of each port, and so many at once.
+SAMPLE_BYTES = 128
+SAMPLES_A_SECOND = 1
+SAMPLES_AT_ONCE = 16
 
 
 class CookieKind(IntEnum):
@@ -233,3 +240,8 @@ def is_ours(value: int) -> bool:
 def is_our_group(group_id: int) -> bool:
     """Whether a group is the agent's: its number is the key of a network, of 24 bits (metadata bits 0-23)."""
     return group_id < 1 << 24
+
+
+def is_our_meter(meter_id: int) -> bool:
+    """Whether a meter is the agent's: its number is that of a port (OpenFlow: OFPP_MAX)."""
+    return meter_id < 0xFF00

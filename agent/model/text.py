@@ -12,12 +12,14 @@ from agent.model.flow import (
     FieldMatch,
     Flow,
     Group,
+    Meter,
     Move,
     Output,
     PopVlan,
     PushVlan,
     Resubmit,
     SetField,
+    ToController,
     ToGroup,
 )
 from agent.model.item import Item
@@ -34,6 +36,8 @@ def name(item: Item) -> str:
             return ",".join([f"table={table}", f"priority={priority}", *map(_field, matched)])
         case Group(group_id):
             return f"group_id={group_id}"
+        case Meter(meter_id):
+            return f"meter={meter_id}"
     return " ".join(str(part) for part in item.key[1:])
 
 
@@ -44,6 +48,8 @@ def contents(item: Item) -> str:
             return f"cookie={cookie:#x} actions={_actions(actions)}"
         case Group(_, buckets):
             return f"buckets={_shown('buckets', buckets)}"
+        case Meter(_, rate, burst):
+            return f"rate={rate} burst={burst}"
     return ""
 
 
@@ -109,6 +115,8 @@ def _action(action: Hashable) -> str:
             return "push_vlan:0x8100"
         case PopVlan():
             return "pop_vlan"
+        case ToController(meter_id, max_len):
+            return f"controller(max_len={max_len},meter_id={meter_id})"
     return str(action)
 
 

@@ -14,10 +14,10 @@ from agent.drivers.openflow.driver import OpenFlowDriver
 from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.peers import PeerDriver
 from agent.facts.ovsdb import Ovsdb
-from agent.model.flow import Flow, Group, Output, Resubmit, SetField, ToGroup, Track, match
+from agent.model.flow import Flow, Group, Meter, Output, Resubmit, SetField, ToController, ToGroup, Track, match
 from agent.model.host import Bridge, DhcpServer, OvsPort, Peer, PortName, ServiceNamespace
 from agent.model.item import Failure, Item, Key
-from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_ours
+from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_our_meter, is_ours
 from agent.reconcile.drift import Drifts
 from agent.reconcile.lane import Lane
 from tests.waiting import until
@@ -49,7 +49,7 @@ dhcp-range=set:s1,10.0.0.0,static,255.255.255.0,86400s
 
 
 def flows(port: int = 7) -> list[Item]:
-    """Flows, of which one names a zone of connection tracking and one a group, and that group."""
+    """Flows, of which one names a zone of connection tracking, one a group and one a meter, and these two."""
     mark = cookie(CookieKind.NETWORK, NETWORK)
     to_port = (SetField("reg15", port), Resubmit(int(Table.INGRESS)))
     return [
@@ -59,7 +59,9 @@ def flows(port: int = 7) -> list[Item]:
             *(int(Table.EGRESS_TRACK), 100, match(reg14=port, eth_type=0x0800), (Track(port, int(Table.EGRESS_STATE)),)),
             cookie(CookieKind.PORT, PORT_A),
         ),
+        Flow(int(Table.DROP), 100, match(reg11=3, reg14=port), (ToController(port, 128),), cookie(CookieKind.PORT, PORT_A)),
         Group(5, (to_port,)),
+        Meter(port, 1, 16),
     ]
 
 
@@ -104,7 +106,8 @@ def changed() -> list[Item]:
 
 def switch() -> OpenFlowDriver:
     mark = cookie(CookieKind.MARKER)
-    return OpenFlowDriver("br-int", is_ours, is_our_group, marker_table=Table.MARKER, marker_cookie=mark, rundir=RUNDIR)
+    ours = (is_ours, is_our_group, is_our_meter)
+    return OpenFlowDriver("br-int", *ours, marker_table=Table.MARKER, marker_cookie=mark, rundir=RUNDIR)
 
 
 class Node:

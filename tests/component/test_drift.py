@@ -49,6 +49,10 @@ DAMAGES = {
         f"{OFCTL} mod-group br-int group_id=5,type=all,bucket=actions=output:1", "group", "buckets was output:1"
     ),
     "group deleted": Damage(f"{OFCTL} del-groups br-int group_id=5", "group", "missing"),
+    "meter altered": Damage(
+        f"{OFCTL} mod-meter br-int meter=7,pktps,burst,band=type=drop,rate=9,burst_size=16", "meter", "rate"
+    ),
+    "meter deleted": Damage(f"{OFCTL} del-meter br-int meter=7", "meter", "missing"),
     "bridge's fail mode": Damage("ovs-vsctl set bridge br-int fail_mode=standalone", "bridge", "fail_mode was standalone"),
     "bridge's protocols": Damage("ovs-vsctl set bridge br-int protocols=OpenFlow15", "bridge", "protocols were OpenFlow15"),
     "port deleted": Damage("ovs-vsctl del-port kd000005", "ovs-port", "missing"),

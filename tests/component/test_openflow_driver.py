@@ -32,12 +32,14 @@ from agent.model.flow import (
     Group,
     InPort,
     Match,
+    Meter,
     Move,
     Output,
     PopVlan,
     PushVlan,
     Resubmit,
     SetField,
+    ToController,
     ToGroup,
     Track,
     match,
@@ -186,10 +188,13 @@ async def test_every_field_comes_back_equal(driver: OpenFlowDriver) -> None:
 
 async def test_every_action_comes_back_equal(driver: OpenFlowDriver) -> None:
     groups = [Group(7, ((Output(1),), (SetField("tun_id", 5), Resubmit(3)))), Group(8, ()), Group(9, ((),))]
+    meters = [Meter(7, 1, 16), Meter(9, 1000, 1)]
     others: list[tuple[Match, tuple[Action, ...]]] = [
         ((), (Output(1), Output(2))),
         ((), (Output(0xFFFFFFFD),)),
         ((), (InPort(), Resubmit(3), ToGroup(7))),
+        ((), (ToController(7, 128), Output(1))),
+        ((), (ToController(9, 0),)),
         ((), ()),
         (match(vlan_vid=0), (PushVlan(), SetField("vlan_vid", 0x1064), Output(1))),
         (match(in_port=1, vlan_vid=0x1064), (PopVlan(), Resubmit(3))),
@@ -206,8 +211,8 @@ async def test_every_action_comes_back_equal(driver: OpenFlowDriver) -> None:
             *(pair for name in FIELD_BITS for pair in moves_of(name)),
         ]
     )
-    assert not await driver.apply([*flows, *groups], [])
-    assert await driver.read_owned() == by_key([*flows, *groups])
+    assert not await driver.apply([*flows, *groups, *meters], [])
+    assert await driver.read_owned() == by_key([*flows, *groups, *meters])
 
 
 async def test_the_switch_understands_what_we_mean(driver: OpenFlowDriver, rundir: Path) -> None:
@@ -288,6 +293,57 @@ async def test_a_zone_is_emptied_for_another_owner_and_for_nobody_else(driver: O
         assert not await driver.apply([], tracking(2))
         assert not await driver.apply(tracking(2), [])
         assert not await known()
+
+
+async def test_a_flow_sends_packets_here_as_often_as_its_meter_lets_and_others_go_on(rundir: Path) -> None:
+    came: list[bytes] = []
+    options = {"rundir": rundir, "sampled": came.append, **MARKER}
+    driver = OpenFlowDriver("br0", lambda cookie: cookie >> 60 == 5, lambda _: True, lambda number: number < 100, **options)
+    told = (SetField("reg11", 3), SetField("reg14", 1), ToController(7, 20))
+    items = [Flow(0, 1, match(in_port=1), (ToGroup(8),), OURS | 6), Flow(3, 1, (), told, OURS | 5)]
+    items += [Group(8, ((Resubmit(3),), (Output(2),))), Meter(7, 1, 4)]
+    run(rundir, "ovs-ofctl", "-O", "OpenFlow15", "add-meter", "br0", "meter=100,kbps,band=type=drop,rate=5")
+    # A meter of that number is there already, and lets more through.
+    run(rundir, "ovs-ofctl", "-O", "OpenFlow15", "add-meter", "br0", "meter=7,kbps,band=type=drop,rate=9")
+    assert await driver.read_owned() == by_key([Meter(7, 0, 0)])
+    assert await driver.read_foreign() == [Meter(100, 0, 0)]
+    assert not await driver.apply(items, [])
+    assert await driver.read_owned() == by_key(items)
+    assert "meter=7 pktps burst bands=\ntype=drop rate=1 burst_size=4" in run(
+        rundir, "ovs-ofctl", "-O", "OpenFlow15", "dump-meters", "br0"
+    )
+    text = run(rundir, "ovs-ofctl", "-O", "OpenFlow15", "--no-stats", "--no-names", "dump-flows", "br0", "table=3")
+    assert text.strip().endswith("set_field:0x1->reg14,controller(max_len=20,meter_id=7)")
+    await driver.synchronize()
+    async with unixctl.connect(rundir) as control:
+        for _ in range(200):
+            await control.call("netdev-dummy/receive", "p1", TRACKED)
+        async with asyncio.timeout(10):
+            while [packets for flow, packets, _ in await driver.flow_counters(3)] != [200]:
+                pass
+    # What the meter holds back is missing here, and not on its further way.
+    assert 4 <= len(came) <= 30, len(came)
+    assert (await driver.port_counters())[2].tx_packets == 200
+    packet = codec.decode_packet(codec.cut_packet(came[0], 20))
+    assert codec.packet_cookie(came[0]) == packet.cookie == OURS | 5
+    assert (packet.fields["reg11"], packet.fields["reg14"], packet.fields["in_port"]) == (3, 1, 1)
+    assert packet.data == bytes.fromhex("505400000007 505400000005 0800 4500") + packet.data[16:]
+    assert (len(packet.data), packet.length >= 42) == (20, True)
+    # Deleted by somebody: the flow is held back by nothing, and has to be put again as well.
+    run(rundir, "ovs-ofctl", "-O", "OpenFlow15", "del-meter", "br0", "meter=7")
+    unmetered = Flow(3, 1, (), (*told[:2], ToController(0, 20)), OURS | 5)
+    assert await driver.read_owned() == by_key([items[0], items[2], unmetered])
+    assert not await driver.apply([items[1], items[3]], [])
+    assert await driver.read_owned() == by_key(items)
+    assert not await driver.apply([], items)
+    assert await driver.read_owned() == {}
+    assert await driver.read_foreign() == [Meter(100, 0, 0)]
+    run(rundir, "ovs-ofctl", "-O", "OpenFlow15", "del-meters", "br0")
+    # A flow whose meter is not there is refused, and nothing else.
+    refused = await driver.apply([items[1], items[2], items[0]], [])
+    assert refused.keys() == {items[1].key}
+    assert not await driver.apply([], [items[2], items[0]])
+    await driver.close()
 
 
 async def test_foreign_flows_are_read_and_left_alone(driver: OpenFlowDriver, rundir: Path) -> None:

@@ -17,10 +17,11 @@ from agent.drivers import unixctl
 from agent.inspection import packet
 from agent.inspection.explain import Explainer
 from agent.inspection.probe import Prober
+from agent.inspection.samples import Samples
 from agent.inspection.trace import ANSWER, Tracer, differ, generations, question
 from agent.inspection.traced import parse
 from agent.model.evaluate import NEW, Connection, Tables, evaluate
-from agent.model.flow import CT_INVALID, CT_RELATED, CT_REPLY, CT_TRACKED, Flow, Group
+from agent.model.flow import CT_INVALID, CT_RELATED, CT_REPLY, CT_TRACKED, Flow, Group, Meter
 from agent.model.journey import End, Fate, Journey
 from agent.model.pipeline import REASON, Reason, Table
 from kumihimo.v1 import inspect_pb2 as pb
@@ -52,7 +53,7 @@ class Installed:
             kind = f"type=internal ofport_request={interface.ofport}"
             commands += [f"--may-exist add-port br-int {interface.name}", f"set interface {interface.name} {kind}"]
         sh(" -- ".join(commands))
-        flows = [item for item in self.items if isinstance(item, Flow | Group)]
+        flows = [item for item in self.items if isinstance(item, Flow | Group | Meter)]
         owned = await self.driver.read_owned()
         wanted = {item.key for item in flows}
         assert not await self.driver.apply(flows, [item for key, item in owned.items() if key not in wanted])
@@ -282,17 +283,17 @@ async def test_a_probe_goes_the_way_of_its_trace(installed: Installed) -> None:
     asked = pb.TraceNodeRequest(port_id=me.id, packet=described)
     reply = await prober.probe(asked)
     assert not reply.reason, reply
-    before = await Explainer(installed.cloud.state, installed.driver).explain(pb.ExplainPortRequest(id=me.id))
+    before = await Explainer(installed.cloud.state, installed.driver, Samples()).explain(pb.ExplainPortRequest(id=me.id))
     assert not [drop for drop in before.drops if not drop.usual]
 
     async def counted(port: Any, table: int) -> int:
-        found = await Explainer(installed.cloud.state, installed.driver).explain(pb.ExplainPortRequest(id=port.id))
+        found = await Explainer(installed.cloud.state, installed.driver, Samples()).explain(pb.ExplainPortRequest(id=port.id))
         return sum(each.packets for each in found.filters if each.table == table)
 
     assert await counted(other, Table.LOCAL) == 1
     asked.packet.ip_src = "10.99.0.1"
     await prober.probe(asked)
-    after = await Explainer(installed.cloud.state, installed.driver).explain(pb.ExplainPortRequest(id=me.id))
+    after = await Explainer(installed.cloud.state, installed.driver, Samples()).explain(pb.ExplainPortRequest(id=me.id))
     assert {drop.reason: drop.packets for drop in after.drops if not drop.usual} == {"SPOOFED_IP": 1}
     asked.packet.eth_type = packet.ARP
     assert (await prober.probe(asked)).reason == "PACKET_INVALID"

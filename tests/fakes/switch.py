@@ -23,6 +23,7 @@ from agent.model.flow import (
     Output,
     Resubmit,
     SetField,
+    ToController,
     ToGroup,
     Track,
 )
@@ -110,6 +111,8 @@ class Switch:
                         self._act(bucket, dict(packet), fate)
                 case Track():
                     self._track(action, packet, fate)
+                case ToController():
+                    pass
                 case _:
                     raise NotImplementedError(action)
 

@@ -152,7 +152,7 @@ def _left_on(host: Host) -> list[str]:
         """
     )
     flows = [line for line in dump(host, "flows") if any(mark in line for mark in NOT_BASE)]
-    return [*filter(None, map(str.strip, text.splitlines())), *flows, *dump(host, "groups")]
+    return [*filter(None, map(str.strip, text.splitlines())), *flows, *dump(host, "groups"), *dump(host, "meters")]
 
 
 def bridges(host: Host) -> list[str]:
@@ -161,7 +161,7 @@ def bridges(host: Host) -> list[str]:
 
 
 def dump(host: Host, what: str, options: str = "--no-stats --no-names") -> list[str]:
-    """Flows or groups of br-int, sorted; the marker, which comes and goes, is left out."""
+    """Flows, groups or meters of br-int, sorted; the marker, which comes and goes, is left out."""
     given = f"{options} dump-{what}" if what == "flows" else f"dump-{what}"
     lines = host.run(f"{DUMP} {given} br-int").splitlines()
     return sorted(

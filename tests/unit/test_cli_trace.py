@@ -56,11 +56,19 @@ def test_a_tenant_has_no_column_of_nodes() -> None:
 def test_an_explanation() -> None:
     reply = pb.PortExplanation(summary="Port a is wired", defaults=["VLAN tags are dropped"])
     reply.drops.add(reason="SPOOFED_IP", packets=3, message="because")
+    packet = pb.Packet(eth_src="m1", eth_dst="m2", eth_type=0x0800, ip_src="10.0.0.1", ip_dst="10.0.0.2", protocol=17)
+    reply.recent.add(reason="SG_INGRESS", received=True, packet=packet, length=60).time.seconds = 1
+    reply.recent[0].packet.destination_port = 53
+    reply.recent.add(reason="PROTOCOL", packet=pb.Packet(eth_src="m1", eth_dst="m2", eth_type=0x88CC), length=64)
     reply.filters.add(stage="anti-spoofing", text="IPv4 from 10.0.0.2", passes=True, packets=7, flow="table=10 …")
     reply.filters.add(stage="anti-spoofing", text="IPv4", reason="SPOOFED_IP")
     lines = "\n".join(explained(reply, verbose=True)).splitlines()
     assert lines[0] == "Port a is wired."
     assert any(line.split() == ["SPOOFED_IP", "3", "because"] for line in lines)
+    first = next(number for number, line in enumerate(lines) if line == "recent drops:") + 2
+    told = "1970-01-01T00:00:01Z SG_INGRESS received UDP m1 10.0.0.1 port 0 m2 10.0.0.2 port 53 60"
+    assert lines[first].split() == told.split()
+    assert lines[first + 1].split() == ["1970-01-01T00:00:00Z", "PROTOCOL", "sent", "0x88cc", "m1", "m2", "64"]
     assert any("IPv4 from 10.0.0.2" in line and "passed on" in line and line.endswith("7") for line in lines)
     assert any("dropped SPOOFED_IP" in line for line in lines)
     assert "- VLAN tags are dropped" in lines

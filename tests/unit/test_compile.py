@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from agent.compile.dhcp import config, host_line, options
 from agent.compile.dns import dns_flows
-from agent.model.flow import Flow, Group, Output, Resubmit, SetField
+from agent.model.flow import Flow, Group, Meter, Output, Resubmit, SetField, ToController
 from agent.model.host import DhcpServer, Peer, PortName, ServiceNamespace
-from agent.model.pipeline import NEXT, REASON, CookieKind, Reason, Table, cookie, is_ours
+from agent.model.pipeline import (
+    NEXT,
+    REASON,
+    SAMPLE_BYTES,
+    SOURCE,
+    TARGET,
+    USUAL,
+    CookieKind,
+    Reason,
+    Table,
+    cookie,
+    is_ours,
+)
 from kumihimo.v1 import network_pb2, port_pb2
 from tests.unit.test_engine import MADE, NETWORKS, PORTS, Incremental
 
@@ -48,6 +60,20 @@ def test_every_jump_is_one_that_the_pipeline_names_and_every_drop_has_a_reason()
             reasons = [action.value for action in flow.actions if isinstance(action, SetField) and action.field == REASON]
             assert reasons
             assert Reason(reasons[-1])
+
+
+def test_of_every_drop_of_a_port_that_need_not_be_its_own_meter_tells_some() -> None:
+    items = small().cloud.engine.items().values()
+    meters = {item.meter_id for item in items if isinstance(item, Meter)}
+    assert meters == {11, 12}
+    told = set()
+    for flow in (item for item in items if isinstance(item, Flow) and item.table == Table.DROP and item.priority == 100):
+        fields = {name: value for name, value, _ in flow.match}
+        number = fields.get(TARGET) or fields[SOURCE]
+        usual = fields[REASON] in USUAL
+        assert flow.actions == (() if usual else (ToController(number, SAMPLE_BYTES),))
+        told.add((number, usual))
+    assert told == {(number, usual) for number in meters for usual in (False, True)}
 
 
 def test_b_net_20_broadcast_goes_to_local_members_and_once_to_each_node_with_members() -> None:

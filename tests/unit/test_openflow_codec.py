@@ -21,6 +21,7 @@ from agent.model.flow import (
     Group,
     InPort,
     Match,
+    Meter,
     Move,
     Opaque,
     Output,
@@ -28,6 +29,7 @@ from agent.model.flow import (
     PushVlan,
     Resubmit,
     SetField,
+    ToController,
     ToGroup,
     Track,
     match,
@@ -147,7 +149,7 @@ def test_the_oracle_reads_track() -> None:
 
 
 def test_the_oracle_reads_how_fragments_are_treated() -> None:
-    config = oracle.OFPSetConfig(SWITCH, 3, 0)
+    config = oracle.OFPSetConfig(SWITCH, 3, 64)
     assert codec.message(codec.SET_CONFIG, XID, codec.config_body()) == oracle_bytes(config)
 
 
@@ -161,6 +163,15 @@ def test_group_messages_are_as_the_oracle_writes_them() -> None:
     assert codec.message(codec.GROUP_MOD, XID, codec.group_put(group)) == oracle_bytes(put)
     delete = oracle.OFPGroupMod(SWITCH, ofp.OFPGC_DELETE, ofp.OFPGT_ALL, 7, ofp.OFPG_BUCKET_ALL)
     assert codec.message(codec.GROUP_MOD, XID, codec.group_delete(group)) == oracle_bytes(delete)
+
+
+def test_meter_messages_are_as_the_oracle_writes_them() -> None:
+    flags, bands = ofp.OFPMF_PKTPS | ofp.OFPMF_BURST, [oracle.OFPMeterBandDrop(2, 16)]
+    for there, command in ((False, ofp.OFPMC_ADD), (True, ofp.OFPMC_MODIFY)):
+        put = codec.message(codec.METER_MOD, XID, codec.meter_put(Meter(7, 2, 16), there))
+        assert put == oracle_bytes(oracle.OFPMeterMod(SWITCH, command, flags, 7, bands))
+    delete = codec.message(codec.METER_MOD, XID, codec.meter_delete(Meter(7, 2, 16)))
+    assert delete == oracle_bytes(oracle.OFPMeterMod(SWITCH, ofp.OFPMC_DELETE, 0, 7, []))
 
 
 def test_bundle_messages_are_as_the_oracle_writes_them() -> None:
@@ -234,6 +245,7 @@ def test_a_match_comes_back_equal(matched: Match) -> None:
         SetField("reg5", 0x10, 0xF0),
         Move("xxreg0", "ipv6_dst", 128),
         Move("ct_mark", "reg0", 8, 3, 24),
+        ToController(7, 128),
         Track(7, 21),
         Track("reg14", 21),
         Track("reg15", commit=True, actions=(Move("reg12", "ct_mark", 32), SetField("ct_mark", 1, 1))),

@@ -1,8 +1,8 @@
 """OpenFlow 1.5 messages (wire version 6) as bytes, and back.
 
-Sources: OpenFlow Switch Specification 1.5.1, section 7, and for Open vSwitch's own actions (resubmit, ct), group command
-(add-or-mod), handling of fragments and flush of a zone ovs-actions(7), ovs-ofctl(8) and lib/ofp-actions.c. What was encoded,
-sent and read back decodes to an equal value.
+Sources: OpenFlow Switch Specification 1.5.1, section 7, and for Open vSwitch's own actions (resubmit, ct, controller), group
+command (add-or-mod), handling of fragments and flush of a zone ovs-actions(7), ovs-ofctl(8) and lib/ofp-actions.c. What was
+encoded, sent and read back decodes to an equal value.
 
 Version 1.5 and not 1.4: only 1.5 has set-field with a mask and copy-field. Over 1.4 Open vSwitch answers a masked
 set-field as NXAST_REG_LOAD, one for each run of bits in the mask, from which the original action cannot be told. The
@@ -28,6 +28,7 @@ from agent.model.flow import (
     Group,
     InPort,
     Match,
+    Meter,
     Move,
     Opaque,
     Output,
@@ -35,6 +36,7 @@ from agent.model.flow import (
     PushVlan,
     Resubmit,
     SetField,
+    ToController,
     ToGroup,
     Track,
 )
@@ -42,23 +44,25 @@ from agent.model.flow import (
 VERSION = 0x06
 
 # Message types (1.5.1, section 7.1.1).
-HELLO, ERROR, ECHO_REQUEST, ECHO_REPLY, EXPERIMENTER, SET_CONFIG = 0, 1, 2, 3, 4, 9
+HELLO, ERROR, ECHO_REQUEST, ECHO_REPLY, EXPERIMENTER, SET_CONFIG, PACKET_IN = 0, 1, 2, 3, 4, 9, 10
 PACKET_OUT, FLOW_MOD, GROUP_MOD, MULTIPART_REQUEST, MULTIPART_REPLY = 13, 14, 15, 18, 19
-BARRIER_REQUEST, BARRIER_REPLY, BUNDLE_CONTROL, BUNDLE_ADD = 20, 21, 33, 34
+BARRIER_REQUEST, BARRIER_REPLY, BUNDLE_CONTROL, BUNDLE_ADD, METER_MOD = 20, 21, 33, 34, 29
 
 # Bundle control requests; the reply of each is one more. Flags: all or nothing, and in the order given.
 OPEN, COMMIT, DISCARD = 0, 4, 6
 _BUNDLE_FLAGS = 1 | 2
 
-_FLOW_DESC, _PORT_STATS, _GROUP_DESC, FLOW_MONITOR = 1, 4, 7, 16
+_FLOW_DESC, _PORT_STATS, _GROUP_DESC, _METER_CONFIG, FLOW_MONITOR = 1, 4, 7, 10, 16
 _ADD, _DELETE_STRICT = 0, 4
 _GROUP_DELETE, _GROUP_ADD_OR_MODIFY, _ALL = 2, 0x8000, 0
+_METER_ADD, _METER_MODIFY, _METER_DELETE, _PACKETS_AND_BURST, _BAND_DROPS = 0, 1, 2, 1 << 1 | 1 << 2, 1
 _OUTPUT, _GROUP, _SET_FIELD, _COPY_FIELD, _VENDOR_ACTION = 0, 22, 25, 28, 0xFFFF
 _PUSH_VLAN, _POP_VLAN, _TAGGED = 17, 18, 0x8100
 _APPLY_ACTIONS = 4
 _NICIRA, _RESUBMIT_TABLE, _CT, _FLUSH_ZONE = 0x2320, 14, 35, 29
+_CONTROLLER, _MAX_LEN, _METERED = 37, 0, 5
 _CT_COMMIT, _CT_STAYS, _REGISTER_ZONE = 1, 0xFF, 15  # 16 bits of a register, from its first: offset << 6 | bits - 1
-_FRAGMENTS_BY_FIELD = 3
+_FRAGMENTS_BY_FIELD, _UNTAKEN = 3, 64
 _OXS_PACKETS, _OXS_BYTES = 0x8002_0008 | 4 << 9, 0x8002_0008 | 5 << 9
 
 PORT_IN_PORT = 0xFFFF_FFF8
@@ -91,6 +95,10 @@ _VLAN_ACTION = Struct("!HHH2x")
 _COPY_ACTION = Struct("!HHHHH2x")
 _RESUBMIT_ACTION = Struct("!HHIHHB3x")
 _CT_ACTION = Struct("!HHIHHIHB3xH")
+_CONTROLLER_ACTION = Struct("!HHIH6xHHH2xHHI")
+_PACKET_IN = Struct("!4xH2xQ")
+_METER = Struct("!HHI")
+_BAND = Struct("!HHII4x")
 _ZONE_REQUEST = Struct("!II6xH")
 _CONFIG = Struct("!HH")
 
@@ -104,6 +112,16 @@ class FlowStats:
     flow: Flow
     packets: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PacketIn:
+    """The first bytes of a packet that a flow has sent here, how long it is, and the fields of it that were not 0."""
+
+    cookie: int
+    fields: Mapping[str, int]
+    data: bytes
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +163,9 @@ def hello_offers(version: int, body: bytes) -> bool:
 
 def config_body() -> bytes:
     """The body of a message after which fragments can be told apart by ip_frag (nx-match of ovs-ofctl(8)): a later fragment,
-    which has no ports, does not pass for a packet of port 0, nor a first one."""
-    return _CONFIG.pack(_FRAGMENTS_BY_FIELD, 0)
+    which has no ports, does not pass for a packet of port 0, nor a first one. And what flows send to the controller comes
+    here: the length asked for is that of packets that no flow takes, but with 0 nothing comes."""
+    return _CONFIG.pack(_FRAGMENTS_BY_FIELD, _UNTAKEN)
 
 
 def flush_zone(zone: int) -> bytes:
@@ -200,6 +219,17 @@ def group_delete(group: Group) -> bytes:
     return _GROUP_MOD_HEAD.pack(_GROUP_DELETE, _ALL, group.group_id, 0, _ANY)
 
 
+def meter_put(meter: Meter, there: bool) -> bytes:
+    """The body of a meter-mod that adds the meter, or changes one that is there."""
+    band = _BAND.pack(_BAND_DROPS, _BAND.size, meter.rate, meter.burst)
+    return _METER.pack(_METER_MODIFY if there else _METER_ADD, _PACKETS_AND_BURST, meter.meter_id) + band
+
+
+def meter_delete(meter: Meter) -> bytes:
+    """The body of a meter-mod that deletes the meter. Flows that name it stay, and are held back by nothing."""
+    return _METER.pack(_METER_DELETE, 0, meter.meter_id)
+
+
 def flows_request(
     table: int = ALL_TABLES, match: Match = (), cookie: int = 0, cookie_mask: int = 0, group: int = _ANY
 ) -> bytes:
@@ -211,6 +241,11 @@ def flows_request(
 def groups_request() -> bytes:
     """The body of a multipart request for all groups."""
     return _MULTIPART.pack(_GROUP_DESC, 0) + _GROUP_ACTION.pack(0xFFFF, 0xFFFC, 0)
+
+
+def meters_request() -> bytes:
+    """The body of a multipart request for all meters."""
+    return _MULTIPART.pack(_METER_CONFIG, 0) + _PORT_REQUEST.pack(_ANY)
 
 
 def packet_out(in_port: int, data: bytes) -> bytes:
@@ -316,6 +351,11 @@ def encode_action(action: Action) -> bytes:
             flags, onward = _CT_COMMIT if commit else 0, _CT_STAYS if table is None else table
             length = _CT_ACTION.size + len(nested)
             return _CT_ACTION.pack(_VENDOR_ACTION, length, _NICIRA, _CT, flags, register, number, onward, 0) + nested
+        case ToController(meter_id, max_len):
+            return _CONTROLLER_ACTION.pack(
+                *(_VENDOR_ACTION, _CONTROLLER_ACTION.size, _NICIRA, _CONTROLLER),
+                *(_MAX_LEN, 8, max_len, _METERED, 8, meter_id),
+            )
     raise ValueError(f"cannot be written: {action}")
 
 
@@ -381,6 +421,41 @@ def decode_groups(body: bytes) -> Iterator[Group]:
             position += max(bucket_length, 8)
         yield Group(group_id, tuple(buckets))
         offset += max(length, 8)
+
+
+def decode_meters(body: bytes) -> Iterator[Meter]:
+    """The meters in one multipart reply. One of another kind than ours lets nothing through: it equals none of ours."""
+    offset = _MULTIPART.size
+    while offset < len(body):
+        length, flags, meter_id = _METER.unpack_from(body, offset)
+        rate = burst = 0
+        if (flags, length) == (_PACKETS_AND_BURST, _METER.size + _BAND.size):
+            kind, _, limit, at_once = _BAND.unpack_from(body, offset + _METER.size)
+            rate, burst = (limit, at_once) if kind == _BAND_DROPS else (0, 0)
+        yield Meter(meter_id, rate, burst)
+        offset += max(length, 8)
+
+
+def packet_cookie(body: bytes) -> int:
+    """The cookie of the flow that has sent a packet here."""
+    cookie: int = _PACKET_IN.unpack_from(body)[1]
+    return cookie
+
+
+def cut_packet(body: bytes, most: int) -> bytes:
+    """The same message with so many bytes of the packet at most: Open vSwitch 3.1 sends all, whatever max_len says."""
+    _, match_length = _TYPE_LENGTH.unpack_from(body, _PACKET_IN.size)
+    return body[: _PACKET_IN.size + (match_length + 7) // 8 * 8 + 2 + most]
+
+
+def decode_packet(body: bytes) -> PacketIn:
+    """A packet that a flow has sent here."""
+    length, cookie = _PACKET_IN.unpack_from(body)
+    start = _PACKET_IN.size
+    _, match_length = _TYPE_LENGTH.unpack_from(body, start)
+    matched = decode_match(body[start + 4 : start + match_length])
+    data = body[start + (match_length + 7) // 8 * 8 + 2 :]
+    return PacketIn(cookie, {name: value for name, value, _ in matched}, data, length)
 
 
 def decode_match(data: bytes) -> Match:
@@ -471,6 +546,10 @@ def _decode_action(data: bytes) -> Action:
         _, _, vendor, subtype, port, table = _RESUBMIT_ACTION.unpack(data)
         if (vendor, subtype, port) == (_NICIRA, _RESUBMIT_TABLE, _PORT_IN_PORT_16):
             return Resubmit(table)
+    if kind == _VENDOR_ACTION and len(data) == _CONTROLLER_ACTION.size:
+        _, _, *form, first, first_length, max_len, second, second_length, meter_id = _CONTROLLER_ACTION.unpack(data)
+        if (*form, first, first_length, second, second_length) == (_NICIRA, _CONTROLLER, _MAX_LEN, 8, _METERED, 8):
+            return ToController(meter_id, max_len)
     if kind == _VENDOR_ACTION and len(data) >= _CT_ACTION.size:
         return _decode_ct(data)
     return Opaque(data)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -32,6 +33,7 @@ _TYPES = {
     4: "bad match",
     5: "flow mod failed",
     6: "group mod failed",
+    12: "meter mod failed",
     17: "bundle failed",
 }
 _CODES: dict[int, tuple[str, ...]] = {
@@ -64,6 +66,10 @@ _CODES: dict[int, tuple[str, ...]] = {
         *("chaining unsupported", "watch unsupported", "loop", "unknown group", "chained group", "bad type"),
         *("bad command", "bad bucket", "bad watch", "permission", "unknown bucket", "bucket exists"),
     ),
+    12: (
+        *("unknown", "meter exists", "invalid meter", "unknown meter", "bad command", "bad flags", "bad rate", "bad burst"),
+        *("bad band", "bad band value", "out of meters", "out of bands"),
+    ),
     17: (
         *("unknown", "permission", "bad id", "bundle exists", "bundle closed", "out of bundles", "bad type"),
         *("bad flags", "message bad length", "message bad xid", "message unsupported", "message conflict"),
@@ -86,15 +92,19 @@ class ErrorReply:
 
 
 NO_SUCH_GROUP = ErrorReply(2, 9)
+METER_EXISTS = ErrorReply(12, 1)
 
 
 class Connection:
     """Messages to and from one switch."""
 
-    def __init__(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sampled: Callable[[bytes], None]
+    ) -> None:
         self._name = name
         self._reader = reader
         self._writer = writer
+        self._sampled = sampled
         self._xids = count(1)
         self._exchanges: dict[int, Exchange] = {}
         self._broken: OpenFlowError | None = None
@@ -102,8 +112,11 @@ class Connection:
         self._receiver: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, path: Path, timeout: float) -> Self:
-        """Connect and agree on version 1.5; timeout in seconds. OpenFlowError when the switch is not there."""
+    async def open(cls, path: Path, timeout: float, sampled: Callable[[bytes], None] = lambda _: None) -> Self:
+        """Connect and agree on version 1.5; timeout in seconds. OpenFlowError when the switch is not there.
+
+        sampled: called with the body of each packet that a flow sends here.
+        """
         with contextlib.ExitStack() as undo:
             try:
                 async with asyncio.timeout(timeout):
@@ -116,7 +129,7 @@ class Connection:
             if kind != codec.HELLO or not codec.hello_offers(version, body):
                 raise OpenFlowError(f"{path.name} does not offer OpenFlow 1.5: see the bridge's column protocols")
             undo.pop_all()
-        connection = cls(path.name, reader, writer)
+        connection = cls(path.name, reader, writer, sampled)
         connection._receiver = asyncio.create_task(connection._receive_all(), name=f"openflow {path.name}")
         return connection
 
@@ -162,6 +175,8 @@ class Connection:
                 _, kind, xid, body = await _receive(self._reader)
                 if kind == codec.ECHO_REQUEST:
                     self._writer.write(codec.message(codec.ECHO_REPLY, xid, body))
+                elif kind == codec.PACKET_IN:
+                    self._sampled(body)
                 elif exchange := self._exchanges.get(xid):
                     exchange._receive(kind, xid, body)
                 elif kind == codec.MULTIPART_REPLY and codec.tells_of_others(body):

@@ -1,7 +1,7 @@
-"""The flows and groups of one bridge.
+"""The flows, groups and meters of one bridge.
 
-A flow is ours when its cookie says so, a group when its number does. A fresh process needs nothing else to tell what it
-made before: what is remembered here, how the tables were last described, saves work only.
+A flow is ours when its cookie says so, a group or meter when its number does. A fresh process needs nothing else to tell what
+it made before: what is remembered here, how the tables were last described, saves work only.
 
 A zone of connection tracking that is named by number belongs to the resource whose cookie the flow has that names it. When such
 a flow is put and the zone was not that resource's before, the zone is emptied first: what a former port of that number had
@@ -13,20 +13,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
 from agent.drivers import unixctl
 from agent.drivers.openflow import codec
-from agent.drivers.openflow.connection import NO_SUCH_GROUP, Connection, ErrorReply, OpenFlowError
+from agent.drivers.openflow.connection import METER_EXISTS, NO_SUCH_GROUP, Connection, ErrorReply, OpenFlowError
 from agent.faults import point
-from agent.model.flow import Flow, Group, Match, ToGroup, Track
+from agent.model.flow import Action, Flow, Group, Match, Meter, ToController, ToGroup, Track
 from agent.model.item import Failure, Item, Key
 
 _ROUNDS = 32  # bundles tried in one apply; a commit names only the first message that it refuses
 _NUDGE_SECONDS = 0.01
-_LOOK = 4.0  # seconds between two looks at groups
+_LOOK = 4.0  # seconds between two looks at groups and meters
 _NET = 60.0  # seconds after which tables are read back although the switch has told of nothing
 
 
@@ -41,35 +41,42 @@ class _Change:
 
 
 class OpenFlowDriver:
-    """Driver (agent.model.item) of the kinds "flow" and "group".
+    """Driver (agent.model.item) of the kinds "flow", "group" and "meter".
 
-    bridge is on the host's Open vSwitch, and has OpenFlow 1.5 among its protocols. is_ours tells by cookie, is_our_group by
-    number. The marker is a flow that `synchronize` adds and deletes: a table that no packet enters and a cookie that
-    nothing else has; it counts neither as ours nor as foreign. timeout in seconds, for every answer of the switch.
+    bridge is on the host's Open vSwitch, and has OpenFlow 1.5 among its protocols. is_ours tells by cookie, is_our_group and
+    is_our_meter by number. The marker is a flow that `synchronize` adds and deletes: a table that no packet enters and a cookie
+    that nothing else has; it counts neither as ours nor as foreign. timeout in seconds, for every answer of the switch.
 
     The connection is opened when it is first needed, and again after a loss. Methods raise ConnectionError when the
     switch cannot be talked to; what was under way is then unknown, and has to be read again.
     """
 
-    kinds = frozenset({"flow", "group"})
+    kinds = frozenset({"flow", "group", "meter"})
 
     def __init__(
         self,
         bridge: str,
         is_ours: Callable[[int], bool],
         is_our_group: Callable[[int], bool] = lambda _: True,
+        is_our_meter: Callable[[int], bool] = lambda _: True,
         *,
         marker_table: int,
         marker_cookie: int,
         rundir: Path = Path("/var/run/openvswitch"),
         timeout: float = 10.0,
         same: Callable[[Flow], Flow] = lambda flow: flow,
+        sampled: Callable[[bytes], None] = lambda _: None,
     ) -> None:
-        """same: gives an equal flow that is kept elsewhere already, or the one that it is given."""
+        """same: gives an equal flow that is kept elsewhere already, or the one that it is given.
+
+        sampled: called with each packet that a flow sends here (codec.decode_packet).
+        """
         self._bridge = bridge
         self._same = same
         self._is_ours = is_ours
         self._is_our_group = is_our_group
+        self._is_our_meter = is_our_meter
+        self._sampled = sampled
         self._marker = Flow(marker_table, 0, (), (), marker_cookie)
         self._rundir = rundir
         self._timeout = timeout
@@ -80,6 +87,7 @@ class OpenFlowDriver:
         self._known: dict[bytes, Flow] = {}  # the tables as they were last read
         self._foreign: list[Item] = []
         self._groups: dict[int, Group] = {}
+        self._meters: dict[int, Meter] = {}
         self._tracking: dict[Key, tuple[int, int]] = {}  # flow → zone that it names, cookie of the zone's owner
 
     async def close(self) -> None:
@@ -98,9 +106,9 @@ class OpenFlowDriver:
         await connection.ended()
 
     async def changed(self) -> None:
-        """Return when somebody else has changed a flow, when groups are not what they were, or after `_NET` seconds.
+        """Return when somebody else has changed a flow, when groups or meters are not what they were, or after `_NET` seconds.
 
-        The switch tells of flows (flow monitor); of groups it tells nothing, so they are looked at.
+        The switch tells of flows (flow monitor); of the others it tells nothing, so they are looked at.
         """
         async with self._connected() as connection:
             pass
@@ -112,25 +120,25 @@ class OpenFlowDriver:
                 done, _ = await asyncio.wait([told, ended], timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
                 if ended in done:
                     raise OpenFlowError(f"{self._bridge}: connection lost")
-                if done or await self._all_groups() != self._groups:
+                if done or await self._all_groups() != self._groups or await self._all_meters() != self._meters:
                     return
         finally:
             told.cancel()
             ended.cancel()
 
     async def read_owned(self) -> Mapping[Key, Item]:
-        """Our flows and groups. A flow that the switch describes in the bytes of last time is not decoded again."""
+        """Our flows, groups and meters. A flow that the switch describes in the bytes of last time is not decoded again."""
         marker = (self._marker.table, self._marker.cookie)
         known: dict[bytes, Flow] = {}
         for body in await self._multipart(codec.flows_request()):
             known.update((raw, self._same(flow)) for raw, flow in codec.flows_known(body, self._known))
         self._known = known
-        self._groups = await self._all_groups()
+        self._groups, self._meters = await self._all_groups(), await self._all_meters()
         owned: dict[Key, Item] = {}
         self._foreign = []
         for flow in known.values():
             if self._is_ours(flow.cookie):
-                owned[flow.key] = flow
+                owned[flow.key] = self._as_metered(flow)
                 if (zone := _zone_of(flow)) is not None:
                     self._tracking[flow.key] = zone, flow.cookie
             elif (flow.table, flow.cookie) != marker:
@@ -140,15 +148,32 @@ class OpenFlowDriver:
                 owned[group.key] = group
             else:
                 self._foreign.append(group)
+        for meter in self._meters.values():
+            if self._is_our_meter(meter.meter_id):
+                owned[meter.key] = meter
+            else:
+                self._foreign.append(meter)
         return owned
 
+    def _as_metered(self, flow: Flow) -> Flow:
+        """A flow whose meter is gone is not held back by the next one of that number either, unless it is put again: it reads
+        as one without a meter."""
+        if _meters(flow) <= self._meters.keys():
+            return flow
+        actions: list[Action] = [replace(each, meter_id=0) if isinstance(each, ToController) else each for each in flow.actions]
+        return replace(flow, actions=tuple(actions))
+
     async def read_foreign(self) -> Sequence[Item]:
-        """The flows and groups that are not ours, as of the last `read_owned`."""
+        """What is not ours, as of the last `read_owned`."""
         return self._foreign
 
     async def _all_groups(self) -> dict[int, Group]:
         bodies = await self._multipart(codec.groups_request())
         return {group.group_id: group for body in bodies for group in codec.decode_groups(body)}
+
+    async def _all_meters(self) -> dict[int, Meter]:
+        bodies = await self._multipart(codec.meters_request())
+        return {meter.meter_id: meter for body in bodies for meter in codec.decode_meters(body)}
 
     async def flow_counters(
         self, table: int | None = None, idle: bool = False, matched: Match = ()
@@ -176,7 +201,8 @@ class OpenFlowDriver:
                 _raise_any(exchange.errors, "the switch refused to send")
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
-        """Put and delete in one atomic bundle: lookups see all of it or nothing.
+        """Put and delete in one atomic bundle: lookups see all of it or nothing. A bundle takes no meters: they are put
+        before it and deleted after it.
 
         Groups go in before the flows that name them, and out after. A flow is deleted only while it still has the
         cookie that the item has. What the switch refuses is left out and reported with the OpenFlow error in words,
@@ -184,6 +210,48 @@ class OpenFlowDriver:
         refusal at commit names one message only. Of those the common one is a group that is not there, so the other
         flows that name the group are left out with it.
         """
+        failures = await self._put_meters([item for item in put if isinstance(item, Meter)])
+        unmetered = await self._unmetered(put)
+        failures.update((flow.key, Failure("refused", "the meter that it names is not there")) for flow in unmetered)
+        metered = [item for item in put if item not in unmetered] if unmetered else put
+        failures.update(await self._apply_tables(metered, delete))
+        await self._delete_meters([item for item in delete if isinstance(item, Meter)])
+        return failures
+
+    async def _put_meters(self, meters: Sequence[Meter]) -> dict[Key, Failure]:
+        failures: dict[Key, Failure] = {}
+        for there in (False, True):
+            refused = await self._send_meters({meter: codec.meter_put(meter, there) for meter in meters})
+            self._meters.update((meter.meter_id, meter) for meter in meters if meter not in refused)
+            meters = [meter for meter, why in refused.items() if why == METER_EXISTS]
+            told = {meter: why for meter, why in refused.items() if why != METER_EXISTS}
+            failures.update((meter.key, Failure("refused", f"the switch refused: {why}")) for meter, why in told.items())
+        return failures
+
+    async def _unmetered(self, put: Sequence[Item]) -> set[Item]:
+        """The flows that name a meter which is not there: the switch takes them, and nothing would hold them back."""
+        metered = {item: meters for item in put if isinstance(item, Flow) and (meters := _meters(item))}
+        if not set().union(*metered.values()) <= self._meters.keys():
+            self._meters = await self._all_meters()
+        return {flow for flow, meters in metered.items() if not meters <= self._meters.keys()}
+
+    async def _delete_meters(self, meters: Sequence[Meter]) -> None:
+        """One that is gone is no failure, for the switch either."""
+        await self._send_meters({meter: codec.meter_delete(meter) for meter in meters})
+        for meter in meters:
+            self._meters.pop(meter.meter_id, None)
+
+    async def _send_meters(self, bodies: Mapping[Meter, bytes]) -> dict[Meter, ErrorReply]:
+        """What the switch refused."""
+        if not bodies:
+            return {}
+        async with self._connected() as connection:
+            with connection.exchange() as exchange:
+                xids = {exchange.send(codec.METER_MOD, body): meter for meter, body in bodies.items()}
+                await exchange.barrier(self._timeout)
+                return {xids[xid]: why for xid, why in exchange.errors.items() if xid in xids}
+
+    async def _apply_tables(self, put: Sequence[Item], delete: Sequence[Item]) -> dict[Key, Failure]:
         failures: dict[Key, Failure] = {}
         changes = _changes(put, delete, failures)
         for _ in range(_ROUNDS):
@@ -260,7 +328,7 @@ class OpenFlowDriver:
         async with self._connecting:
             if self._connection is None or not self._connection.usable:
                 await self.close()
-                opened = await Connection.open(self._rundir / f"{self._bridge}.mgmt", self._timeout)
+                opened = await Connection.open(self._rundir / f"{self._bridge}.mgmt", self._timeout, self._sampled)
                 try:
                     await self._prepare(opened)
                 except BaseException:
@@ -275,7 +343,8 @@ class OpenFlowDriver:
             raise
 
     async def _prepare(self, connection: Connection) -> None:
-        """What a switch must be told whenever it may have started: how to match fragments; and to tell of changes."""
+        """What a switch must be told whenever it may have started: how to match fragments, and to
+        send what flows would have told; and to tell of changes."""
         with connection.exchange() as exchange:
             exchange.send(codec.SET_CONFIG, codec.config_body())
             exchange.send(codec.MULTIPART_REQUEST, codec.monitor_request())
@@ -372,8 +441,10 @@ def _changes(put: Sequence[Item], delete: Sequence[Item], failures: dict[Key, Fa
                     case Flow():
                         body = codec.flow_delete(item) if deleting else codec.flow_put(item)
                         phases[2 if deleting else 1].append(_Change(item, codec.FLOW_MOD, body, deleting))
+                    case Meter():
+                        continue
                     case _:
-                        raise ValueError(f"not a flow or group: {item.key}")
+                        raise ValueError(f"not a flow, group or meter: {item.key}")
             except ValueError as wrong:
                 failures[item.key] = Failure("invalid", str(wrong))
     return [change for phase in phases for change in phase]
@@ -382,6 +453,11 @@ def _changes(put: Sequence[Item], delete: Sequence[Item], failures: dict[Key, Fa
 def _groups(item: Flow | Group) -> set[int]:
     """The groups that a flow names."""
     return {action.group_id for action in item.actions if isinstance(action, ToGroup)} if isinstance(item, Flow) else set()
+
+
+def _meters(flow: Flow) -> set[int]:
+    """The meters that a flow names."""
+    return {action.meter_id for action in flow.actions if isinstance(action, ToController)}
 
 
 def _zone_of(flow: Flow) -> int | None:
