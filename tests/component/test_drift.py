@@ -76,7 +76,10 @@ DAMAGES = {
     "dnsmasq's host deleted": Damage(f"rm {FOLDER}/hosts/{PORT_A}", "dhcp", "hosts was none"),
     "names altered": Damage(f"echo 10.9.9.9 evil >{FOLDER}/names/a", "name", "missing"),
     "names deleted": Damage(f"rm {FOLDER}/names/a", "name", "missing"),
-    "dnsmasq's folder deleted": Damage(f"rm -r {FOLDER}", "dhcp", "missing"),
+    # At once: what is half deleted is told as what it lacks.
+    "dnsmasq's folder deleted": Damage(
+        f"mv {FOLDER} /var/lib/kumihimo/gone && rm -r /var/lib/kumihimo/gone", "dhcp", "missing"
+    ),
 }
 
 

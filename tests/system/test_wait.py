@@ -12,7 +12,7 @@ from deploy.lab import Host
 from kumihimo.v1 import port_pb2
 from tests.system.cloud import Cloud, Scene, Vm, refused
 
-ROUNDS = 300 if os.environ.get("KUMI_FULL") else 60
+ROUNDS = 300 if os.environ.get("KUMI_FULL") else 30
 
 
 class Trial:
