@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-HALVES = (("tests/chaos", "tests/component"), ("tests/system", "tests/unit"))
+HALVES = (("tests/component",), ("tests/chaos", "tests/system", "tests/unit"))
 PYTEST = (sys.executable, "-m", "pytest")
 
 
