@@ -36,6 +36,7 @@ from kumihimo.v1 import node_pb2, store_pb2
 _log = structlog.get_logger("kumihimo.agent")
 _context = TraceContextTextMapPropagator()
 DRIFT_PAUSE = 1.0  # seconds
+TOGETHER = 0.001  # seconds in which notices of one transaction come
 
 # An etcd cluster and a revision of it: after a restoration the same number is another revision.
 Revision = tuple[int, int]
@@ -122,6 +123,9 @@ class Loop:
                 woken.cancel()
                 self._woken.clear()
                 if notice.done():
+                    # One change of a port is told in its network and in its groups. What comes in two passes of a lane takes
+                    # twice as long, since each waits for the switch's caches.
+                    await asyncio.sleep(TOGETHER)
                     tokens |= self._take(notice.result())
                     while not self._feed.notices.empty():
                         tokens |= self._take(self._feed.notices.get_nowait())
