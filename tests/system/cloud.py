@@ -169,11 +169,14 @@ def dump(host: Host, what: str, options: str = "--no-stats --no-names") -> list[
     )
 
 
-def drops(host: Host, ofport: int) -> dict[int, int]:
-    """Packets of a local port that were dropped, by reason; reasons with none are left out."""
-    found = {}
+SENT, RECEIVED = "reg14", "reg15"
+
+
+def drops(host: Host, ofport: int, way: str = SENT) -> dict[int, int]:
+    """Packets from (or to) a local port that were dropped, by reason; reasons with none are left out."""
+    found: dict[int, int] = {}
     for line in host.run(f"{DUMP} --no-names dump-flows br-int table=99").splitlines():
-        hit = re.search(r"n_packets=(\d+).*reg11=(0x[0-9a-f]+|\d+),reg14=(0x[0-9a-f]+|\d+)", line)
+        hit = re.search(rf"n_packets=(\d+).*reg11=(0x[0-9a-f]+|\d+),{way}=(0x[0-9a-f]+|\d+)", line)
         if hit and int(hit[3], 0) == ofport and int(hit[1]):
             found[int(hit[2], 0)] = int(hit[1])
     return found
@@ -337,6 +340,10 @@ class Vm:
         self.api.wait(self.port.revision, self.id, active=True)
         self.port = self.api.get(self.port)
         return self.port
+
+    def drops(self, reason: int) -> int:
+        """Packets from or to the port that were dropped for a reason."""
+        return sum(drops(self.host, self.ofport, way).get(reason, 0) for way in (SENT, RECEIVED))
 
     def set_address(self, length: int = 24) -> None:
         """What DHCP would have set."""

@@ -1,12 +1,13 @@
 """New TCP connections, as a script in a workload: how many can be made one after the other. Standard library alone.
 
-`connect.py serve PORT` accepts and closes until it is told to stop; `connect.py call ADDRESS PORT SECONDS [PAUSE]` prints how
-many connections it has made in a second, with a pause after each.
+`connect.py serve PORT` accepts and closes until it is told to stop; `connect.py call ADDRESS PORT SECONDS [PERIOD]` prints how
+many connections it has made in a second: as many as it can, or one each period.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import struct
 import sys
@@ -26,14 +27,17 @@ def serve(port: int) -> None:
                 connection.recv(1)  # until the other side closes
 
 
-def call(address: str, port: int, seconds: float, pause: float = 0.0) -> float:
+def call(address: str, port: int, seconds: float, period: float = 0.0) -> float:
     count = 0
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    signal.setitimer(signal.ITIMER_REAL, period, period)
     began = time.monotonic()
     while time.monotonic() < began + seconds:
         with socket.create_connection((address, port), timeout=PATIENCE) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
         count += 1
-        time.sleep(pause)
+        if period:
+            signal.sigwait({signal.SIGALRM})
     return count / (time.monotonic() - began)
 
 

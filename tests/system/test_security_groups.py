@@ -43,17 +43,6 @@ def silence(*vms: Vm) -> None:
         vm.workload.run("ip address flush dev eth0")
 
 
-def drops_of(vm: Vm, reason: Reason) -> int:
-    """Packets that were dropped for a reason on their way from or to a port."""
-    total = 0
-    for line in vm.host.run(f"{DUMP} --no-names dump-flows br-int table=99").splitlines():
-        fields = dict(part.split("=", 1) for part in line.replace(" ", ",").split(",") if "=" in part)
-        here = {int(fields.get(name, "0"), 0) for name in ("reg14", "reg15")}
-        if int(fields.get("reg11", "0"), 0) == reason and vm.ofport in here:
-            total += int(fields["n_packets"])
-    return total
-
-
 class Flow:
     """UDP that goes both ways between two workloads, a packet each period, by hand-made frames."""
 
@@ -102,8 +91,8 @@ def test_b_sg_04_a_projects_ports_reach_each_other_and_nobody_else_reaches_them(
     for to in (near, far):
         assert other.workload.ping(to.ip, count=2, interval=0.05).received == 0
     assert near.workload.ping(other.ip, count=2, interval=0.05).received == 0, "it allows nobody in"
-    wait_until(lambda: drops_of(near, Reason.SG_INGRESS) == 2, "counted for the receiver")
-    assert drops_of(other, Reason.SG_EGRESS) == 0
+    wait_until(lambda: near.drops(Reason.SG_INGRESS) == 2, "counted for the receiver")
+    assert other.drops(Reason.SG_EGRESS) == 0
     # DHCP, names and questions of ARP are nobody's rule.
     nothing = scene.vm(network, h1, plug=False)
     cloud.admin.update(port_pb2.Port(id=nothing.id), "security_group_ids")
@@ -113,7 +102,7 @@ def test_b_sg_04_a_projects_ports_reach_each_other_and_nobody_else_reaches_them(
     nothing.set_address()
     assert nothing.guest.probe([frames.arp(nothing.mac, nothing.ip, near.ip)], {"arp": frames.expect_arp(near.ip)})["arp"]
     assert nothing.workload.ping(near.ip, count=2, interval=0.05).received == 0
-    wait_until(lambda: drops_of(nothing, Reason.SG_EGRESS) == 2, "counted for the sender")
+    wait_until(lambda: nothing.drops(Reason.SG_EGRESS) == 2, "counted for the sender")
 
 
 def test_b_sg_11_hits_of_a_rule_are_told_within_thirty_seconds(scene: Scene, cloud: Cloud, h1: Host, h2: Host) -> None:

@@ -128,7 +128,7 @@ async def test_written_when_changed_and_within_the_share_of_the_node(monkeypatch
     slept: list[float] = []
     steps = asyncio.Queue[None]()
 
-    async def sleep(seconds: float) -> None:
+    async def pass_time(seconds: float) -> None:
         if seconds:
             slept.append(seconds)
             now[0] += seconds
@@ -136,7 +136,7 @@ async def test_written_when_changed_and_within_the_share_of_the_node(monkeypatch
             await steps.get()
 
     monkeypatch.setattr(loop, "time", lambda: now[0])
-    monkeypatch.setattr(counters.asyncio, "sleep", sleep)
+    monkeypatch.setattr(counters.asyncio, "sleep", pass_time)
     state, switch, told = State("h1"), Switch(), Told()
     state.interface_of[A] = Interface("tap1", "br-int", 11, A, "", "")
     state.located[A] = "net"
