@@ -136,6 +136,10 @@ def _states(side: Side, base: int) -> Iterator[Flow]:
             cookie=base,
         )
     yield flow(side.state, 0, match(), *drop(Reason.CT_INVALID), cookie=base)
+    # No packet comes here untracked. But when the switch checks what it has cached of a port that is gone, by the flows of the
+    # port that has its number now, it takes it for that, and would count the other's packets: nobody is to be blamed.
+    nobody = (SetField(SOURCE, 0), SetField(TARGET, 0))
+    yield flow(side.state, 10, match(ct_state=(0, CT_TRACKED)), *nobody, *drop(Reason.CT_INVALID), cookie=base)
 
 
 # What judging leaves behind, and would have the rest of the way cached once for each policy.

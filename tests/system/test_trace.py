@@ -436,10 +436,8 @@ def test_each_cause_is_named(stage: Stage, cause: Cause) -> None:
     stage.a.workload.run("ip address flush dev eth0")  # what it sends is the test's
     assert stage.talks()
     before = stage.trace()
-    assert (before.passes, before.partial) == (True, False), before
-    # On a busy machine a packet may be invalid right after the plug, and that is told (docs/STATUS.md).
-    assert all("(CT_INVALID)" in note for note in before.notes), before
-    assert "; but" not in before.summary or "(CT_INVALID)" in before.summary
+    assert (before.passes, before.partial, list(before.notes)) == (True, False, []), before
+    assert "; but" not in before.summary
     for named in cause(stage):
         reply = stage.explain(named.explain) if named.explain is not None else stage.trace(named.to, **named.fields)
         text = "\n".join([reply.summary, *reply.notes]) if named.noted else reply.summary

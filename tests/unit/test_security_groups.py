@@ -11,9 +11,10 @@ from ipaddress import ip_address
 import pytest
 
 from agent.compile.engine import Changes
+from agent.compile.policy import compile_filter
 from agent.facts.model import Interface
-from agent.model.flow import Flow
-from agent.model.pipeline import CookieKind, Reason, Table, cookie
+from agent.model.flow import CT_TRACKED, Flow, Resubmit, SetField, match
+from agent.model.pipeline import SOURCE, TARGET, CookieKind, Reason, Table, cookie
 from agent.model.remark import PENDING, Remark
 from agent.model.rule import ranged
 from controlplane.store import keys
@@ -419,6 +420,14 @@ def test_a_flow_that_is_missing_lets_nothing_through() -> None:
         switch = Switch(flow for flow in estate.flows if flow is not gone)
         for sender, receiver, probe in probes_:
             assert switch.send(FIRST + sender, packet(sender, receiver, probe)).out == [], gone
+
+
+def test_what_is_not_tracked_is_dropped_and_counts_for_no_port() -> None:
+    flows = [item for item in compile_filter(None) if isinstance(item, Flow)]  # type: ignore[arg-type]
+    for table in (Table.EGRESS_STATE, Table.INGRESS_STATE):
+        (found,) = (flow for flow in flows if (flow.table, flow.match) == (table, match(ct_state=(0, CT_TRACKED))))
+        assert found.actions[:2] == (SetField(SOURCE, 0), SetField(TARGET, 0))
+        assert found.actions[-1] == Resubmit(Table.DROP)
 
 
 def test_a_group_that_observes_lets_pass_and_counts() -> None:
