@@ -228,7 +228,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("net/*/place/*", store_pb2.Placement, _placement),
     *(Family(f"{kind.scope}/*/change", store_pb2.ChangeRecord, _called_for) for kind in KINDS.values() if kind.scope),
     Family("secgroup/*/member/*", store_pb2.Member, _member),
-    *(Family(f"{folder}/*/cut", store_pb2.Cut, _cut) for folder in ("secgroup", "addrgroup")),
+    *(Family(f"{folder}/*/cut", store_pb2.Cut, _cut) for folder in (keys.SECURITY, keys.ADDRESSES)),
     Family("node/.change", store_pb2.ChangeRecord),
     Family("index/bind/*/*", port_pb2.Binding, _bound),
     Family("index/*/*", store_pb2.Index, _index),

@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 
 from agent.model.flow import Action, Flow, Match, Resubmit, SetField, Track
 from agent.model.pipeline import NEXT, REASON, Reason, Table
-from controlplane.values import eui64
+from controlplane.values import LINK_LOCAL, eui64
 from kumihimo.v1 import network_pb2, port_pb2
 
 ETH_ARP = 0x0806
@@ -15,7 +15,6 @@ ETH_IPV4 = 0x0800
 ETH_IPV6 = 0x86DD
 UDP = 17
 ICMPV6 = 58
-LINK_LOCAL = ip_network("fe80::/64")
 MULTICAST = (1 << 40, 1 << 40)  # value and mask: the group bit of a MAC
 
 # An item belongs to a scope (store/keys.py); "" is that of all nodes. What a node reports as applied is by scope.

@@ -31,7 +31,6 @@ WITH_PORTS = (6, 17, 132)  # TCP, UDP, SCTP: those whose ports Open vSwitch look
 ANY = -1
 WHOLE = (1 << 16) - 1
 LAST_OF_ICMP = 255
-SECURITY, ADDRESS = "secgroup", "addrgroup"
 
 
 @dataclass(slots=True)
@@ -65,7 +64,7 @@ def groups_of(port: port_pb2.Port) -> tuple[str, ...] | None:
     """Scopes of the security groups by which a port is filtered; None when it is not filtered."""
     if not port.filtered or (port.HasField("port_security_enabled") and not port.port_security_enabled):
         return None
-    return tuple(sorted(keys.scope(group, SECURITY) for group in port.security_group_ids))
+    return tuple(sorted(keys.scope(group, keys.SECURITY) for group in port.security_group_ids))
 
 
 class Groups:
@@ -298,9 +297,9 @@ def parse(stored: security_pb2.SecurityGroupRule) -> Rule:
     direction = Direction(stored.direction == security_pb2.DIRECTION_INGRESS, ipv6)
     remote = ""
     if stored.remote_group_id:
-        remote = keys.scope(stored.remote_group_id, SECURITY)
+        remote = keys.scope(stored.remote_group_id, keys.SECURITY)
     elif stored.remote_address_group_id:
-        remote = keys.scope(stored.remote_address_group_id, ADDRESS)
+        remote = keys.scope(stored.remote_address_group_id, keys.ADDRESSES)
     return Rule(stored.id, direction, remote, tuple(_allowed(stored, direction, remote)))
 
 

@@ -76,7 +76,6 @@ class Lane:
         self._sparing = False  # what nobody desires stays
         self._unsettled = True  # what is applied may not be in force yet
         self._scopes: dict[Key, frozenset[str]] = {}
-        self._known_scopes: dict[frozenset[str], frozenset[str]] = {}  # one object for all keys that have the same
         self._dirty: set[Key] = set()
         self._failed: dict[Key, _Failed] = {}
         self._submitted = 0
@@ -100,8 +99,8 @@ class Lane:
 
     def _mark(self, key: Key, scopes: Mapping[Key, frozenset[str]]) -> None:
         self._dirty.add(key)
-        concerned = self._scopes.get(key, _NONE) | scopes.get(key, _NONE)
-        self._scopes[key] = self._known_scopes.setdefault(concerned, concerned)
+        known, told = self._scopes.get(key, _NONE), scopes.get(key, _NONE)
+        self._scopes[key] = told if known <= told else known | told  # nearly always the one object that the engine has of it
         failed = self._failed.get(key)
         if failed is not None:
             failed.again_at = 0.0

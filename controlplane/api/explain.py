@@ -7,8 +7,7 @@ from typing import Any
 from controlplane.api.agents import Agents, Silent
 from controlplane.api.crud import current
 from controlplane.api.standing import Finding, Names, Standing, title
-from controlplane.errors import not_found, refuse
-from controlplane.registry import KINDS
+from controlplane.errors import refuse
 from controlplane.services.base import Context
 from controlplane.store.cache import Cache
 from controlplane.store.txn import Origin
@@ -29,10 +28,7 @@ class Explain:
         caller = context.caller
         refuse(check(request, operator=caller.is_operator))
         await current(self._cache)
-        place = self._cache.locate(KINDS["Port"], request.id)
-        port = self._cache.message(KINDS["Port"], place) if place else None
-        if port is None or not caller.sees(port.project_id):
-            raise not_found("Port", request.id or '""')
+        port = self._standing.port(request.id, caller)
         findings = self._standing.of(port, caller)
         node = self._standing.node_of(port)
         reply = await self._looked(node, request) if node else pb.PortExplanation()

@@ -183,7 +183,7 @@ class Output:
     def _late_group(self, message: Any, node: str) -> str:
         """A security group of a port that its node has not applied as of the port's last change; "" when there is none."""
         for group in message.security_group_ids:
-            scope = keys.scope(group, "secgroup")
+            scope = keys.scope(group, keys.SECURITY)
             applied = self._progress.applied(scope).get(node)
             # A node that concerns itself with none of them is of an earlier release. Not every change of a port is one of its
             # groups.
@@ -193,7 +193,7 @@ class Output:
 
     def _security_group(self, message: Any) -> None:
         message.member_count = len(self._cache.folder(keys.members(message.id)))
-        self._whole(message, keys.scope(message.id, "secgroup"), True)
+        self._whole(message, keys.scope(message.id, keys.SECURITY), True)
         for rule in message.rules:
             rule.revision = rule.revision or message.revision
             rule.etag = format(rule.revision, "x")
@@ -206,7 +206,7 @@ class Output:
         return sorted(found, key=lambda item: (item.create_time.ToNanoseconds(), item.id))
 
     def _security_group_rule(self, message: Any) -> None:
-        self._scope(message, keys.scope(message.security_group_id, "secgroup"), True)
+        self._scope(message, keys.scope(message.security_group_id, keys.SECURITY), True)
         self._say(message)
 
     def _say(self, rule: Any) -> None:
@@ -215,7 +215,7 @@ class Output:
         rule.counters.CopyFrom(self._progress.rule_counters(rule.id))
 
     def _address_group(self, message: Any) -> None:
-        self._whole(message, keys.scope(message.id, "addrgroup"), True)
+        self._whole(message, keys.scope(message.id, keys.ADDRESSES), True)
 
     def _quota(self, message: Any) -> None:
         message.usage.update(quota.usage(self._cache, message.id))

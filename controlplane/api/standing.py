@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from controlplane.api.output import WITHOUT_HOSTS, Output
+from controlplane.errors import not_found
 from controlplane.identity import Caller, Role
 from controlplane.progress import Progress
 from controlplane.registry import KINDS
@@ -59,6 +60,14 @@ class Standing:
     def network(self, network_id: str) -> Any:
         """A network; an empty one where there is none any more."""
         return self._cache.message(KINDS["Network"], keys.network(network_id)) or KINDS["Network"].new()
+
+    def port(self, port_id: str, caller: Caller) -> Any:
+        """A port that the caller may ask about; NOT_FOUND of any other."""
+        place = self._cache.locate(KINDS["Port"], port_id)
+        found = self._cache.message(KINDS["Port"], place) if place else None
+        if found is None or not caller.sees(found.project_id):
+            raise not_found("Port", port_id or '""')
+        return found
 
     def node_of(self, port: Any) -> str:
         """Where a port is bound; "" when nowhere."""

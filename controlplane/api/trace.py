@@ -18,7 +18,7 @@ from controlplane.api.expired import Expired
 from controlplane.api.follow import Follow, Side
 from controlplane.api.probe import probe
 from controlplane.api.standing import Finding, Names, Standing, title
-from controlplane.errors import fault, not_found, refuse
+from controlplane.errors import fault, refuse
 from controlplane.identity import Caller, authorize
 from controlplane.registry import KINDS
 from controlplane.services.base import Context
@@ -26,11 +26,10 @@ from controlplane.store import keys
 from controlplane.store.cache import Cache
 from controlplane.store.txn import Origin
 from controlplane.validate import check
-from controlplane.values import eui64
+from controlplane.values import LINK_LOCAL, eui64
 from kumihimo.v1 import inspect_pb2 as pb
 from kumihimo.v1 import network_pb2, operations_pb2, store_pb2
 
-LINK_LOCAL = ip_network("fe80::/64")
 NO_ADDRESS = "0.0.0.0"  # noqa: S104 - what nobody has
 _PHYSICAL = (network_pb2.NETWORK_TYPE_VLAN, network_pb2.NETWORK_TYPE_FLAT)
 
@@ -55,8 +54,8 @@ class Trace:
         if request.probe:
             authorize(caller, "Port", "Update")  # it is as if the workload had sent it
         await current(self._cache)
-        sender = self._port(request.from_port_id, caller)
-        receiver = self._port(request.to_port_id, caller) if request.to_port_id else None
+        sender = self._standing.port(request.from_port_id, caller)
+        receiver = self._standing.port(request.to_port_id, caller) if request.to_port_id else None
         findings = self._standing.of(sender, caller)
         network = self._standing.network(sender.network_id)
         source, target = self._sides(request, network, sender, receiver, caller, findings)
@@ -76,13 +75,6 @@ class Trace:
             reply.probe = await probe(self._agents, source, seen, packet) if source.node else "nothing was sent"
         conclude(reply, findings, list(follow.notes(source, target)), packet, source, target)
         return reply
-
-    def _port(self, port_id: str, caller: Caller) -> Any:
-        place = self._cache.locate(KINDS["Port"], port_id)
-        found = self._cache.message(KINDS["Port"], place) if place else None
-        if found is None or not caller.sees(found.project_id):
-            raise not_found("Port", port_id or '""')
-        return found
 
     def _sides(
         self, request: Any, network: Any, sender: Any, receiver: Any, caller: Caller, findings: list[Finding]

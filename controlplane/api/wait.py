@@ -89,7 +89,7 @@ class Wait:
                 # A port is as it shall be when its node has its security groups as well.
                 groups = found.security_group_ids if name == "Port" else ()
                 return {keys.scope(kind.parent_of(found) or found.id, kind.folder)} | {
-                    keys.scope(group, "secgroup") for group in groups
+                    keys.scope(group, keys.SECURITY) for group in groups
                 }
         return set()
 

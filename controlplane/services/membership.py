@@ -76,7 +76,7 @@ def _tell(transaction: Transaction, new: Any, old: Any | None) -> None:
         if group not in former or before != set(now):
             transaction.put(keys.members(group) + new.id, store_pb2.Member(addresses=now))
         if group in former and not before <= set(now):
-            transaction.cut(keys.scope(group, "secgroup"), f"addresses of port {new.id}")
+            transaction.cut(keys.scope(group, keys.SECURITY), f"addresses of port {new.id}")
     if old is not None:
         leave(transaction, old, former - set(new.security_group_ids))
 
@@ -85,7 +85,7 @@ def leave(transaction: Transaction, port: Any, groups: set[str]) -> None:
     """Have groups forget a port."""
     for group in sorted(groups):
         transaction.delete(keys.members(group) + port.id)
-        transaction.cut(keys.scope(group, "secgroup"), f"port {port.id}")
+        transaction.cut(keys.scope(group, keys.SECURITY), f"port {port.id}")
 
 
 def are_chosen(new: Any, old: Any | None) -> bool:
@@ -133,5 +133,5 @@ def mend(transaction: Transaction, port_id: str, groups: set[str], context: Cont
         elif wanted[group] != held.get(group):
             transaction.put_bytes(keys.members(group) + port_id, wanted[group])
         if group in held and wanted.get(group) != held[group]:
-            transaction.cut(keys.scope(group, "secgroup"), f"port {port_id}")
+            transaction.cut(keys.scope(group, keys.SECURITY), f"port {port_id}")
     return True

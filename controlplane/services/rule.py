@@ -194,7 +194,7 @@ class SecurityGroupRuleRules(Rules):
 
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
         transaction.delete(keys.claim(*claimed(old)))
-        transaction.cut(keys.scope(old.security_group_id, "secgroup"), f"rule {old.id}")
+        transaction.cut(keys.scope(old.security_group_id, keys.SECURITY), f"rule {old.id}")
 
 
 class DefaultSecurityGroupRuleRules(Rules):

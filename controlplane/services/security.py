@@ -69,7 +69,7 @@ class SecurityGroupRules(Rules):
         return default_group(transaction, project, context) if name == DEFAULT else ""
 
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:
-        _number(transaction, new, keys.scope(new.id, "secgroup"), context)
+        _number(transaction, new, keys.scope(new.id, keys.SECURITY), context)
 
     def furnish(self, transaction: Transaction, new: Any, context: Context) -> None:
         if not context.applied:  # an apply states the rules
@@ -79,7 +79,7 @@ class SecurityGroupRules(Rules):
         if new.stateful != old.stateful and hold(transaction, keys.members(old.id)):
             raise in_use(self.kind, old.id, old.name, _ports(transaction, old.id, context))
         if (new.stateful, new.mode) != (old.stateful, old.mode):
-            transaction.cut(keys.scope(old.id, "secgroup"), "stateful or mode")
+            transaction.cut(keys.scope(old.id, keys.SECURITY), "stateful or mode")
 
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
         name = label(old.id, old.name)
@@ -96,7 +96,7 @@ class SecurityGroupRules(Rules):
                 text = f"SecurityGroupRule {label(rule.id, rule.name)} of SecurityGroup {name} is protected; set its"
                 raise precondition("DELETION_PROTECTED", f"{text} deletion_protection to false first")
             kernel.remove(transaction, KINDS["SecurityGroupRule"], rule, force, context)
-        transaction.delete_prefix(keys.scope(old.id, "secgroup"))
+        transaction.delete_prefix(keys.scope(old.id, keys.SECURITY))
         release(transaction, KEY_POOL, old.key)
 
 
@@ -109,17 +109,17 @@ class AddressGroupRules(Rules):
         self.changes = {"AddAddresses": _add, "RemoveAddresses": _remove}
 
     def create(self, transaction: Transaction, new: Any, context: Context) -> None:
-        _number(transaction, new, keys.scope(new.id, "addrgroup"), context)
+        _number(transaction, new, keys.scope(new.id, keys.ADDRESSES), context)
 
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
         if not set(old.addresses) <= set(new.addresses):
-            transaction.cut(keys.scope(old.id, "addrgroup"), "addresses")
+            transaction.cut(keys.scope(old.id, keys.ADDRESSES), "addresses")
 
     def delete(self, transaction: Transaction, old: Any, force: bool, context: Context) -> None:
         users = referrers(transaction, old.id, context)
         if users:
             raise in_use(self.kind, old.id, old.name, users)
-        transaction.delete_prefix(keys.scope(old.id, "addrgroup"))
+        transaction.delete_prefix(keys.scope(old.id, keys.ADDRESSES))
         release(transaction, KEY_POOL, old.key)
 
 

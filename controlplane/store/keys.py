@@ -62,6 +62,9 @@ FORMAT_VERSION = 1
 INSTALLATION = "installation"
 SETTINGS = f"{ROOT}settings/{INSTALLATION}"
 
+# Folders of scopes, beside that of networks.
+SECURITY, ADDRESSES = KINDS["SecurityGroup"].scope, KINDS["AddressGroup"].scope
+
 _SCOPED = {kind.scope: kind for kind in KINDS.values() if kind.scope}
 SCOPES = tuple(f"{ROOT}{folder}/" for folder in _SCOPED)
 _BY_NOUN = {kind.noun: kind for kind in KINDS.values()}
@@ -181,12 +184,12 @@ def scope_of_status(key: str) -> str:
 
 def members(group_id: str) -> str:
     """The ports that have a security group."""
-    return f"{ROOT}secgroup/{group_id}/member/"
+    return f"{scope(group_id, SECURITY)}member/"
 
 
 def rules(group_id: str) -> str:
     """The rules of a security group."""
-    return f"{ROOT}secgroup/{group_id}/security_group_rule/"
+    return f"{scope(group_id, SECURITY)}security_group_rule/"
 
 
 def cut_of(scope: str) -> str:

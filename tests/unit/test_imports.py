@@ -119,6 +119,7 @@ RULES = {
         "agent.mirror.state",
         "controlplane.dhcpoptions",
         "controlplane.names",
+        "controlplane.values.LINK_LOCAL",
         "controlplane.values.Invalid",
         "controlplane.store.keys",
         "controlplane.values.eui64",
