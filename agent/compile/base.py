@@ -10,11 +10,6 @@ from agent.model.pipeline import NEXT, REASON, Reason, Table
 from controlplane.values import LINK_LOCAL, eui64
 from kumihimo.v1 import network_pb2, port_pb2
 
-ETH_ARP = 0x0806
-ETH_IPV4 = 0x0800
-ETH_IPV6 = 0x86DD
-UDP = 17
-ICMPV6 = 58
 MULTICAST = (1 << 40, 1 << 40)  # value and mask: the group bit of a MAC
 
 # An item belongs to a scope (store/keys.py); "" is that of all nodes. What a node reports as applied is by scope.

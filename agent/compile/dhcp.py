@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from agent.compile import dhcp6
-from agent.compile.base import ETH_IPV4, UDP, flow, is_up, mac_number
+from agent.compile.base import flow, is_up, mac_number
 from agent.compile.dns import dns_config, dns_flows
 from agent.compile.lease import lease_time, tag
 from agent.compile.neighbour import neighbour
@@ -23,6 +23,7 @@ from agent.model.host import INTEGRATION_BRIDGE, DhcpServer, OvsPort, ServiceNam
 from agent.model.item import Item
 from agent.model.pipeline import FLAGS, FROM_SERVICE, FROM_TUNNEL, CookieKind, Table, cookie
 from agent.model.remark import pending
+from agent.model.wire import ETH_IPV4, UDP
 from controlplane.dhcpoptions import find, written
 from controlplane.names import default_label
 from controlplane.store import keys

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from agent.compile.base import ETH_IPV6, ICMPV6, UDP, flow, is_ipv6, link_local, mac_number
+from agent.compile.base import flow, is_ipv6, link_local, mac_number
 from agent.compile.lease import lease_time, tag
 from agent.compile.neighbour import neighbour
 from agent.compile.provider import PHYSICAL
 from agent.compile.view import View
 from agent.model.flow import Flow, Output, Resubmit, match
 from agent.model.pipeline import CookieKind, Table, cookie
+from agent.model.wire import ETH_IPV6, ICMPV6, UDP
 from controlplane.values import service_mac
 from kumihimo.v1 import network_pb2 as pb
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 
-from agent.compile.base import ETH_IPV4, ETH_IPV6, ICMPV6, UDP, flow, ip_number, is_ipv6, mac_number
+from agent.compile.base import flow, ip_number, is_ipv6, mac_number
 from agent.compile.view import View
 from agent.model.flow import Flow, Output, match
 from agent.model.host import PortName
 from agent.model.pipeline import CookieKind, Table, cookie
+from agent.model.wire import ETH_IPV4, ETH_IPV6, ICMP, ICMPV6, TCP, UDP
 from controlplane.names import assignments
 from kumihimo.v1 import network_pb2, port_pb2
 
-ICMP = 1
-TCP = 6
 ECHO_REQUEST, ECHO_REQUEST_6 = 8, 128
 DNS_PORT = 53
 

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agent.compile.base import (
-    ETH_ARP,
-    ETH_IPV4,
-    ETH_IPV6,
-    UDP,
-    drop,
-    flow,
-    ip_match,
-    is_ipv6,
-    mac_number,
-    speaks_ipv6,
-)
+from agent.compile.base import drop, flow, ip_match, is_ipv6, mac_number, speaks_ipv6
 from agent.compile.guard6 import guard_ipv6
 from agent.model.flow import Action, Flow, Resubmit, match
 from agent.model.pipeline import SOURCE, CookieKind, Reason, Table, cookie
+from agent.model.wire import ETH_ARP, ETH_IPV4, ETH_IPV6, UDP
 from kumihimo.v1 import port_pb2
 
 TAGGED = (0x1000, 0x1000)  # vlan_vid and mask: any tag, that of VLAN 0 (priority) too

@@ -10,23 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from agent.compile.base import (
-    ETH_IPV6,
-    ICMPV6,
-    UDP,
-    drop,
-    flow,
-    ip_match,
-    ip_number,
-    is_ipv6,
-    link_local,
-    mac_number,
-)
-from agent.compile.neighbour import ADVERTISE, ADVERTISEMENT, SOLICIT, SOLICITATION
+from agent.compile.base import drop, flow, ip_match, ip_number, is_ipv6, link_local, mac_number
+from agent.compile.neighbour import ADVERTISEMENT, SOLICITATION
 from agent.compile.view import View
 from agent.model.flow import Action, Flow, Resubmit, match
 from agent.model.item import Item
 from agent.model.pipeline import SOURCE, CookieKind, Reason, Table, cookie
+from agent.model.wire import ADVERTISE, ETH_IPV6, ICMPV6, SOLICIT, UDP
 from kumihimo.v1 import port_pb2
 
 ROUTER_ADVERTISEMENT, REDIRECT = 134, 137

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agent.compile.base import ETH_ARP, ETH_IPV6, ICMPV6, drop, flow, ip_match, ip_number, is_ipv6
+from agent.compile.base import drop, flow, ip_match, ip_number, is_ipv6
 from agent.compile.view import View
 from agent.model.flow import Action, Flow, InPort, Match, Move, Resubmit, SetField, match
 from agent.model.item import Item
@@ -22,12 +22,12 @@ from agent.model.pipeline import (
     Table,
     cookie,
 )
+from agent.model.wire import ADVERTISE, ETH_ARP, ETH_IPV6, ICMPV6, SOLICIT
 from kumihimo.v1 import network_pb2
 
 MAC_BITS = 48
 MAC_MASK = ((1 << MAC_BITS) - 1) << FOUND_OFFSET
 ARP_REPLY = 2
-SOLICIT, ADVERTISE = 135, 136  # types of ICMPv6
 SOLICITATION = {"eth_type": ETH_IPV6, "ip_proto": ICMPV6, "icmpv6_type": SOLICIT, "icmpv6_code": 0}
 ADVERTISEMENT = {**SOLICITATION, "icmpv6_type": ADVERTISE}
 TARGET_LINK_LAYER = 2  # type of an option (RFC 4861, section 4.6.1)

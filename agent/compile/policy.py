@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from agent.compile.base import ETH_ARP, ETH_IPV4, ETH_IPV6, ICMPV6, drop, flow, is_up
+from agent.compile.base import drop, flow, is_up
 from agent.compile.port import verdict
 from agent.compile.view import View
 from agent.mirror.groups import groups_of
@@ -59,9 +59,9 @@ from agent.model.pipeline import (
     cookie,
 )
 from agent.model.remark import pending
+from agent.model.wire import ETH_ARP, ETH_IPV4, ETH_IPV6, ICMPV6, IGMP
 from controlplane.store import keys
 
-IGMP = 2
 # Query, report and done of MLD, report of MLDv2; solicitations and advertisements of routers and neighbours: what IPv6 cannot
 # do without, and connection tracking does not know.
 ALWAYS = (130, 131, 132, 143, 133, 134, 135, 136)

@@ -16,11 +16,11 @@ from agent.model.flow import Action, Output, PopVlan, PushVlan, Resubmit, SetFie
 from agent.model.host import INTEGRATION_BRIDGE, Bridge, OvsPort
 from agent.model.item import Item
 from agent.model.pipeline import FLAGS, FROM_PROVIDER, FROM_TUNNEL, CookieKind, Table, cookie
+from agent.model.wire import TAGGED
 from kumihimo.v1 import network_pb2
 
 PHYSICAL = (network_pb2.NETWORK_TYPE_VLAN, network_pb2.NETWORK_TYPE_FLAT)
 LONGEST = 15  # characters of a bridge's name (linux/if.h)
-TAGGED = 0x1000
 UNTAGGED = 0
 
 

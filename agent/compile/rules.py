@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agent.compile.base import ETH_IPV4, ETH_IPV6, ICMPV6, flow
+from agent.compile.base import flow
 from agent.compile.view import View
 from agent.model.flow import CT_INVALID, CT_TRACKED, LATER, Flow, Resubmit, SetField, match
 from agent.model.item import Item
@@ -27,20 +27,15 @@ from agent.model.pipeline import (
 )
 from agent.model.remark import pending
 from agent.model.rule import Allowed, Direction, Masked, Prefix
+from agent.model.wire import ETH_IPV4, ETH_IPV6, ICMP, ICMPV6, WITH_PORTS
 from controlplane.store import keys
 
 Fields = dict[str, int | tuple[int, int]]
 ANYBODY = 0
 ANY = -1
-ICMP = 1
 # Where the ports of a protocol stand.
-NUMBERS = {
-    1: ("icmp_type", "icmp_code"),
-    6: ("tcp_src", "tcp_dst"),
-    17: ("udp_src", "udp_dst"),
-    58: ("icmpv6_type", "icmpv6_code"),
-    132: ("sctp_src", "sctp_dst"),
-}
+NUMBERS = {number: (f"{name}_src", f"{name}_dst") for number, name in WITH_PORTS.items()}
+NUMBERS |= {ICMP: ("icmp_type", "icmp_code"), ICMPV6: ("icmpv6_type", "icmpv6_code")}
 WAYS = (0, BY_CONNECTION)
 WHICH_WAY = OF_INGRESS | BY_CONNECTION
 # Fields of a connection can be matched where there is one only.

@@ -9,12 +9,12 @@ from ipaddress import ip_address
 
 from agent.model.evaluate import Connection
 from agent.model.flow import CT_ESTABLISHED, CT_REPLY, CT_TRACKED
+from agent.model.wire import ICMP, ICMPV6, WITH_PORTS
 
 _TUPLE = re.compile(r"(orig|reply)=\(([^)]*)\)")
 _MARK = re.compile(r"\bmark=(0x[0-9a-f]+|\d+)")
 _STATE = re.compile(r"state=(\w+)")
-_PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
-_PORTS = {6: "tcp", 17: "udp", 132: "sctp"}
+_PROTOCOLS = {"icmp": ICMP, "icmpv6": ICMPV6} | {name: number for number, name in WITH_PORTS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def find(listed: str, packet: Mapping[str, int], any_source_port: bool) -> Track
         mark, state = _MARK.search(line), _STATE.search(line)
         for way, reply in (("orig", 0), ("reply", CT_REPLY)):
             # The port of whoever began is free.
-            free = f"{_PORTS.get(protocol)}_{'dst' if reply else 'src'}" if any_source_port else ""
+            free = f"{WITH_PORTS.get(protocol)}_{'dst' if reply else 'src'}" if any_source_port else ""
             theirs = tuples.get(way, {})
             if theirs and all(packet.get(name) == value for name, value in theirs.items() if name != free):
                 known = Connection(CT_TRACKED | CT_ESTABLISHED | reply, int(mark[1], 0) if mark else 0, original)
@@ -54,5 +54,5 @@ def _parsed(protocol: int, given: Mapping[str, str]) -> Iterator[tuple[str, int]
     for end in ("src", "dst"):
         address = ip_address(given[end])
         yield f"{'ip' if address.version == 4 else 'ipv6'}_{end}", int(address)
-        if name := _PORTS.get(protocol):
+        if name := WITH_PORTS.get(protocol):
             yield f"{name}_{end}", int(given[f"{end[0]}port"])

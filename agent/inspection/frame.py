@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from agent.inspection.packet import ICMP, ICMPV6, IPV4, IPV6, TAGGED, TCP, TTL, UDP
+from agent.inspection.packet import TTL
+from agent.model.wire import ETH_IPV4, ETH_IPV6, ICMP, ICMPV6, TAGGED, TCP, UDP
 
 PAYLOAD = b"kumihimo probe"
 SHORTEST = 60  # bytes of a frame
@@ -16,12 +17,12 @@ _DONT_FRAGMENT = 0x4000
 def frame(fields: Mapping[str, int]) -> bytes:
     """The frame. ValueError: such a packet is not made here."""
     version = fields["eth_type"]
-    if version not in (IPV4, IPV6):
+    if version not in (ETH_IPV4, ETH_IPV6):
         raise ValueError("a probe is a packet of IPv4 or IPv6")
     protocol = fields["ip_proto"]
     tag = struct.pack("!HH", 0x8100, fields["vlan_vid"] & ~TAGGED) if "vlan_vid" in fields else b""
     head = _mac(fields["eth_dst"]) + _mac(fields["eth_src"]) + tag + struct.pack("!H", version)
-    if version == IPV4:
+    if version == ETH_IPV4:
         ends = fields["ip_src"].to_bytes(4, "big") + fields["ip_dst"].to_bytes(4, "big")
         body = _upper(fields, protocol, ends, PAYLOAD)
         packet = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, _DONT_FRAGMENT, TTL, protocol, 0) + ends

@@ -7,14 +7,10 @@ from ipaddress import ip_address
 
 from agent.model import text
 from agent.model.flow import CT_ESTABLISHED, CT_INVALID, CT_NEW, CT_RELATED, CT_REPLY, CT_TRACKED
+from agent.model.wire import ETH_ARP, ETH_IPV4, ETH_IPV6, ICMP, ICMPV6, SOLICIT, TAGGED, WITH_PORTS
 from kumihimo.v1 import inspect_pb2 as pb
 
-ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
-ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
-TAGGED = 0x1000
-SOLICITATION = 135
 TTL = 64
-_PORTS = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
 _STATES = (
     *((CT_NEW, "new"), (CT_ESTABLISHED, "est"), (CT_RELATED, "rel")),
     *((CT_REPLY, "rpl"), (CT_INVALID, "inv"), (CT_TRACKED, "trk")),
@@ -29,27 +25,27 @@ def fields_of(packet: pb.Packet) -> dict[str, int]:
     found = {"eth_src": _mac(packet.eth_src), "eth_dst": _mac(packet.eth_dst), "eth_type": packet.eth_type}
     if packet.HasField("vlan_id"):
         found["vlan_vid"] = TAGGED | packet.vlan_id
-    if packet.eth_type == ARP:
+    if packet.eth_type == ETH_ARP:
         found |= {"arp_op": packet.arp_op, "arp_sha": _mac(packet.eth_src), "arp_tha": 0}
         found |= {"arp_spa": _address(packet.ip_src, 4), "arp_tpa": _address(packet.ip_dst, 4)}
-    elif packet.eth_type == IPV4:
+    elif packet.eth_type == ETH_IPV4:
         found |= {"ip_src": _address(packet.ip_src, 4), "ip_dst": _address(packet.ip_dst, 4)}
-    elif packet.eth_type == IPV6:
+    elif packet.eth_type == ETH_IPV6:
         found |= {"ipv6_src": _address(packet.ip_src, 6), "ipv6_dst": _address(packet.ip_dst, 6)}
-    if packet.eth_type in (IPV4, IPV6):
+    if packet.eth_type in (ETH_IPV4, ETH_IPV6):
         found |= {"ip_proto": packet.protocol, "ip_ttl": TTL} | _upper(packet)
     return found
 
 
 def _upper(packet: pb.Packet) -> dict[str, int]:
-    if name := _PORTS.get(packet.protocol):
+    if name := WITH_PORTS.get(packet.protocol):
         return {f"{name}_src": packet.source_port, f"{name}_dst": packet.destination_port}
-    if packet.protocol == ICMP and packet.eth_type == IPV4:
+    if packet.protocol == ICMP and packet.eth_type == ETH_IPV4:
         return {"icmp_type": packet.icmp_type, "icmp_code": packet.icmp_code}
-    if packet.protocol != ICMPV6 or packet.eth_type != IPV6:
+    if packet.protocol != ICMPV6 or packet.eth_type != ETH_IPV6:
         return {}
     found = {"icmpv6_type": packet.icmp_type, "icmpv6_code": packet.icmp_code}
-    if packet.icmp_type == SOLICITATION:
+    if packet.icmp_type == SOLICIT:
         found |= {"nd_target": _address(packet.nd_target, 6), "nd_sll": _mac(packet.eth_src)}
     return found
 
@@ -84,7 +80,7 @@ def _address(given: str, version: int) -> int:
 
 
 _SWAPPED = {"eth_src": "eth_dst", "ip_src": "ip_dst", "ipv6_src": "ipv6_dst"}
-_SWAPPED |= {f"{name}_src": f"{name}_dst" for name in _PORTS.values()}
+_SWAPPED |= {f"{name}_src": f"{name}_dst" for name in WITH_PORTS.values()}
 _ECHO = {("icmp_type", 0): 8, ("icmpv6_type", 129): 128}
 
 

@@ -14,7 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from agent.compile.base import is_ipv6
-from agent.compile.provider import PHYSICAL, TAGGED, provider
+from agent.compile.provider import PHYSICAL, provider
 from agent.compile.tunnel import TUNNELS
 from agent.compile.view import View
 from agent.drivers import unixctl
@@ -28,6 +28,7 @@ from agent.model.host import INTEGRATION_BRIDGE
 from agent.model.item import Item
 from agent.model.journey import End, Fate, Journey, Step
 from agent.model.pipeline import GENERATION, POLICY_PORT, REASON, TARGET, Table
+from agent.model.wire import TAGGED
 from kumihimo.v1 import inspect_pb2 as pb
 from kumihimo.v1 import network_pb2
 

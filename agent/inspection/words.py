@@ -8,6 +8,7 @@ from agent.model import text
 from agent.model.evaluate import CT_MARK
 from agent.model.flow import FIELD_BITS, FieldMatch
 from agent.model.pipeline import SOURCE, TARGET, USUAL, CookieKind, Reason, Table
+from agent.model.wire import ICMP, ICMPV6, SCTP, TCP, UDP
 from kumihimo.v1 import inspect_pb2 as pb
 
 # What a table is for.
@@ -100,7 +101,7 @@ DEFAULTS = (
     "frames with a VLAN tag are dropped",
 )
 
-_PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
+_PROTOCOLS = {ICMP: "ICMP", TCP: "TCP", UDP: "UDP", ICMPV6: "ICMPv6", SCTP: "SCTP"}
 _VERSIONS = {0x0806: "ARP", 0x0800: "IPv4", 0x86DD: "IPv6"}
 # By field, in the order in which they are told.
 _FIELDS = {

@@ -21,13 +21,12 @@ from ipaddress import ip_network
 
 from agent.mirror.scope import ScopeState, Token
 from agent.model.rule import Allowed, Direction, Masked, Prefix, Rule, ranged
+from agent.model.wire import ICMP, ICMPV6, WITH_PORTS
 from controlplane.store import keys
 from controlplane.store.client import Entry
 from controlplane.values import Invalid, addresses, protocol_number
 from kumihimo.v1 import network_pb2, port_pb2, security_pb2, store_pb2
 
-ICMP = (1, 58)
-WITH_PORTS = (6, 17, 132)  # TCP, UDP, SCTP: those whose ports Open vSwitch looks at
 ANY = -1
 WHOLE = (1 << 16) - 1
 LAST_OF_ICMP = 255
@@ -323,7 +322,7 @@ def _allowed(stored: security_pb2.SecurityGroupRule, direction: Direction, remot
     high = stored.port_range_max if stored.HasField("port_range_max") else None
     if low is None:
         yield whole
-    elif protocol in ICMP and max(low, high or 0) <= LAST_OF_ICMP:
+    elif protocol in (ICMP, ICMPV6) and max(low, high or 0) <= LAST_OF_ICMP:
         yield whole._replace(source=(low, WHOLE), target=None if high is None else (high, WHOLE))
     elif protocol in WITH_PORTS and high is not None:
         for ports in ranged(low, high):

@@ -34,6 +34,7 @@ from agent.model.flow import (
 )
 from agent.model.item import Item
 from agent.model.journey import NO_FLOW, End, Fate, Journey, Step
+from agent.model.wire import TAGGED, WITH_PORTS
 
 CT_STATE, CT_MARK = "ct_state", "ct_mark"
 MOST = 4096  # look-ups of one packet; Open vSwitch gives up at as many
@@ -46,9 +47,7 @@ ORIGINAL = {
     "ct_ipv6_dst": "ipv6_dst",
     "ct_nw_proto": "ip_proto",
 }
-PORTS = ("tcp", "udp", "sctp")
 ICMP_FIELDS = (("icmp_type", "icmp_code"), ("icmpv6_type", "icmpv6_code"))
-TAGGED = 0x1000
 
 Packet = Mapping[str, int]
 
@@ -162,7 +161,7 @@ def of_connection(packet: Packet, known: Connection | None) -> dict[str, int]:
         return {CT_STATE: known.state}
     first = known.original or packet
     fields = {name: first[source] for name, source in ORIGINAL.items() if source in first}
-    ports = [number for number in PORTS if f"{number}_src" in first]
+    ports = [number for number in WITH_PORTS.values() if f"{number}_src" in first]
     for end in ("src", "dst"):
         fields |= {f"ct_tp_{end}": first[f"{number}_{end}"] for number in ports}
     for kind, code in ICMP_FIELDS:

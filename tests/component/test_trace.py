@@ -20,6 +20,7 @@ from agent.inspection.probe import Prober
 from agent.inspection.samples import Samples
 from agent.inspection.trace import ANSWER, Tracer, differ, generations, question
 from agent.inspection.traced import parse
+from agent.model import wire
 from agent.model.evaluate import NEW, Connection, Tables, evaluate
 from agent.model.flow import CT_INVALID, CT_RELATED, CT_REPLY, CT_TRACKED, Flow, Group, Meter
 from agent.model.journey import End, Fate, Journey
@@ -114,9 +115,9 @@ class Packets:
 
     def one(self) -> dict[str, int]:
         pick, chance = self.chance.choice, self.chance.random
-        kind = pick((packet.ARP, packet.IPV4, packet.IPV4, packet.IPV6, packet.IPV6, 0x88B5))
+        kind = pick((wire.ETH_ARP, wire.ETH_IPV4, wire.ETH_IPV4, wire.ETH_IPV6, wire.ETH_IPV6, 0x88B5))
         # Most of what IPv6 flows say is met by those alone who speak it.
-        polite = kind == packet.IPV6 and chance() < 0.7
+        polite = kind == wire.ETH_IPV6 and chance() < 0.7
         in_port = pick([number for number, port in self.own.items() if six(port)] if polite else self.local)
         me = self.own.get(in_port, pick(self.ports))
         if chance() < 0.1:
@@ -125,7 +126,7 @@ class Packets:
         other = pick(others if chance() < 0.8 else self.ports)
         addresses = [fixed.ip_address for fixed in me.fixed_ips] * 3 + ["fe80::1", "10.0.9.7", "0.0.0.0", "::"]  # noqa: S104
         asked = [fixed.ip_address for fixed in other.fixed_ips] + [addresses[0], "10.0.9.9", "10.0.7.7", "fd00:7::7"]
-        version = 6 if kind == packet.IPV6 else 4
+        version = 6 if kind == wire.ETH_IPV6 else 4
         described = pb.Packet(
             eth_src=me.mac_address if chance() < 0.9 else "02:00:00:00:00:09",
             eth_dst=pick((other.mac_address, other.mac_address, "ff:ff:ff:ff:ff:ff", "33:33:00:00:00:01", "02:00:00:00:00:08")),
@@ -237,10 +238,10 @@ async def test_a_deleted_flow_is_a_disagreement_of_which_the_first_is_told(insta
         packet=pb.Packet(
             eth_src=me.mac_address,
             eth_dst=other.mac_address,
-            eth_type=packet.IPV4,
+            eth_type=wire.ETH_IPV4,
             ip_src=me.fixed_ips[0].ip_address,
             ip_dst=other.fixed_ips[0].ip_address,
-            protocol=packet.TCP,
+            protocol=wire.TCP,
             destination_port=22,
         ),
     )
@@ -260,7 +261,7 @@ async def test_a_deleted_flow_is_a_disagreement_of_which_the_first_is_told(insta
 async def test_without_a_switch_the_desired_flows_are_told_and_that_they_are(installed: Installed) -> None:
     me = installed.wired()[0].id
     tracer = Tracer(installed.cloud.state, lambda: installed.items, installed.dropped, RUNDIR / "nowhere")
-    sent = pb.Packet(eth_src="02:00:00:00:00:09", eth_type=packet.IPV4, ip_src="10.0.0.1", ip_dst="10.0.0.2")
+    sent = pb.Packet(eth_src="02:00:00:00:00:09", eth_type=wire.ETH_IPV4, ip_src="10.0.0.1", ip_dst="10.0.0.2")
     reply = await asyncio.wait_for(tracer.trace(pb.TraceNodeRequest(port_id=me, packet=sent)), 10)
     assert "no control connection" in reply.notes[0]
     assert {step.depth for step in reply.walks[0].steps} == {0}
@@ -273,10 +274,10 @@ async def test_a_probe_goes_the_way_of_its_trace(installed: Installed) -> None:
     described = pb.Packet(
         eth_src=me.mac_address,
         eth_dst=other.mac_address,
-        eth_type=packet.IPV4,
+        eth_type=wire.ETH_IPV4,
         ip_src=me.fixed_ips[0].ip_address,
         ip_dst=other.fixed_ips[0].ip_address,
-        protocol=packet.UDP,
+        protocol=wire.UDP,
         destination_port=9,
     )
     prober = Prober(installed.cloud.state, installed.driver)
@@ -295,6 +296,6 @@ async def test_a_probe_goes_the_way_of_its_trace(installed: Installed) -> None:
     await prober.probe(asked)
     after = await Explainer(installed.cloud.state, installed.driver, Samples()).explain(pb.ExplainPortRequest(id=me.id))
     assert {drop.reason: drop.packets for drop in after.drops if not drop.usual} == {"SPOOFED_IP": 1}
-    asked.packet.eth_type = packet.ARP
+    asked.packet.eth_type = wire.ETH_ARP
     assert (await prober.probe(asked)).reason == "PACKET_INVALID"
     assert (await prober.probe(pb.TraceNodeRequest(port_id="none", packet=described))).reason == "NOT_ATTACHED"

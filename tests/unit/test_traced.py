@@ -10,6 +10,7 @@ import pytest
 from agent.inspection import conntrack, packet, words
 from agent.inspection.frame import PAYLOAD, checksum, frame
 from agent.inspection.traced import parse
+from agent.model import wire
 from agent.model.flow import CT_ESTABLISHED, CT_REPLY, CT_TRACKED, match
 from agent.model.journey import NO_FLOW, Fate, Journey
 from agent.model.pipeline import CookieKind, Reason, Table
@@ -94,9 +95,9 @@ def test_a_match_in_words() -> None:
 @pytest.mark.parametrize(
     ("described", "said"),
     [
-        (pb.Packet(eth_src="fa:16:3e:00:00:01", ip_src="10.0.0.1", ip_dst="nonsense", eth_type=packet.IPV4), "nonsense"),
-        (pb.Packet(eth_src="fa:16:3e:00:00:01", ip_src="10.0.0.1", ip_dst="fd00::1", eth_type=packet.IPV4), "fd00::1"),
-        (pb.Packet(eth_src="fa:16", eth_type=packet.ARP), "no MAC"),
+        (pb.Packet(eth_src="fa:16:3e:00:00:01", ip_src="10.0.0.1", ip_dst="nonsense", eth_type=wire.ETH_IPV4), "nonsense"),
+        (pb.Packet(eth_src="fa:16:3e:00:00:01", ip_src="10.0.0.1", ip_dst="fd00::1", eth_type=wire.ETH_IPV4), "fd00::1"),
+        (pb.Packet(eth_src="fa:16", eth_type=wire.ETH_ARP), "no MAC"),
     ],
 )
 def test_a_packet_that_is_none_is_refused(described: pb.Packet, said: str) -> None:
@@ -132,7 +133,7 @@ def test_the_connection_of_a_packet_is_found_from_any_port_and_either_side() -> 
 
 def test_what_an_answer_answers() -> None:
     asked = packet.fields_of(
-        pb.Packet(eth_src=MAC, eth_dst=MAC, eth_type=packet.IPV4, ip_src="10.0.0.3", ip_dst="10.0.0.2", protocol=1)
+        pb.Packet(eth_src=MAC, eth_dst=MAC, eth_type=wire.ETH_IPV4, ip_src="10.0.0.3", ip_dst="10.0.0.2", protocol=1)
     )
     first = packet.answered(asked)
     assert (first["ip_src"], first["ip_dst"], first["icmp_type"]) == (0x0A000002, 0x0A000003, 8)
@@ -144,7 +145,7 @@ def test_what_an_answer_answers() -> None:
 )
 def test_a_probe_bears_checksums_that_are_right(protocol: int, six: bool) -> None:
     ends = {"ip_src": "fd00::2", "ip_dst": "fd00::3"} if six else {"ip_src": "10.0.0.2", "ip_dst": "10.0.0.3"}
-    described = pb.Packet(eth_src=MAC, eth_dst=MAC, eth_type=packet.IPV6 if six else packet.IPV4, protocol=protocol, **ends)
+    described = pb.Packet(eth_src=MAC, eth_dst=MAC, eth_type=wire.ETH_IPV6 if six else wire.ETH_IPV4, protocol=protocol, **ends)
     made = frame(packet.fields_of(described))
     start = 14 + (40 if six else 20)
     length = int.from_bytes(made[18:20], "big") if six else int.from_bytes(made[16:18], "big") - 20
