@@ -6,12 +6,9 @@ store alone. Baselines are made by hand on the same hosts, in turns with ours.
 
 from __future__ import annotations
 
-import asyncio
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from google.protobuf.message import Message
 
@@ -19,48 +16,35 @@ from agent.compile import FEATURES
 from agent.compile.engine import Engine
 from agent.facts.model import HostFacts, Interface
 from agent.mirror.state import State
-from controlplane.services import quota
-from controlplane.store import client, keys
-from controlplane.store.client import Entry, Store
+from controlplane.store import keys
+from controlplane.store.client import Entry
 from controlplane.store.feed import Changed, Listed
-from controlplane.tls import Tls
-from deploy.lab import Host, Lab, wait_until
-from kumihimo.v1 import network_pb2, node_pb2, operations_pb2, port_pb2, quota_pb2, store_pb2
+from deploy.lab import Host, wait_until
+from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
+from tests.bench.crowd import FEW, MANY, PATIENCE, add_elsewhere, apply, fill, lift_quotas
 from tests.bench.figures import Figure
 from tests.bench.node import applied, plug, plug_by_hand
+from tests.bench.place import measured
 from tests.system.cloud import Cloud, Scene, Vm
 from tests.system.control import BRIDGE, ControlFlow
 
 ROUNDS = 20
 STARTS = 5
-FEW, MANY = 10, 10_000
 AT_ONCE = 200
-STEP = 500  # objects of one Apply
-ELSEWHERE = "h9"
-PATIENCE = 300.0
 
 
 def measure() -> list[Figure]:
     """All figures of this module."""
-    with Lab("ktbench", hosts=2) as lab:
-        os.environ["KUMI_CONFIG"] = str(lab.files.client)
-        cloud = Cloud(lab)
-        cloud.start()
-        control = ControlFlow(*cloud.hosts)
-        try:
-            return list(_measure(cloud, Scene(cloud), control))
-        finally:
-            cloud.close()
+    with measured() as (cloud, scene, control):
+        return list(_measure(cloud, scene, control))
 
 
 def _measure(cloud: Cloud, scene: Scene, control: ControlFlow) -> Iterator[Figure]:
     idle = _resident(cloud.hosts[1])
     network = scene.network(cidr="10.0.0.0/16")
-    unlimited = quota_pb2.Quota(id=network.project_id, limits=dict.fromkeys(quota.COUNTED, quota.UNLIMITED))
-    cloud.admin.update(unlimited, "limits")
+    lift_quotas(cloud, network.project_id)
     yield from _at_once(cloud, scene, control)
-    there = cloud.hosts[0].underlay.rsplit(".", 1)[0] + ".200"
-    cloud.admin.create(node_pb2.Node(id=ELSEWHERE, tunnel_ip=there))
+    add_elsewhere(cloud)
     first, second, _ = (scene.vm(network, host) for host in (*cloud.hosts, cloud.hosts[1]))
     wait_until(lambda: first.workload.reaches(second.ip), "both answer", PATIENCE)  # as in node.py
     for known in (FEW, MANY):
@@ -76,38 +60,6 @@ def _measure(cloud: Cloud, scene: Scene, control: ControlFlow) -> Iterator[Figur
     yield Figure("agent start, 10,000 remote ports known", "ms", _starts(cloud, first), [], "none", "≤ 10,000 ms")
     yield Figure("agent resident, idle", "MB", [idle], [], "none", "≤ 80 MB")
     yield Figure("agent resident, 10,000 known", "MB", [_resident(cloud.hosts[1])], [], "none", "≤ 150 MB")
-
-
-def fill(cloud: Cloud, network: Any, known: int) -> None:
-    """Make ports of a network on ELSEWHERE until both hosts know so many, and wait until they have them."""
-    have = sum(port.network_id == network.id for port in cloud.admin.list(port_pb2.Port))
-    made: list[str] = []
-    while have + len(made) < known:
-        made += _apply(cloud, network, min(STEP, known - have - len(made)))
-    asyncio.run(_seen_elsewhere(cloud.lab, made))
-    wait_until(lambda: all(port.binding for port in cloud.admin.list(port_pb2.Port)), "all are bound", PATIENCE)
-    cloud.admin.wait(0, timeout=PATIENCE)
-
-
-def _apply(cloud: Cloud, network: Any, count: int) -> list[str]:
-    """Make ports of a network; their ids."""
-    request = operations_pb2.ApplyRequest(request_id=os.urandom(8).hex())
-    for _ in range(count):
-        request.objects.add().resource.Pack(port_pb2.Port(name=f"bench-{os.urandom(8).hex()}", network_id=network.id))
-    reply = cloud.admin.client.call("kumihimo.v1.Operations", "Apply", request, timeout=60)
-    return [found.id for found in reply.objects]
-
-
-async def _seen_elsewhere(lab: Lab, ports: list[str]) -> None:
-    """What the third node would have said, had it an agent."""
-    tls = Tls(lab.files.ca, lab.files.tls("root.crt"), lab.files.tls("root.key"))
-    store = Store([f"unix:{lab.directory}/etcd/localhost:2379"], tls)
-    status = store_pb2.PortStatus(interface="tap0", ofport=1, wired=True).SerializeToString()
-    for start in range(0, len(ports), STEP):
-        await store.transact(
-            [], [client.put(keys.port_status(ELSEWHERE, port), status) for port in ports[start : start + STEP]]
-        )
-    await store.close()
 
 
 def _starts(cloud: Cloud, vm: Vm) -> list[float]:
@@ -134,7 +86,7 @@ def _at_once(cloud: Cloud, scene: Scene, control: ControlFlow) -> Iterator[Figur
     """So many ports plugged by one command; and an agent that starts with them."""
     host = cloud.hosts[1]
     network = scene.network(cidr="10.1.0.0/16")
-    ports = _apply(cloud, network, AT_ONCE)
+    ports = apply(cloud, network, AT_ONCE)
     # What the kernel says by itself on 200 links would be flooded to 200 by the hand-made bridge.
     host.run(["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"])
     links = "\n".join(f"link add kb{number} type veth peer name kp{number}" for number in range(AT_ONCE))

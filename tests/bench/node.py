@@ -5,13 +5,13 @@ Baseline of the plug: the same interface plugged into a hand-made bridge whose f
 
 from __future__ import annotations
 
-import os
 import time
 
-from deploy.lab import Lab, wait_until
+from deploy.lab import wait_until
 from kumihimo.v1 import operations_pb2, port_pb2
 from tests.bench.figures import Figure
-from tests.system.cloud import PATIENCE, Cloud, Scene, Vm
+from tests.bench.place import measured
+from tests.system.cloud import PATIENCE, Cloud, Vm
 from tests.system.control import BRIDGE, ControlFlow, Stream
 
 ROUNDS = 20
@@ -20,33 +20,23 @@ INTERVAL = 0.002  # seconds between two requests: the resolution of the plug's f
 
 def measure() -> list[Figure]:
     """All figures of this module."""
-    with Lab("ktbench", hosts=2) as lab:
-        os.environ["KUMI_CONFIG"] = str(lab.files.client)
-        cloud = Cloud(lab)
-        cloud.start()
-        scene = Scene(cloud)
-        control = ControlFlow(*cloud.hosts)
-        try:
-            network = scene.network()
-            first, second = (scene.vm(network, host) for host in cloud.hosts)
-            # Another port of the network keeps its namespace and DHCP service: the plug of one port is measured.
-            scene.vm(network, cloud.hosts[1])
-            ours, baseline = [], []
-            # Who asks for a MAC and is not answered asks again after a second: neither way is to pay for that.
-            wait_until(lambda: first.workload.reaches(second.ip), "both answer", PATIENCE)
-            for _ in range(ROUNDS):
-                ours.append(plug(first, second))
-                baseline.append(plug_by_hand(control))
-            return [
-                Figure("plug to first answer across hosts", "ms", ours, baseline, "the same on hand-made flows", "≤ 50 ms"),
-                *applied(cloud, first),
-                traced(cloud, first, second),
-                _throughput(first, second, control),
-            ]
-        finally:
-            control.remove()
-            scene.close()
-            cloud.close()
+    with measured() as (cloud, scene, control):
+        network = scene.network()
+        first, second = (scene.vm(network, host) for host in cloud.hosts)
+        # Another port of the network keeps its namespace and DHCP service: the plug of one port is measured.
+        scene.vm(network, cloud.hosts[1])
+        ours, baseline = [], []
+        # Who asks for a MAC and is not answered asks again after a second: neither way is to pay for that.
+        wait_until(lambda: first.workload.reaches(second.ip), "both answer", PATIENCE)
+        for _ in range(ROUNDS):
+            ours.append(plug(first, second))
+            baseline.append(plug_by_hand(control))
+        return [
+            Figure("plug to first answer across hosts", "ms", ours, baseline, "the same on hand-made flows", "≤ 50 ms"),
+            *applied(cloud, first),
+            traced(cloud, first, second),
+            _throughput(first, second, control),
+        ]
 
 
 def plug(first: Vm, second: Vm) -> float:

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from controlplane.services import quota
-from deploy.lab import Lab, Workload, wait_until
-from kumihimo.v1 import network_pb2, node_pb2, quota_pb2, security_pb2
+from deploy.lab import Workload, wait_until
+from kumihimo.v1 import network_pb2, security_pb2
+from tests.bench.crowd import FEW, MANY, PATIENCE, add_elsewhere, fill, lift_quotas
 from tests.bench.figures import Figure
-from tests.bench.large import ELSEWHERE, FEW, MANY, fill
+from tests.bench.place import measured
 from tests.system.cloud import Cloud, Scene, Vm
 from tests.system.control import BRIDGE, ControlFlow, Stream
 
@@ -25,7 +25,6 @@ RULES = 1000
 REPLACEMENTS = 5
 INTERVAL = 0.002  # seconds between two requests: the resolution of what is seen of packets
 SILENCE = 0.1  # seconds without an answer, after which there is none any more
-PATIENCE = 300.0
 CONNECT = str(Path(__file__).parents[1] / "system" / "connect.py")
 PORT = "7000"
 # One zone, and everything is accepted: the least that tracks connections.
@@ -39,22 +38,14 @@ table=1,ct_state=+trk+est,ip actions=NORMAL
 
 def measure() -> list[Figure]:
     """All figures of this module."""
-    with Lab("ktbench", hosts=2) as lab:
-        os.environ["KUMI_CONFIG"] = str(lab.files.client)
-        cloud = Cloud(lab)
-        cloud.start()
-        control = ControlFlow(*cloud.hosts)
-        try:
-            return _measure(cloud, Scene(cloud), control)
-        finally:
-            cloud.close()
+    with measured() as (cloud, scene, control):
+        return _measure(cloud, scene, control)
 
 
 def _measure(cloud: Cloud, scene: Scene, control: ControlFlow) -> list[Figure]:
     network = scene.network(cidr="10.0.0.0/16")
-    unlimited = quota_pb2.Quota(id=network.project_id, limits=dict.fromkeys(quota.COUNTED, quota.UNLIMITED))
-    cloud.admin.update(unlimited, "limits")
-    cloud.admin.create(node_pb2.Node(id=ELSEWHERE, tunnel_ip=cloud.hosts[0].underlay.rsplit(".", 1)[0] + ".200"))
+    lift_quotas(cloud, network.project_id)
+    add_elsewhere(cloud)
     group, many = (cloud.admin.create(security_pb2.SecurityGroup(name=name)) for name in ("bench", "many"))
     first, second = (scene.vm(network, host, security_group_ids=[group.id, many.id]) for host in cloud.hosts)
     figures = []

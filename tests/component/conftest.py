@@ -1,4 +1,5 @@
-"""What modules share that look at etcd without an API: one a module, and a connection a test, which empties it."""
+"""What modules share: an etcd without an API, one a module, and a connection a test, which empties it;
+an API's client, and a network."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import pytest
 
 from controlplane.store import client
 from controlplane.store.client import Store
-from tests.component.cloud import Etcd
+from tests.component.cloud import Client, Cloud, Etcd
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +31,17 @@ async def store(etcd: Etcd) -> AsyncIterator[Store]:
     yield made
     await made.transact([], [client.delete("/", prefix=True)])
     await made.close()
+
+
+@pytest.fixture
+async def api(cloud: Cloud) -> Client:
+    return cloud.api
+
+
+@pytest.fixture
+async def network(cloud: Cloud) -> str:
+    """A network of demo with a subnet of each family."""
+    made = await cloud.api.create("Network", by="alice")
+    for cidr in ("10.0.0.0/24", "fd00::/64"):
+        await cloud.api.create("Subnet", by="alice", network_id=made.id, cidr=cidr)
+    return str(made.id)

@@ -30,11 +30,6 @@ Make = Callable[..., Awaitable[Any]]
 
 
 @pytest.fixture
-async def api(cloud: Cloud) -> Client:
-    return cloud.api
-
-
-@pytest.fixture
 async def make(api: Client) -> Make:
     """Makes an object of any kind, in a new parent where it needs one."""
     count = 0

@@ -20,11 +20,6 @@ INGRESS = security_pb2.DIRECTION_INGRESS
 
 
 @pytest.fixture
-async def api(cloud: Cloud) -> Client:
-    return cloud.api
-
-
-@pytest.fixture
 async def group(api: Client) -> Any:
     return await api.create("SecurityGroup", by="alice", name="web")
 

@@ -32,11 +32,6 @@ from tests.component.rows import (
 ROWS = [*standard(), *SUBNET, *PORT, *rows.ROWS, *security_rows.ROWS]
 
 
-@pytest.fixture
-async def api(cloud: Cloud) -> Client:
-    return cloud.api
-
-
 @dataclass
 class Place:
     """What the rows stand on: a network with a subnet and a port that hold some values, a node, and how it all began."""

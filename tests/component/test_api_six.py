@@ -16,11 +16,6 @@ MAC, FORMED = "fa:16:3e:00:00:11", "f816:3eff:fe00:11"
 OTHER_MAC, OTHER_FORMED = "fa:16:3e:00:00:12", "f816:3eff:fe00:12"
 
 
-@pytest.fixture
-async def api(cloud: Cloud) -> Client:
-    return cloud.api
-
-
 async def network(api: Client, *subnets: dict[str, Any], **fields: Any) -> tuple[Any, list[Any]]:
     made = await api.create("Network", **fields)
     return made, [await api.create("Subnet", network_id=made.id, **each) for each in subnets]

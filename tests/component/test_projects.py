@@ -80,11 +80,6 @@ async def environment(api: Client, by: str) -> Environment:
 
 
 @pytest.fixture
-async def api(cloud: Cloud) -> Client:
-    return cloud.api
-
-
-@pytest.fixture
 async def twins(api: Client) -> Twins:
     """Alice's and Bob's, made at the same time."""
     alices, bobs = await asyncio.gather(environment(api, "alice"), environment(api, "bob"))
