@@ -1,17 +1,21 @@
 """What modules share: an etcd without an API, one a module, and a connection a test, which empties it;
-an API's client, and a network."""
+an API's client, and a network; a switch with the OpenFlow driver."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from agent.drivers.openflow.driver import OpenFlowDriver
 from controlplane.store import client
 from controlplane.store.client import Store
 from tests.component.cloud import Client, Cloud, Etcd
+from tests.component.dummy_switch import MARKER, START
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +49,37 @@ async def network(cloud: Cloud) -> str:
     for cidr in ("10.0.0.0/24", "fd00::/64"):
         await cloud.api.create("Subnet", by="alice", network_id=made.id, cidr=cidr)
     return str(made.id)
+
+
+@pytest.fixture(scope="module")
+async def rundir() -> AsyncIterator[Path]:
+    """The run directory of a switch with bridge br0 and ports 1 and 2."""
+    with tempfile.TemporaryDirectory(prefix="ofct-") as folder:
+        process = await asyncio.create_subprocess_exec(
+            *("unshare", "-n", "-p", "-f", "--kill-child", "sh", "-c", START, "sh", folder),
+            env=os.environ | {f"OVS_{name}DIR": folder for name in ("RUN", "DB", "LOG", "SYSCONF")},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(30):
+                while (line := await process.stdout.readline()) != b"ready\n":
+                    assert line, "Open vSwitch did not start"
+            yield Path(folder)
+        finally:
+            process.stdin.close()
+            async with asyncio.timeout(10):
+                await process.wait()
+
+
+@pytest.fixture
+async def driver(rundir: Path) -> AsyncIterator[OpenFlowDriver]:
+    """A driver of br0, whose flows and groups are gone afterwards."""
+    made = OpenFlowDriver("br0", lambda cookie: cookie >> 60 == 5, rundir=rundir, **MARKER)
+    yield made
+    owned = await made.read_owned()
+    assert not await made.apply([], [*owned.values(), *await made.read_foreign()])
+    await made.close()
