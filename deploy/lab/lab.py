@@ -7,14 +7,14 @@ or end a lab that another one made. No traffic leaves the lab's own namespaces.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import shutil
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from deploy.lab import preflight
@@ -31,7 +31,7 @@ CONTROL = 254
 
 
 class Lab:
-    """A lab of hosts h1, h2 ... and the control host `ctl`. As a context manager it is up inside and gone after.
+    """A lab of hosts h1, h2 ... and the control host `ctl`.
 
     `hosts` is a number or names; a lab that is up keeps those it has. `tracing`: see config.Files.
     """
@@ -53,16 +53,18 @@ class Lab:
         self.etcd = Service(self.ctl, "etcd", self._etcd_unit(), log / "etcd.log", self._etcd_ready)
         self.api = Service(self.ctl, "api", Unit.read("kumihimo-api"), log / "api.log", self._api_ready)
 
-    def __enter__(self) -> Self:
+    @classmethod
+    @contextlib.contextmanager
+    def anew(cls, name: str, hosts: int = 2, tracing: bool = False) -> Iterator[Self]:
+        """A lab that is made from nothing and gone after. What a killed run has left by that name goes first."""
+        preflight.check(name)
+        cls(name).down()
+        lab = cls(name, hosts, tracing)
         try:
-            self.up()
-        except BaseException:
-            self.down()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.down()
+            lab.up()
+            yield lab
+        finally:
+            lab.down()
 
     # The whole
 

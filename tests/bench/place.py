@@ -14,7 +14,7 @@ from tests.system.control import ControlFlow
 @contextlib.contextmanager
 def measured() -> Iterator[tuple[Cloud, Scene, ControlFlow]]:
     """It is gone afterwards, with all that was made in it."""
-    with Lab("ktbench", hosts=2) as lab:
+    with Lab.anew("ktbench", hosts=2) as lab:
         os.environ["KUMI_CONFIG"] = str(lab.files.client)
         cloud = Cloud(lab)
         cloud.start()

@@ -48,7 +48,7 @@ def flow(host: Host) -> None:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab("ktlab") as lab:
+    with Lab.anew("ktlab") as lab:
         yield lab
 
 
@@ -283,6 +283,18 @@ def test_down_ends_half_a_lab() -> None:
     half.down()
     assert "kthalf" not in labs()
     assert running(half.directory) == {}
+
+
+def test_a_run_that_was_killed_leaves_nothing_to_the_next() -> None:
+    killed = Lab("ktkilled", hosts=2)
+    killed.up()
+    killed.start_etcd()
+    killed.ctl.run([*killed.etcdctl, "put", "old", "of the one before"])
+    with Lab.anew("ktkilled", hosts=1) as lab:
+        lab.start_etcd()
+        assert lab.ctl.run([*lab.etcdctl, "get", "old"]) == ""
+        assert list(lab.hosts) == ["h1"]
+    assert not (BASE / "ktkilled").exists()
 
 
 def test_up_refuses_what_it_cannot_have(lab: Lab) -> None:

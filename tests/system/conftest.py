@@ -35,14 +35,14 @@ def running(lab: Lab, ip_version: int = 4) -> Iterator[Cloud]:
 
 @pytest.fixture(scope="session")
 def cloud() -> Iterator[Cloud]:
-    with Lab(NAME, hosts=3, tracing=True) as lab, running(lab) as cloud:
+    with Lab.anew(NAME, hosts=3, tracing=True) as lab, running(lab) as cloud:
         yield cloud
 
 
 @pytest.fixture(scope="module")
 def cloud6() -> Iterator[Cloud]:
     """Another cloud, of two hosts, whose underlay is IPv6; it ends with the module."""
-    with Lab(f"{NAME}6", hosts=2) as lab, running(lab, 6) as cloud:
+    with Lab.anew(f"{NAME}6", hosts=2) as lab, running(lab, 6) as cloud:
         yield cloud
 
 
