@@ -51,7 +51,8 @@ class DnsmasqDriver:
         self._state = Path(state_dir)
         self._run = Path(run_dir)
         self._namespaces: dict[str, str] = {}  # of each server, as last read
-        self._seen: dict[str, object] = {}
+        # As last read. None: we have written since, and what others take away at once would look like what was before.
+        self._seen: dict[str, object] | None = None
 
     async def changed(self) -> None:
         """Return when files or processes are not what they were when they were last read."""
@@ -94,6 +95,7 @@ class DnsmasqDriver:
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """Every server at the same time; what is to be removed first."""
+        self._seen = None
         failures: dict[Key, Failure] = {}
         for work, items in ((self._delete, delete), (self._put, put)):
             servers = [item for item in items if isinstance(item, DhcpServer)]

@@ -32,7 +32,8 @@ class NamesDriver:
 
     def __init__(self, state_dir: str = "/var/lib/kumihimo/dhcp") -> None:
         self._state = Path(state_dir)
-        self._seen: dict[str, object] = {}
+        # As last read. None: we have written since, and what others take away at once would look like what was before.
+        self._seen: dict[str, object] | None = None
 
     async def changed(self) -> None:
         """Return when the files are not what they were when they were last read."""
@@ -60,6 +61,7 @@ class NamesDriver:
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """Each file that is concerned is written once."""
+        self._seen = None
         files: dict[Path, dict[str, PortName | None]] = defaultdict(dict)
         for items, deleting in ((delete, True), (put, False)):
             for item in items:

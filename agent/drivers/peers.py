@@ -39,7 +39,8 @@ class PeerDriver:
     def __init__(self, rundir: Path = Path("/var/run/openvswitch")) -> None:
         self._rundir = rundir
         self._hops: dict[str, tuple[str, str]] = {}  # (next hop, device) of each peer that this process has put
-        self._seen: set[tuple[str, str]] = set()  # (address, device) of our entries, as last read
+        # (address, device) of our entries, as last read; None: we have written since.
+        self._seen: set[tuple[str, str]] | None = None
 
     async def changed(self) -> None:
         """Return when our entries are not what they were. A next hop that the switch has forgotten it is told again."""
@@ -84,6 +85,7 @@ class PeerDriver:
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """Resolve and keep; or let go. A peer that does not answer is no failure: it may be down, and comes when it comes."""
+        self._seen = None
         failures: dict[Key, Failure] = {}
         for work, items in ((self._delete, delete), (self._put, put)):
             peers = [item for item in items if isinstance(item, Peer)]

@@ -112,11 +112,21 @@ async def damage(node: Node, done: Damage) -> float:
 
     await until(told, f"{done.kind}: {done.told!r}; told is {list(drifts(node).values())[:3]}")
 
-    async def whole() -> bool:
-        wanted = {item.key: item for item in everything() if item.key[0] != "peer"}
-        return not node.failures() and "managed" in sh("ip neigh show to 192.0.2.2") and await node.there() == wanted
+    wanted = {item.key: item for item in everything() if item.key[0] != "peer"}
+    wrong: list[object] = []
 
-    await until(whole, f"{done}: everything is as it should be")
+    async def whole() -> bool:
+        there = await node.there()
+        wrong[:] = node.failures()
+        wrong.extend(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
+        if "managed" not in sh("ip neigh show to 192.0.2.2"):
+            wrong.append("neighbour")
+        return not wrong
+
+    try:
+        await until(whole)
+    except AssertionError:
+        raise AssertionError(f"{done}: not as it should be: {wrong}") from None
     return time.monotonic() - began
 
 

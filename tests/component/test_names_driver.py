@@ -1,8 +1,10 @@
 """Names of ports as the driver writes them and the real dnsmasq answers them, without a restart or a signal."""
 
+import asyncio
 import itertools
 import json
 import os
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -170,3 +172,14 @@ async def test_ten_thousand_names_of_which_one_changes(names):
     await answers("n9999")
     assert pid() == first
     assert os.path.exists(f"/proc/{first}")
+
+
+@on_private_host
+async def test_what_is_taken_away_right_after_it_was_written_is_missed(names: NamesDriver) -> None:
+    """What is there then is what was there when it was read last: nothing."""
+    assert not await names.read_owned()
+    assert not await names.apply([port(1, "10.0.0.5 a.cloud.example")], [])
+    shutil.rmtree(STATE / "n1" / "names")
+    async with asyncio.timeout(60):
+        await names.changed()
+    assert not await names.read_owned()
