@@ -138,3 +138,9 @@ class Service:
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal that ends it to its processes and wait until they are gone; nothing when it does not run."""
         kill(self.pids, number)
+
+    def replace(self, unit: Unit, number: int = signal.SIGTERM) -> None:
+        """What `systemctl restart` does when the program has become another one. number: the signal that ends the old one."""
+        self.kill(number)
+        self.unit = unit
+        self.start()

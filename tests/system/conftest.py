@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from deploy.lab import Host, Lab
+from tests.component import release
 from tests.system.cloud import Cloud, Scene
 from tests.system.control import ControlFlow
 
 # Two runs on one machine need two names.
 NAME = os.environ.get("KUMI_TEST_LAB", "ktsys")
+NEXT = "0.2.0"
 
 
 @contextlib.contextmanager
@@ -44,6 +47,24 @@ def cloud6() -> Iterator[Cloud]:
     """Another cloud, of two hosts, whose underlay is IPv6; it ends with the module."""
     with Lab.anew(f"{NAME}6", hosts=2) as lab, running(lab, 6) as cloud:
         yield cloud
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of the next release."""
+    folder = tmp_path_factory.mktemp("next")
+    return release.install(release.wheel(folder / "wheel", NEXT), folder / "kumihimo")
+
+
+@pytest.fixture
+def restored(cloud: Cloud) -> Iterator[None]:
+    """The cloud runs the tree's release again, whatever became of the test."""
+    services = [cloud.lab.api, *(host.agent for host in cloud.hosts)]
+    before = [service.unit for service in services]
+    yield
+    for service, unit in zip(services, before, strict=True):
+        if service.unit != unit:
+            service.replace(unit)
 
 
 @pytest.fixture

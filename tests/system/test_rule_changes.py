@@ -1,17 +1,23 @@
-"""Rules that change without end, beside packets that are allowed and packets that are not."""
+"""Rules that change without end, beside packets that are allowed and packets that are not; agents stay or are replaced."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 from typing import Any
+
+import pytest
 
 from agent.model.pipeline import Reason
 from deploy.lab import Host, wait_until
+from deploy.lab.service import Unit
 from kumihimo.v1 import security_pb2 as pb
 from tests.chaos.cluster import FULL, seed
 from tests.policymodel import Probe
@@ -20,7 +26,7 @@ from tests.system.cloud import PATIENCE, Api, Cloud, Scene
 from tests.system.control import ControlFlow, Watch
 from tests.system.guest import KEPT
 
-SECONDS = 60.0 if FULL else 5.0
+SECONDS = 60.0 if FULL else 6.0
 RATE = 100  # changes a second
 WRITERS = 4
 UDP, FORBIDDEN = 17, 9
@@ -31,7 +37,7 @@ SEND = {"direction": pb.DIRECTION_EGRESS, "ethertype": 4}
 
 
 class Churn:
-    """Makes and removes rules of a group, by several callers, at a steady rate. changed: how many times."""
+    """Makes and removes rules of a group, by several callers, at a steady rate."""
 
     def __init__(self, group: Any) -> None:
         self._group = group
@@ -41,14 +47,19 @@ class Churn:
         self._errors: list[Exception] = []
         self._failed = threading.Event()
 
-    def run(self) -> int:
-        """To its end; how many changes it made."""
+    def run(self, meanwhile: Iterable[None]) -> tuple[int, int]:
+        """To its end; how many changes it made, and how many steps of `meanwhile` were taken beside them."""
+        steps = 0
         for writer in self._writers:
             writer.start()
+        for _ in meanwhile:
+            if not any(writer.is_alive() for writer in self._writers):
+                break
+            steps += 1
         for writer in self._writers:
             writer.join()
         assert not self._errors, self._errors
-        return sum(self._counts)
+        return sum(self._counts), steps
 
     def _write(self, number: int) -> None:
         api, chance = Api("admin"), random.Random(f"{seed()}/{number}")
@@ -80,8 +91,20 @@ class Churn:
         return rule
 
 
+def agents_replaced(cloud: Cloud, hosts: Sequence[Host], programs: Path) -> Iterator[None]:
+    """In turn the agent of each host is killed and started again, then another release takes its place, and back."""
+    ours, next_ = Unit.read("kumihimo-agent"), Unit.read("kumihimo-agent", programs)
+    for before, after, number in itertools.cycle(((ours, ours, SIGKILL), (ours, next_, SIGTERM), (next_, ours, SIGTERM))):
+        for host in hosts:
+            assert host.agent.unit == before
+            host.agent.replace(after, number)
+            cloud.wait_alive(host)
+            yield
+
+
+@pytest.mark.parametrize("agents", ["stay", "are replaced"])
 def test_a_hundred_changes_a_second_lose_nothing_that_is_allowed_and_let_nothing_else_through(
-    scene: Scene, cloud: Cloud, control: ControlFlow, h1: Host, h2: Host
+    scene: Scene, cloud: Cloud, control: ControlFlow, h1: Host, h2: Host, agents: str, programs: Path, restored: None
 ) -> None:
     network = scene.network()
     ping = {"direction": pb.DIRECTION_INGRESS, "ethertype": 4, "protocol": "icmp"}
@@ -98,13 +121,15 @@ def test_a_hundred_changes_a_second_lose_nothing_that_is_allowed_and_let_nothing
         server.wait_for("ready")
         calls = [sys.executable, "-I", "-S", CONNECT, "call", receiver.ip, str(CALLED), str(SECONDS), str(PERIOD)]
         with Watch(control, sender, receiver) as watch, sender.workload.popen(calls) as caller:
-            changes = Churn(changing).run()
+            replacing = agents == "are replaced"
+            changes, replaced = Churn(changing).run(agents_replaced(cloud, (h2, h1), programs) if replacing else ())
             caller.wait(SECONDS + 30)
             made = float(caller.stop())
-    print(f"\n{changes} changes in {SECONDS:.0f} s, {made:.0f} new connections a second")
+    print(f"\n{changes} changes in {SECONDS:.0f} s, {replaced} agents replaced, {made:.0f} new connections a second")
     cloud.admin.wait(0, lasting.id, changing.id)
     sender.guest.repeat()
     assert changes > RATE * SECONDS / 2
+    assert not replacing or replaced >= 2
     assert watch.lost.ours <= watch.lost.control, watch.lost
     assert made > 0.5 / PERIOD, "a lost packet of a new connection takes a second"
     assert not closed.guest.has(mark)

@@ -9,48 +9,19 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from deploy.lab import Host, wait_until
-from deploy.lab.service import Service, Unit
+from deploy.lab.service import Unit
 from kumihimo.v1 import node_pb2, port_pb2
-from tests.component import release
 from tests.system.cloud import PATIENCE, Cloud, Scene
+from tests.system.conftest import NEXT
 from tests.system.control import ControlFlow, Stream, Watch
 
-NEXT = "0.2.0"
 TIMES = 100 if os.environ.get("KUMI_FULL") == "1" else 3
 """How many times an agent is replaced, in a row."""
 SERVERS = ["pgrep", "-f", "[d]nsmasq --conf-file="]
 """What finds the servers, and not a dnsmasq that is only asked for its version."""
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of the next release."""
-    folder = tmp_path_factory.mktemp("next")
-    return release.install(release.wheel(folder / "wheel", NEXT), folder / "kumihimo")
-
-
-@pytest.fixture
-def restored(cloud: Cloud) -> Iterator[None]:
-    """The cloud runs the tree's release again, whatever became of the test."""
-    services = [cloud.lab.api, *(host.agent for host in cloud.hosts)]
-    before = [service.unit for service in services]
-    yield
-    for service, unit in zip(services, before, strict=True):
-        if service.unit != unit:
-            replace(service, unit)
-
-
-def replace(service: Service, unit: Unit) -> None:
-    """What `systemctl restart` does when the program has become another one."""
-    service.kill(15)
-    service.unit = unit
-    service.start()
 
 
 def version_of(cloud: Cloud, host: Host) -> str:
@@ -80,13 +51,13 @@ def test_c_07_upgrade_and_rollback_under_traffic_lose_no_more_than_a_flow_made_b
     ]
     with Watch(control, here, there) as watch:
         # API first: it reads what agents of both releases write.
-        replace(cloud.lab.api, Unit.read("kumihimo-api", programs))
+        cloud.lab.api.replace(Unit.read("kumihimo-api", programs))
         assert releases(cloud, programs / "kumi") == ["Node h1", "Node h2", "Node h3"]
         for turn in range(TIMES):
             host = (h1, h2)[turn % 2]
             wanted = next_ if turn % 4 < 2 else ours  # both forward, both back, ...
             dnsmasq = host.run(SERVERS)
-            replace(host.agent, units[wanted])
+            host.agent.replace(units[wanted])
             wait_until(lambda: version_of(cloud, host) == wanted, f"{host.name} runs {wanted}", PATIENCE)  # noqa: B023
             cloud.wait_alive(host)
             assert host.run(SERVERS) == dnsmasq, "what it started runs on"
