@@ -28,9 +28,9 @@ PAGE = 2000  # keys of one range reply
 STALE_ATTEMPTS = 100
 STALE_PAUSE = 0.01  # seconds; users of many new nodes change etcd's revision of them for a while
 
-_STALE = "etcdserver: revision of auth store is old"
-"""Users or roles changed between etcd's taking a request and its doing it; it has not done it."""
-_REFUSED = ("permission denied", "user name is empty")
+_STALE = ("etcdserver: revision of auth store is old", "auth: revision in header is old")
+"""Users or roles changed between etcd's taking a request and its doing it; it has not done it. As 3.4 and 3.5 say it."""
+REFUSED = ("permission denied", "user name is empty")
 FULL = (
     "etcd is out of space; reads go on, writes wait until space is made: `etcdctl compact`, `etcdctl defrag` (or start it with"
     " a larger --quota-backend-bytes), then `etcdctl alarm disarm`"
@@ -143,7 +143,7 @@ class Store:
             try:
                 reply = await method(request, timeout=TIMEOUT)
             except grpc.aio.AioRpcError as error:
-                if error.details() == _STALE and turn < STALE_ATTEMPTS:
+                if error.details() in _STALE and turn < STALE_ATTEMPTS:
                     await asyncio.sleep(STALE_PAUSE)
                     continue
                 raise self.failure(error) from error
@@ -154,12 +154,12 @@ class Store:
     def failure(self, error: grpc.aio.AioRpcError) -> Exception:
         """What a failed call is to its caller; the error itself when it is an answer about the request."""
         detail = (error.details() or error.code().name).splitlines()[0]
-        if detail.endswith(_REFUSED):
+        if detail.endswith(REFUSED):
             return StoreRefused(f"etcd at {self.endpoints} refuses user {self.user or '(none)'}: {detail}")
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "database space exceeded" in detail:
             return StoreFull(FULL)
         # A lease that is gone is no defect: a restored etcd does not know the leases granted after its backup.
-        if error.code() in _UNAVAILABLE or detail == _STALE or "lease not found" in detail:
+        if error.code() in _UNAVAILABLE or detail in _STALE or "lease not found" in detail:
             return StoreUnavailable(f"etcd at {self.endpoints}: {detail}")
         return error
 

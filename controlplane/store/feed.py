@@ -27,7 +27,7 @@ from aetcd.rpc.kv_pb2 import Event
 
 from controlplane.errors import StoreRefused, StoreUnavailable
 from controlplane.store import keys
-from controlplane.store.client import Entry, Store, entry
+from controlplane.store.client import REFUSED, Entry, Store, entry
 
 SILENCE = 15.0
 HEARTBEAT = keys.ROOT + "meta/heartbeat"
@@ -139,8 +139,8 @@ class Feed:
             await channel.close()
 
     def _received(self, reply: Any) -> None:
-        if reply.canceled and reply.watch_id < 0:
-            # etcd gives a watch that it refuses no number.
+        if reply.canceled and (reply.watch_id < 0 or reply.cancel_reason.endswith(REFUSED)):
+            # etcd 3.4 gives a watch that it refuses no number; 3.5 that which was asked for.
             raise StoreRefused(f"etcd at {self._store.endpoints} refuses a watch: {reply.cancel_reason}")
         prefix = self._prefixes.get(reply.watch_id)
         if prefix is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import grpc
 from aetcd.rpc import rpc_pb2 as pb
 
+from controlplane.errors import StoreFull
 from controlplane.store.client import TIMEOUT, Store
 
 # etcd lets a gRPC message be so much longer than --max-request-bytes before it refuses it unread (grpcOverheadBytes).
@@ -55,6 +56,8 @@ async def _takes(store: Store, request: object) -> bool:
     try:
         await store.kv.Txn(request, timeout=TIMEOUT)
     except grpc.aio.AioRpcError as error:
+        if isinstance(store.failure(error), StoreFull):
+            return True  # etcd 3.5 takes no transaction at all then; a write will say so
         if error.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT):
             return False
         raise store.failure(error) from error

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -105,6 +105,8 @@ class Etcd(Process):
     cluster, which speaks in the clear.
     """
 
+    program: ClassVar[str] = "etcd"
+
     def __init__(self, folder: Path, authority: Authority | None = None, options: Mapping[str, str] | None = None) -> None:
         scheme = "unixs" if authority else "unix"
         self.tls = issue(authority, "probe", Use.CLIENT) if authority else None
@@ -127,7 +129,7 @@ class Etcd(Process):
             **(options or {}),
         }
         name = f"etcd-{flags['name']}"
-        super().__init__(name, ["etcd", *(f"--{flag}={value}" for flag, value in flags.items())], folder)
+        super().__init__(name, [self.program, *(f"--{flag}={value}" for flag, value in flags.items())], folder)
         url = flags["listen-client-urls"]
         self.endpoint = f"unix:{folder}/localhost:2379" if url.startswith("unix") else url.removeprefix("http://")
 

