@@ -32,9 +32,15 @@ _ABSENT = ("user name not found", "role name not found", "role is not granted to
 _NO_ROOT = ("root user does not exist", "root user does not have root role")
 _PRESENT = ("user name already exists", "role name already exists")
 
-# release → first patch that holds users to their roles: CVE-2026-33343 (transactions inside transactions), CVE-2026-33413
-# (leases, alarms, compaction), CVE-2026-44283 (leases in transactions), GHSA-xg4h-6gfc-h4m8 (watches without an end).
-_SOUND = {(3, 5): 33, (3, 6): 14, (3, 7): 1}
+# What whoever has a node's certificate can do where users are not held to their roles, the worst first, with the advisories
+# and the first patch of each release that is sound.
+_FLAWS = (
+    # Transactions inside transactions; leases, alarms and compaction; leases and former values in transactions.
+    ("write and read everything", "CVE-2026-33343, CVE-2026-33413, CVE-2026-44283", {(3, 4): 44, (3, 5): 30, (3, 6): 11}),
+    # Watches without an end.
+    ("read everything that changes", "CVE-2026-73499", {(3, 5): 33, (3, 6): 14, (3, 7): 1}),
+)
+_SOUND = ", ".join(f"{major}.{minor}.{patch}" for (major, minor), patch in _FLAWS[-1][-1].items())
 
 _log = structlog.get_logger("kumihimo.access")
 
@@ -107,13 +113,7 @@ class Access:
     async def weakness(self) -> str:
         """What etcd's version means for its users' limits, as a sentence; empty when they hold."""
         status = await self._ask(self._store.maintenance.Status, pb.StatusRequest())
-        release, patch = _version(status.version)
-        if release > max(_SOUND) or patch >= _SOUND.get(release, patch + 1):
-            return ""
-        return (
-            f"etcd {status.version} does not hold nodes to their roles: whoever has a node's certificate can write and read"
-            " everything (CVE-2026-33343 and others); 3.5.33, 3.6.14, 3.7.1 and later do"
-        )
+        return weakness(status.version)
 
     async def _disable(self, password: str) -> None:
         store = self._store
@@ -178,6 +178,18 @@ class Access:
             if detail in expected:
                 return None
             raise StoreUnavailable(f"etcd at {self._store.endpoints}: {detail}") from error
+
+
+def weakness(version: str) -> str:
+    """What an etcd of this version lets nodes do that their roles do not, as a sentence; empty when nothing is known."""
+    release, patch = _version(version)
+    for what, advisories, sound in _FLAWS:
+        if release <= max(sound) and patch < sound.get(release, patch + 1):
+            return (
+                f"etcd {version} does not hold nodes to their roles: whoever has a node's certificate can {what}"
+                f" ({advisories}); {_SOUND} and later do"
+            )
+    return ""
 
 
 def _version(text: str) -> tuple[tuple[int, int], int]:
