@@ -13,7 +13,7 @@ from typing import Any
 
 from controlplane.errors import Violation, exhausted, precondition
 from controlplane.registry import KINDS, Kind
-from controlplane.services.base import Context, Rules, claim, first_free
+from controlplane.services.base import Context, Rules, claim_free, first_free
 from controlplane.store import keys
 from controlplane.store.cache import Cache
 from controlplane.store.txn import Transaction
@@ -71,7 +71,7 @@ def take(transaction: Transaction, kind: Kind, new: Any, context: Context) -> in
     # A slot above the limit was taken under a higher one, of which this transaction knows: none is added while it holds.
     if crowded and _highest(transaction, pool) > limit:
         transaction.require_unchanged(keys.claim(pool))
-    if slot is None or claim(transaction, pool, slot, owner=new.id, project=project) is not None:
+    if slot is None:
         plural = kind.options.plural
         raise exhausted(
             "QUOTA_EXCEEDED",
@@ -81,6 +81,7 @@ def take(transaction: Transaction, kind: Kind, new: Any, context: Context) -> in
             limit=str(limit),
             used=str(used),
         )
+    claim_free(transaction, pool, slot, owner=new.id, project=project)
     return slot
 
 

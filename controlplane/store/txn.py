@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -116,9 +117,9 @@ class Batch:
             return any(key.startswith(prefix) for key in (*self._put, *self._deleted))
         return any(folder.startswith(prefix) for folder in self._puts) or any(key.startswith(prefix) for key in self._deleted)
 
-    def depends_on(self, key: str) -> bool:
-        """Whether the batch holds only while nobody writes this key."""
-        return key in self._read or key.startswith(self._prefixes)
+    def minds(self, key: str) -> bool:
+        """Whether an attempt has written the key, or depends on nobody's writing it."""
+        return self.wrote(key) or key in self._read or key.startswith(self._prefixes)
 
     def compare(self) -> list[Any]:
         return [_COMPARE[mode](name, revision) for (name, mode), revision in self._compare.items()]
@@ -153,8 +154,8 @@ class Transaction:
         self.shared: dict[str, bytes] = {}
         self.record_key = ""  # of something that nobody else creates: if it is there, this was carried out
         # Keys put, and deleted, by folder; prefixes deleted whole.
-        self._puts_in: dict[str, set[str]] = {}
-        self._deleted_in: dict[str, set[str]] = {}
+        self._puts_in: dict[str, set[str]] = defaultdict(set)
+        self._deleted_in: dict[str, set[str]] = defaultdict(set)
         self._deleted_below: list[str] = []
         self.request_lease = batch.request_lease
         self._batch = batch
@@ -254,27 +255,28 @@ class Transaction:
         self.put_bytes(key, message.SerializeToString(), lease)
 
     def put_bytes(self, key: str, value: bytes, lease: int = 0) -> None:
-        if self._batch.wrote(key) or self._batch.depends_on(key):
+        if self._batch.minds(key):
             raise Deferred
         self.puts[key] = (value, lease)
         folder = keys.folder(key)
-        self._puts_in.setdefault(folder, set()).add(key)
+        self._puts_in[folder].add(key)
         if self.deleted.pop(key, None) is not None:
             self._deleted_in[folder].discard(key)
 
     def create(self, key: str, message: Message, lease: int = 0) -> None:
-        """Put a key that the store does not have; the commit happens only if that is so."""
+        """Put a key that nobody has; the commit happens only if that is so, but for a key that is deleted here as well."""
+        if not self._is_deleted(key):
+            self.compare[key, "create"] = 0
         self.put(key, message, lease)
-        self.compare[key, "create"] = 0
 
     def delete(self, key: str) -> None:
-        if self._batch.wrote(key) or self._batch.depends_on(key):
+        if self._batch.minds(key):
             raise Deferred
         folder = keys.folder(key)
         if self.puts.pop(key, None) is not None:
             self._puts_in[folder].discard(key)
         self.deleted[key] = False
-        self._deleted_in.setdefault(folder, set()).add(key)
+        self._deleted_in[folder].add(key)
 
     def delete_prefix(self, prefix: str) -> None:
         """Delete every key with a prefix, which ends with "/"."""

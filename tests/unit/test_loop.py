@@ -45,12 +45,12 @@ class Cloud:
     # The store, as Status needs it.
     async def transact(self, _: Any, operations: list[Any]) -> Written:
         for operation in operations:
-            if operation.HasField("request_put"):
-                key = operation.request_put.key.decode()
-                self.said[key] = operation.request_put.value
+            if put := operation.get("request_put"):
+                key = put["key"].decode()
+                self.said[key] = put["value"]
                 self.asked.append(f"say {key}")
             else:
-                self.said.pop(operation.request_delete_range.key.decode(), None)
+                self.said.pop(operation["request_delete_range"]["key"].decode(), None)
         return Written(True, 1)
 
     # The feed.
