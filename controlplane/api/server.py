@@ -54,7 +54,7 @@ from controlplane.store.access import Access, CannotProtect
 from controlplane.store.cache import Cache
 from controlplane.store.client import Store
 from controlplane.store.commit import Committer
-from controlplane.store.health import LARGEST_REQUEST, Unfit
+from controlplane.store.health import Unfit
 from controlplane.tls import API_USER, Tls, Watched
 from controlplane.tokens import Tokens
 
@@ -211,7 +211,7 @@ async def _store_answers(store: Store) -> None:
 
 # What strangers can make the server hold. Times in ms.
 OPTIONS = [
-    ("grpc.max_receive_message_length", LARGEST_REQUEST),
+    ("grpc.max_receive_message_length", body.LARGEST_APPLY),
     ("grpc.max_concurrent_streams", 1000),  # of one connection
     ("grpc.max_allowed_incoming_connections", 10_000),
     ("grpc.server_handshake_timeout_ms", 10_000),

@@ -403,8 +403,8 @@ def _claim_name(transaction: Transaction, new: Any, old: str) -> None:
 
 
 def _has_room(transaction: Transaction, subnet: Any) -> bool:
-    used = transaction.count(keys.claim(keys.ip_pool(subnet.network_id, subnet.id)))
-    return used < sum(high - low + 1 for low, high in ranges(subnet))
+    pool = keys.claim(keys.ip_pool(subnet.network_id, subnet.id))
+    return transaction.has_fewer(pool, sum(high - low + 1 for low, high in ranges(subnet)))
 
 
 def _holder(transaction: Transaction, holder: store_pb2.Claim) -> str:

@@ -66,13 +66,12 @@ def take(transaction: Transaction, kind: Kind, new: Any, context: Context) -> in
     project = new.project_id
     limit, crowded = limit_of(transaction, kind, project)
     pool = keys.quota_pool(project, kind)
-    used = transaction.count(keys.claim(pool)) if limit < MOST else 0
-    slot = first_free(transaction, pool, 1, limit, context) if used < limit else None
+    slot = first_free(transaction, pool, 1, limit, context) if transaction.has_fewer(keys.claim(pool), limit) else None
     # A slot above the limit was taken under a higher one, of which this transaction knows: none is added while it holds.
     if crowded and _highest(transaction, pool) > limit:
         transaction.require_unchanged(keys.claim(pool))
     if slot is None:
-        plural = kind.options.plural
+        plural, used = kind.options.plural, transaction.count(keys.claim(pool))
         raise exhausted(
             "QUOTA_EXCEEDED",
             f"project {project} may have {limit} {plural.replace('_', ' ')} and has {used}; delete some, or ask an operator"

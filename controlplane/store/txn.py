@@ -16,6 +16,8 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from google.protobuf.message import Message
@@ -25,6 +27,8 @@ from controlplane.store import client, keys
 from controlplane.store.cache import NOT_KEPT, Cache
 from controlplane.store.client import Entry
 from kumihimo.v1 import store_pb2
+
+PART = 16  # bytes that an operation or a comparison takes beside its key and value
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Batch:
         self.history_lease = history_lease
         self.request_lease = request_lease
         self.record_key = ""
+        self.length = 0  # bytes of the request to etcd
         self._compare: dict[tuple[str, str], int] = {}
         self._put: dict[str, tuple[bytes, int]] = {}
         self._deleted: dict[str, bool] = {}
@@ -82,6 +87,7 @@ class Batch:
         self._put.update(transaction.puts)
         self._deleted.update(transaction.deleted)
         self._shared.update(transaction.shared)
+        self.length += transaction.length
         self.record_key = self.record_key or transaction.record_key
         for name, mode in transaction.compare:
             if mode not in _OF_PREFIX:
@@ -225,6 +231,11 @@ class Transaction:
         gone = sum(key in there for key in self._deleted_in.get(folder, ()))
         return len(there) + mine - gone + self._batch.puts_in(folder)
 
+    def has_fewer(self, folder: str, limit: int) -> bool:
+        """Whether `count` is below a limit. Who asks for each of many seldom needs it counted."""
+        most = len(self.cache.folder(folder)) + len(self._puts_in.get(folder, ())) + self._batch.puts_in(folder)
+        return most < limit or self.count(folder) < limit
+
     def locate(self, kind: Kind, object_id: str) -> str | None:
         """The key of an object; None when there is none."""
         parent_id = ""
@@ -299,6 +310,14 @@ class Transaction:
     def size(self) -> int:
         """Operations or comparisons, whichever are more: what etcd limits."""
         return max(len(self.puts) + len(self.deleted) + len(self.shared), len(self.compare))
+
+    @cached_property
+    def length(self) -> int:
+        """Bytes that it takes of a request to etcd, within a few for each record; asked for after `close`."""
+        parts = len(self.puts) + len(self.deleted) + len(self.shared) + len(self.compare)
+        names = chain(self.puts, self.deleted, self.shared, (name for name, _ in self.compare))
+        values = chain((value for value, _ in self.puts.values()), self.shared.values())
+        return parts * PART + sum(map(len, names)) + sum(map(len, values))
 
     def record(
         self, kind: str, object_id: str, *, project: str = "", name: str = "", before: bytes = b"", after: bytes = b""

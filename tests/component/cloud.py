@@ -30,7 +30,7 @@ from controlplane.audit import audit
 from controlplane.errors import StoreRefused, StoreUnavailable
 from controlplane.registry import KINDS, OPERATIONS
 from controlplane.services import quota, security
-from controlplane.store import keys
+from controlplane.store import health, keys
 from controlplane.store.client import Entry, Store, delete, entry, put
 from kumihimo.v1 import operations_pb2, resource_pb2, store_pb2
 from tests.component.certificates import etcd_flags, issue
@@ -116,8 +116,8 @@ class Etcd(Process):
             "listen-peer-urls": "unix://localhost:2380",
             "initial-advertise-peer-urls": "http://localhost:2380",
             "initial-cluster": "one=http://localhost:2380",
-            "max-txn-ops": "10000",
-            "max-request-bytes": str(8 << 20),
+            "max-txn-ops": str(health.OPERATIONS),
+            "max-request-bytes": str(health.LARGEST_REQUEST),
             "experimental-watch-progress-notify-interval": "2s",
             "heartbeat-interval": "20",
             "election-timeout": "200",
