@@ -93,7 +93,7 @@ def handlers(
             verbs["Explain"] = Explain(cache, standing, agents).explain
         found.append(_service(kind.service, kind.name, verbs, dispatch))
     operations = {
-        "Wait": Wait(cache, progress, output).wait,
+        "Wait": Wait(store, cache, progress, output).wait,
         "Apply": Apply(committer).apply,
         "ListChanges": Changes(store).changes,
         "ListDrift": Drift(cache).drift,

@@ -236,14 +236,14 @@ class Client:
     timeout: seconds that one call may take. connect: seconds that one attempt to connect may take.
     """
 
-    def __init__(self, api: Api, timeout: float = 60.0, connect: float = 0.05) -> None:
+    def __init__(self, api: Api, timeout: float = 60.0, connect: float = 5.0) -> None:
         self.timeout = timeout
         credentials = grpc.ssl_channel_credentials(api.certificate)
         options = [
             ("grpc.ssl_target_name_override", SERVER_NAME),
             ("grpc.initial_reconnect_backoff_ms", 50),
             # How long one attempt to connect may take, TLS and all, on a machine that has much else to do.
-            ("grpc.min_reconnect_backoff_ms", 5000),
+            ("grpc.min_reconnect_backoff_ms", round(connect * 1000)),
             ("grpc.max_reconnect_backoff_ms", 200),
             ("grpc.use_local_subchannel_pool", 1),
         ]
@@ -505,9 +505,10 @@ def dead(node: str) -> Any:
     return delete(keys.alive(node))
 
 
-def applied(node: str, network: str, revision: int, *errors: store_pb2.ObjectError) -> Any:
+def applied(node: str, object_id: str, revision: int, *errors: store_pb2.ObjectError, folder: str = "net") -> Any:
+    """How far a node has applied a network, or what else has a scope in a folder."""
     message = store_pb2.Applied(revision=revision, errors=errors)
-    return put(keys.scope_status(node, keys.scope(network)), message.SerializeToString())
+    return put(keys.scope_status(node, keys.scope(object_id, folder)), message.SerializeToString())
 
 
 def applied_nodes(node: str, revision: int) -> Any:

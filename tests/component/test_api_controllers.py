@@ -252,6 +252,40 @@ async def test_wait_for_a_deleted_network_ends_when_no_live_node_concerns_itself
     await cloud.api.wait(revision=gone.revision, ids=[network])
 
 
+async def test_wait_for_what_is_deleted_asks_the_nodes_of_its_network_and_groups_alone(cloud: Cloud, network: str) -> None:
+    """Another network's nodes may lag as long as they like; of what was never there, or is another's, all are asked."""
+    other = await cloud.api.create("Network")
+    await cloud.write(agent.applied("two", other.id, 1))
+    await cloud.api.create("Subnet", network_id=network, cidr="10.0.0.0/24")
+    port = await cloud.api.create("Port", network_id=network)
+    (group,) = port.security_group_ids
+    await cloud.write(agent.applied("one", network, 1), agent.applied("one", group, 2, folder="secgroup"))
+
+    async def lags(gone: Any, object_id: str, by: str = "root") -> str:
+        error = await refused(cloud.api.wait(by=by, revision=gone.revision, ids=[object_id], seconds=0.05))
+        return error.message
+
+    gone = await cloud.api.delete("Port", port.id)
+    text = await lags(gone, port.id)
+    assert "node one has applied revision 1 of " in text
+    assert "node one has applied revision 2 of " in text
+    assert "node two" not in text
+    await cloud.write(agent.applied("one", network, gone.revision))
+    assert "node one has applied revision 1 of " not in await lags(gone, port.id)
+    await cloud.write(agent.applied("one", group, gone.revision, folder="secgroup"))
+    await cloud.api.wait(revision=gone.revision, ids=[port.id])
+    assert "NOT_YET_APPLIED" in await lags(gone, port.id, by="bob")
+    assert "node two has applied revision 1 of " in await lags(gone, "0192f0c1-7c1e-7b3a-9d4e-5f60718293a4")
+    # A network's ports leave their groups with it.
+    await cloud.api.create("Port", network_id=network)
+    gone = await cloud.api.delete("Network", network, force=True)
+    assert "node one has not yet removed it" in await lags(gone, network)
+    await cloud.write(agent.unconcerned("one", network))
+    assert "node one has applied revision" in await lags(gone, network)
+    await cloud.write(agent.applied("one", group, gone.revision, folder="secgroup"))
+    await cloud.api.wait(revision=gone.revision, ids=[network])
+
+
 async def test_wait_for_everything_covers_the_node_scope(cloud: Cloud, network: str) -> None:
     node = await cloud.api.update("Node", "one", description="changed")
     await cloud.write(agent.applied_nodes("one", node.revision), agent.applied_nodes("two", node.revision - 1))
