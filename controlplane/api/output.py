@@ -69,7 +69,10 @@ class Output:
 
     def _network(self, message: Any) -> None:
         message.subnets.extend(sorted(key.rsplit("/", 1)[1] for key in self._cache.folder(keys.subnets(message.id))))
-        self._whole(message, keys.scope(message.id), message.admin_state_up)
+        scope = keys.scope(message.id)
+        nodes = (self._cache.message(KINDS["Node"], keys.node(node)) for node in self._progress.applied(scope))
+        message.availability_zones.extend(sorted({node.availability_zone for node in nodes if node is not None} - {""}))
+        self._whole(message, scope, message.admin_state_up)
 
     def _whole(self, message: Any, scope: str, up: bool) -> None:
         """State of the object that a scope is that of, with what nodes failed to bring about in it."""

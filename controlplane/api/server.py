@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import os
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +17,7 @@ import grpc
 import structlog
 from google.protobuf.message_factory import GetMessageClass
 
-from controlplane import config, telemetry
+from controlplane import config, process, telemetry
 from controlplane.api import body, public
 from controlplane.api.agents import Agents, Inspect
 from controlplane.api.apply import Apply
@@ -127,7 +125,7 @@ async def serve(settings: config.Config) -> None:
     tokens = Tokens(settings.tokens, settings.oidc)
     store = Store(settings.etcd, settings.etcd_tls)
     cache = Cache(store)
-    replica = f"{socket.gethostname()}-{os.getpid()}"
+    replica = process.this()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

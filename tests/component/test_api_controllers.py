@@ -392,3 +392,14 @@ async def test_b_api_09_a_replay_and_controllers_outlive_their_replica() -> None
         assert (await cloud.api.list("Network")).items == (await other.list("Network")).items
         assert len((await other.list("Network")).items) == 3
         await consistent(cloud.store)
+
+
+async def test_b_net_a_network_is_in_the_zones_of_the_nodes_that_serve_it(cloud: Cloud, network: str) -> None:
+    await cloud.api.update("Node", "one", availability_zone="east")
+    await cloud.api.update("Node", "two", availability_zone="west")
+    assert (await cloud.api.get("Network", network)).availability_zones == []
+    await cloud.write(agent.applied("one", network, 1), agent.applied("two", network, 1), agent.applied("gone", network, 1))
+    assert (await cloud.api.get("Network", network)).availability_zones == ["east", "west"]
+    await cloud.write(agent.unconcerned("two", network), agent.dead("one"))
+    assert (await cloud.api.get("Network", network)).availability_zones == ["east"]
+    assert [item.id for item in (await cloud.api.list("Network", filter='availability_zones = "east"')).items] == [network]
