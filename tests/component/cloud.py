@@ -519,8 +519,11 @@ def unconcerned(node: str, network: str) -> Any:
     return delete(keys.scope_status(node, keys.scope(network)))
 
 
-def plugged(node: str, port: str, *, wired: bool = True, interface: str = "tap0") -> Any:
+def plugged(node: str, port: str, *, wired: bool = True, interface: str = "tap0", since: int = 0) -> Any:
+    """since: in seconds; 0: it is not said."""
     status = store_pb2.PortStatus(interface=interface, ofport=7, wired=wired)
+    if since:
+        status.since.FromSeconds(since)
     return put(keys.port_status(node, port), status.SerializeToString())
 
 

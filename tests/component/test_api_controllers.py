@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import grpc
@@ -403,3 +404,33 @@ async def test_b_net_a_network_is_in_the_zones_of_the_nodes_that_serve_it(cloud:
     await cloud.write(agent.unconcerned("two", network), agent.dead("one"))
     assert (await cloud.api.get("Network", network)).availability_zones == ["east"]
     assert [item.id for item in (await cloud.api.list("Network", filter='availability_zones = "east"')).items] == [network]
+
+
+async def test_a_port_says_since_when_it_is_attached_and_wired(cloud: Cloud, network: str) -> None:
+    port = await cloud.api.create("Port", network_id=network)
+
+    async def since(kind: str) -> int:
+        """In ms; 0: it is not said."""
+        shown = await cloud.api.get("Port", port.id)
+        return next(item.last_transition_time.ToMilliseconds() for item in shown.conditions if item.type == kind)
+
+    began = time.time_ns() // 1_000_000
+    assert await since("Attached") == 0
+    await cloud.write(agent.plugged("one", port.id, since=7))
+    await bound(cloud, port, "one")
+    attached = await since("Attached")
+    assert began <= attached <= time.time_ns() // 1_000_000
+    assert await since("Wired") == 7000
+    # It moves, and is attached all the while; of an agent of an earlier release is not known since when it has it wired.
+    await cloud.write(agent.plugged("two", port.id), agent.unplugged("one", port.id))
+    await bound(cloud, port, "two")
+    assert (await since("Attached"), await since("Wired")) == (attached, 0)
+    (place,) = (await cloud.api.get("Port", port.id)).binding
+    assert place.attach_time.ToMilliseconds() == attached
+    await cloud.write(agent.unplugged("two", port.id))
+    await bound(cloud, port, "")
+    assert await since("Attached") == 0
+    await cloud.write(agent.plugged("two", port.id, wired=False, since=9))
+    await bound(cloud, port, "two")
+    assert await since("Attached") > attached
+    assert await since("Wired") == 9000
