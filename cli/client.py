@@ -32,6 +32,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 CALL_SECONDS = 30.0
 # What the server's own answer may take beyond the time it was given to wait.
 _GRACE_SECONDS = 5.0
+MOST_WAITED_FOR = 500  # objects that the server waits for by name
 # Pauses before the second and third attempt: a restarting server is back within them or it is really away.
 RETRY_SECONDS: tuple[float, ...] = (0.2, 0.6)
 _PAGE = 500

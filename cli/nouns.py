@@ -252,8 +252,8 @@ def _delete(kind: Kind) -> click.Command:
             _tell(kind, [entry for entry in done if entry], params)
             revision = max((entry["revision"] for entry in done if entry), default=0)
             if params["wait"] and revision and not params["validate_only"]:
-                # What is gone names no nodes any more: the wait is for all of them.
-                api.wait(revision, timeout=params["timeout"])
+                ids = [entry["id"] for entry in done if entry]
+                api.wait(revision, ids if len(ids) <= client.MOST_WAITED_FOR else (), timeout=params["timeout"])
         if failed:
             details = "\n".join(error.detail for error in failed if error.detail)
             raise CliError("\n".join(error.message for error in failed), failed[0].exit_code, detail=details)

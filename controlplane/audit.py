@@ -340,9 +340,8 @@ def family_of(key: str) -> tuple[Family, list[str]] | None:
             continue
         pairs = list(zip(pattern, elements, strict=False))
         if all(expected in ("*", "**", element) for expected, element in pairs):
-            return family, [element for expected, element in pairs if expected == "*"] + (
-                elements[len(pattern) - 1 :] if rest else []
-            )
+            open_ = [element for expected, element in pairs if expected == "*"]
+            return family, [*open_, *(elements[len(pattern) - 1 :] if rest else ())]
     return None
 
 

@@ -7,6 +7,7 @@ methods. Adding a resource adds a .proto file to `_FILES` and its rules to `cont
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from google.api import field_behavior_pb2
@@ -82,25 +83,16 @@ class Kind:
 
 
 # Asking a descriptor for its options costs more than checking the value: they are read once for each field.
-_RULES: dict[str, resource_pb2.FieldRules] = {}
-_BEHAVIORS: dict[str, frozenset[int]] = {}
-
-
+@cache
 def rules(field: Field) -> resource_pb2.FieldRules:
     """The rules of a field; empty when it has none."""
-    found = _RULES.get(field.full_name)
-    if found is None:
-        found = _RULES[field.full_name] = field.GetOptions().Extensions[resource_pb2.rules]
-    return found
+    return field.GetOptions().Extensions[resource_pb2.rules]  # type: ignore[no-any-return]
 
 
+@cache
 def behaviors(field: Field) -> frozenset[int]:
     """The values of google.api.field_behavior that a field has."""
-    found = _BEHAVIORS.get(field.full_name)
-    if found is None:
-        options = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
-        found = _BEHAVIORS[field.full_name] = frozenset(options)
-    return found
+    return frozenset(field.GetOptions().Extensions[field_behavior_pb2.field_behavior])
 
 
 def _kinds() -> dict[str, Kind]:

@@ -421,9 +421,9 @@ class Loop:
             if located == "":
                 missing = f"interface {interface.name} names port {port}, which does not exist"
                 seen = store_pb2.PortStatus(interface=interface.name, reason="PORT_UNKNOWN", message=missing)
-                self._status.set(key, seen)
+                self._status.set_port(port, seen)
             elif self._status.get(key) is None:
-                self._status.set(key, store_pb2.PortStatus(interface=interface.name, reason="NOT_YET_APPLIED"))
+                self._status.set_port(port, store_pb2.PortStatus(interface=interface.name, reason="NOT_YET_APPLIED"))
         for key in [key for key in self._status.known() if key.startswith(keys.port_status(node))]:
             if self._started and key.rsplit("/", 1)[1] not in self._state.interface_of:
                 self._status.remove(key)
@@ -461,7 +461,7 @@ class Loop:
         self._say_applied(scope, reached.at, {})
         for port, status in reached.ports.items():
             if port in self._state.interface_of:
-                self._status.set(keys.port_status(self._state.node_id, port), status)
+                self._status.set_port(port, status)
 
     def _say_applied(self, scope: str, at: Revision, failures: dict[Key, Failure]) -> None:
         node = self._state.node_id

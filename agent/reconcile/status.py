@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from controlplane.errors import StoreUnavailable
 from controlplane.store import client, keys
 from controlplane.store.client import Store
+from kumihimo.v1 import store_pb2
 
 PAUSE = 0.02  # seconds between two writes
 RETRY = 0.5
@@ -68,6 +69,16 @@ class Status:
         if self._wanted.get(key) != value:
             self._wanted[key] = value
             self._changed.set()
+
+    def set_port(self, port: str, message: store_pb2.PortStatus) -> None:
+        """What is to be said of a port, with since when it is wired, or is not."""
+        key = keys.port_status(self._node_id, port)
+        former = store_pb2.PortStatus.FromString(self._wanted.get(key, b""))
+        if former.HasField("since") and former.wired == message.wired:
+            message.since.CopyFrom(former.since)
+        else:
+            message.since.GetCurrentTime()
+        self.set(key, message)
 
     def remove(self, key: str) -> None:
         if self._wanted.pop(key, None) is not None or key in self._written:

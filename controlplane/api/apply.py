@@ -146,9 +146,9 @@ def _read(request: Any, caller: Caller, project: str) -> tuple[list[Desired], Fa
                 raise wrong("resource", "STRING_INVALID", f"the bytes are no {kind.name}") from None
             clear_output(message)
             refuse(list(too_many(message)))
-            unknown = sorted(set(item.fields.paths) - set(kind.descriptor.fields_by_name))
+            unknown = [path for path in item.fields.paths if path not in kind.descriptor.fields_by_name]
             if unknown:
-                raise wrong("fields", "FIELD_MASK_INVALID", f"{quoted(unknown[0])} is no field of {kind.name}")
+                raise wrong("fields", "FIELD_MASK_INVALID", f"{quoted(min(unknown))} is no field of {kind.name}")
             asked = message.project_id if kind.owned else ""
             if kind.owned and not message.project_id:
                 message.project_id = project
@@ -167,6 +167,7 @@ class _Plan:
     def __init__(self, transaction: Transaction, context: Context, request: Any, project: str, faults: Faults) -> None:
         self._transaction = transaction
         self._context = context
+        self._applied = replace(context, applied=True)
         self._project = project
         self._prune_tag = request.prune_tag
         # Whoever asks for the plan wants to see all of what is made; else it is what he sent.
@@ -318,6 +319,10 @@ class _Plan:
         shown = ", ".join(sorted(ids))
         raise wrong(where, "DUPLICATE_VALUE", f"{where}: {quoted(text)} may be {shown}; give the id")
 
+    def _names_faulty(self, message: Any) -> bool:
+        """Whether an object refers to one that will not be made."""
+        return any((name, meant) in self._faulty for _, name, meant in kernel.references(message))
+
     # -- doing it -----------------------------------------------------------------------------------------------------
 
     def _prune(self, desired: list[Desired], reply: pb.ApplyResponse) -> None:
@@ -355,14 +360,12 @@ class _Plan:
         kind, message = item.kind, item.message
         if not item.exists:
             authorize(self._context.caller, kind.name, "Create")
-            context = replace(self._context, stated=frozenset(item.fields), applied=True)
+            context = replace(self._applied, stated=frozenset(item.fields)) if item.fields else self._applied
             draft = kernel.prepare(kind, message, context)
             for fault in draft.faults:
                 if not self._faults.at(item.index, fault.field):
                     self._faults.add(item.index, ApiError(fault.code, fault.reason, fault.message, {"field": fault.field}))
-            if self._faults.at(item.index) or any(
-                (name, meant) in self._faulty for _, name, meant in kernel.references(message)
-            ):
+            if self._faults.at(item.index) or (self._faulty and self._names_faulty(message)):
                 self._faulty.add((kind.name, message.id))
                 return  # what it would be refused for is no fault of its own
             # A child is of its network's project, whatever the project of the request is.

@@ -24,7 +24,7 @@ from controlplane.store.txn import Origin
 from kumihimo.v1 import operations_pb2, port_pb2, store_pb2
 
 # Who and when stand beside the fields. What a record says of a group's rules is what a replacement changed.
-_ASIDE = {"create_time", "update_time", "creator", "last_modifier", *MADE_AT_READ} - {"rules"}
+_ASIDE = {"create_time", "update_time", "attach_time", "creator", "last_modifier", *MADE_AT_READ} - {"rules"}
 _MESSAGES: dict[str, Any] = {name: kind.descriptor for name, kind in KINDS.items()}
 _MESSAGES["Binding"] = port_pb2.Binding.DESCRIPTOR
 PAGE = 200  # records read from etcd at once

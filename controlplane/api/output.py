@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from controlplane import names, redaction
 from controlplane.identity import Caller
 from controlplane.progress import Lag, Progress
@@ -69,7 +71,10 @@ class Output:
 
     def _network(self, message: Any) -> None:
         message.subnets.extend(sorted(key.rsplit("/", 1)[1] for key in self._cache.folder(keys.subnets(message.id))))
-        self._whole(message, keys.scope(message.id), message.admin_state_up)
+        scope = keys.scope(message.id)
+        nodes = (self._cache.message(KINDS["Node"], keys.node(node)) for node in self._progress.applied(scope))
+        message.availability_zones.extend(sorted({node.availability_zone for node in nodes if node is not None} - {""}))
+        self._whole(message, scope, message.admin_state_up)
 
     def _whole(self, message: Any, scope: str, up: bool) -> None:
         """State of the object that a scope is that of, with what nodes failed to bring about in it."""
@@ -130,7 +135,7 @@ class Output:
             message.counters.CopyFrom(counters)
         status = seen.get(binding.node)
         here = f"interface {binding.interface} of node {binding.node}"
-        _condition(message, "Attached", True, "ATTACHED", f"attached to {here}")
+        _condition(message, "Attached", True, "ATTACHED", f"attached to {here}", binding.attach_time)
         alive = self._progress.is_alive(binding.node)
         if not alive:
             text = f"the agent of node {binding.node} has not been heard of; traffic goes on, changes wait for it"
@@ -149,7 +154,7 @@ class Output:
     def _places(self, message: Any, asked: str, bound: port_pb2.Binding | None, network: Any) -> None:
         """Where it is, then where it shall be, with what an interface needs that stands for it there."""
         if bound is not None:
-            message.binding.add(node=bound.node, interface=bound.interface, active=True)
+            message.binding.add(active=True).MergeFrom(bound)
         if asked and (bound is None or asked != bound.node):
             message.binding.add(node=asked)
         for place in message.binding:
@@ -167,18 +172,19 @@ class Output:
             message.state = resource_pb2.STATE_ERROR if failed else resource_pb2.STATE_PENDING
             reason = status.reason if status is not None and status.reason else "NOT_YET_APPLIED"
             text = status.message if status is not None and status.message else f"node {node} is wiring it"
-            _condition(message, "Wired", False, reason, text)
+            _condition(message, "Wired", False, reason, text, status.since if status is not None else None)
         elif applied is None or applied.revision < revision:
             message.state = resource_pb2.STATE_PENDING
             have = applied.revision if applied else 0
             text = f"node {node} has applied revision {have} of {revision}"
-            _condition(message, "Wired", True, "NOT_YET_APPLIED", text)
+            _condition(message, "Wired", True, "NOT_YET_APPLIED", text, status.since)
         elif late := self._late_group(message, node):
             message.state = resource_pb2.STATE_PENDING
             _condition(message, "Filtered", False, "NOT_YET_APPLIED", f"node {node} has not yet applied SecurityGroup {late}")
         else:
             message.state = resource_pb2.STATE_ACTIVE
-            _condition(message, "Wired", True, "WIRED", f"wired on node {node} at revision {applied.revision}")
+            text = f"wired on node {node} at revision {applied.revision}"
+            _condition(message, "Wired", True, "WIRED", text, status.since)
 
     def _late_group(self, message: Any, node: str) -> str:
         """A security group of a port that its node has not applied as of the port's last change; "" when there is none."""
@@ -278,8 +284,10 @@ def _settled(message: Any) -> None:
     message.state = resource_pb2.STATE_ACTIVE
 
 
-def _condition(message: Any, kind: str, status: bool, reason: str, text: str) -> None:
-    message.conditions.add(type=kind, status=status, reason=reason, message=text[:1024])
+def _condition(message: Any, kind: str, status: bool, reason: str, text: str, since: Timestamp | None = None) -> None:
+    condition = message.conditions.add(type=kind, status=status, reason=reason, message=text[:1024])
+    if since is not None and since.seconds:  # who is of an earlier release does not say it
+        condition.last_transition_time.CopyFrom(since)
 
 
 def hide(message: Any, caller: Caller) -> None:

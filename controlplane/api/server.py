@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import os
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +17,7 @@ import grpc
 import structlog
 from google.protobuf.message_factory import GetMessageClass
 
-from controlplane import config, telemetry
+from controlplane import config, process, telemetry
 from controlplane.api import body, public
 from controlplane.api.agents import Agents, Inspect
 from controlplane.api.apply import Apply
@@ -54,7 +52,7 @@ from controlplane.store.access import Access, CannotProtect
 from controlplane.store.cache import Cache
 from controlplane.store.client import Store
 from controlplane.store.commit import Committer
-from controlplane.store.health import LARGEST_REQUEST, Unfit
+from controlplane.store.health import Unfit
 from controlplane.tls import API_USER, Tls, Watched
 from controlplane.tokens import Tokens
 
@@ -93,7 +91,7 @@ def handlers(
             verbs["Explain"] = Explain(cache, standing, agents).explain
         found.append(_service(kind.service, kind.name, verbs, dispatch))
     operations = {
-        "Wait": Wait(cache, progress, output).wait,
+        "Wait": Wait(store, cache, progress, output).wait,
         "Apply": Apply(committer).apply,
         "ListChanges": Changes(store).changes,
         "ListDrift": Drift(cache).drift,
@@ -127,7 +125,7 @@ async def serve(settings: config.Config) -> None:
     tokens = Tokens(settings.tokens, settings.oidc)
     store = Store(settings.etcd, settings.etcd_tls)
     cache = Cache(store)
-    replica = f"{socket.gethostname()}-{os.getpid()}"
+    replica = process.this()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -211,7 +209,7 @@ async def _store_answers(store: Store) -> None:
 
 # What strangers can make the server hold. Times in ms.
 OPTIONS = [
-    ("grpc.max_receive_message_length", LARGEST_REQUEST),
+    ("grpc.max_receive_message_length", body.LARGEST_APPLY),
     ("grpc.max_concurrent_streams", 1000),  # of one connection
     ("grpc.max_allowed_incoming_connections", 10_000),
     ("grpc.server_handshake_timeout_ms", 10_000),

@@ -14,13 +14,14 @@ from controlplane.api.output import LAGGING_SHOWN, Output
 from controlplane.errors import ApiError, Code, StoreUnavailable, fault, unavailable
 from controlplane.identity import Caller
 from controlplane.progress import Lag, Progress
-from controlplane.registry import KINDS
+from controlplane.registry import KINDS, Kind
 from controlplane.services import kernel
 from controlplane.services.base import Context
 from controlplane.store import keys
 from controlplane.store.cache import Cache
+from controlplane.store.client import Store
 from controlplane.store.txn import Origin
-from kumihimo.v1 import operations_pb2, resource_pb2
+from kumihimo.v1 import operations_pb2, resource_pb2, store_pb2
 
 DEFAULT = 30.0
 LONGEST = 600.0
@@ -30,7 +31,8 @@ LONGEST_LIST = 500
 class Wait:
     """The method `Operations.Wait`."""
 
-    def __init__(self, cache: Cache, progress: Progress, output: Output) -> None:
+    def __init__(self, store: Store, cache: Cache, progress: Progress, output: Output) -> None:
+        self._store = store
         self._cache = cache
         self._progress = progress
         self._output = output
@@ -49,7 +51,7 @@ class Wait:
             raise unavailable(error) from error
         wanted, cluster = request.revision or revision, self._cache.cluster
         # What a name stands for is fixed now: an object deleted meanwhile is still waited for where it was.
-        scopes = self._scopes(request.ids, context.caller)
+        scopes = await self._scopes(request.ids, context.caller)
         lagging: list[Lag] = []
         try:
             async with asyncio.timeout(timeout):
@@ -64,33 +66,44 @@ class Wait:
         except TimeoutError:
             raise self._too_slow(lagging, wanted, timeout, context.caller) from None
 
-    def _scopes(self, ids: Iterable[str], caller: Caller) -> set[str] | None:
+    async def _scopes(self, ids: Iterable[str], caller: Caller) -> set[str] | None:
         """The scopes whose nodes are waited for; None: all."""
         if not ids:
             return None
         scopes: set[str] = set()
         for object_id in ids:
-            found = self._scopes_of(object_id, caller)
+            found = self._scopes_of(object_id, caller) or await self._scopes_of_gone(object_id, caller)
             if not found:
-                # Deleted, or never there: waiting for everything covers it, and tells nobody which of the two it is.
+                # Never there, or another's: waiting for everything covers it, and tells nobody which of the two it is.
                 return None
             scopes.update(found)
         return scopes
 
     def _scopes_of(self, object_id: str, caller: Caller) -> set[str]:
-        for name, kind in KINDS.items():
+        for kind in KINDS.values():
             key = self._cache.locate(kind, object_id)
             found = self._cache.message(kind, key) if key else None
-            if found is None:
+            if found is not None:
+                return _concerned(kind, found, caller)
+        return set()
+
+    async def _scopes_of_gone(self, object_id: str, caller: Caller) -> set[str]:
+        """Those of an object that was deleted, by its history; empty when that does not know."""
+        try:
+            newest = await self._store.newest(keys.change(object_id), 1)
+        except StoreUnavailable as error:
+            raise unavailable(error) from error
+        for kv in newest:
+            record = store_pb2.ChangeRecord.FromString(kv.value)
+            kind = KINDS.get(record.kind)
+            if kind is None or record.after:
                 continue
-            if name == "Node":
-                return {""} if caller.is_operator else set()
-            if kind.folder and caller.sees(found.project_id):
-                # A port is as it shall be when its node has its security groups as well.
-                groups = found.security_group_ids if name == "Port" else ()
-                return {keys.scope(kind.parent_of(found) or found.id, kind.folder)} | {
-                    keys.scope(group, keys.SECURITY) for group in groups
-                }
+            found = _concerned(kind, kind.new(record.before), caller)
+            if found and kind.name == "Network":
+                # Its ports went with it, and left their groups: these have changed since.
+                groups = (scope for scope in self._progress.scopes() if keys.split(scope)[0] == keys.SECURITY)
+                found |= {scope for scope in groups if self._progress.revision_of(scope) >= kv.mod_revision}
+            return found
         return set()
 
     def _behind(self, scopes: set[str] | None, revision: int) -> tuple[list[Lag], list[Lag]]:
@@ -139,6 +152,17 @@ class Wait:
             f"revision {revision} is not applied everywhere after {timeout:g} s: {shown}",
             {lag.node: lag.reason for lag in lagging[:LAGGING_SHOWN] if lag.node and caller.is_operator},
         )
+
+
+def _concerned(kind: Kind, found: Any, caller: Caller) -> set[str]:
+    """The scopes that hold an object."""
+    if kind.name == "Node":
+        return {""} if caller.is_operator else set()
+    if not kind.folder or not caller.sees(found.project_id):
+        return set()
+    # A port is as it shall be when its node has its security groups as well.
+    groups = found.security_group_ids if kind.name == "Port" else ()
+    return {keys.scope(kind.parent_of(found) or found.id, kind.folder)} | {keys.scope(group, keys.SECURITY) for group in groups}
 
 
 def _in_future(revision: int, told: str) -> ApiError:

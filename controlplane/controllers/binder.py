@@ -69,8 +69,12 @@ class Binder(Controller):
         old = port_pb2.Binding.FromString(entry.value) if entry else None
         asked = transaction.read(keys.placements(port.network_id) + port_id)
         new = self._place(old, port_id, store_pb2.Placement.FromString(asked.value).node if asked else "")
-        if new == old:
+        if (new and (new.node, new.interface)) == (old and (old.node, old.interface)):
             return 0
+        if new is not None and old is not None:
+            new.attach_time.CopyFrom(old.attach_time)
+        elif new is not None:
+            new.attach_time.GetCurrentTime()
         transaction.require(keys.place(KINDS["Port"], port_id, port.network_id))
         transaction.record(
             "Binding",

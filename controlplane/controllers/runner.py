@@ -2,6 +2,8 @@
 
 The key `controller/{name}` is leased and created only when absent. A holder renews at a third of the lease's time; when a
 renewal has not been confirmed for the whole of it on the local clock, it stops at once: by then another may have begun.
+The key says which process holds it. One that was killed is not there any more: who finds that on its own host, as the server
+does that systemd starts in its place, takes the key away and waits for no lease.
 Whatever a controller writes is a guarded transaction, so a late write of an old holder cannot undo a new one's.
 """
 
@@ -16,6 +18,7 @@ from typing import Protocol
 
 import structlog
 
+from controlplane import process
 from controlplane.errors import ApiError, StoreUnavailable
 from controlplane.progress import Progress
 from controlplane.store import client, keys
@@ -103,13 +106,13 @@ class Lost(Exception):
 
 
 async def run(controller: Elected, replica: str) -> None:
-    """Campaign for a controller and run it while it is ours; for ever."""
+    """Campaign for a controller and run it while it is ours; for ever. replica: as `process.this` names it."""
     store, cache = controller.store, controller.cache
     key = keys.controller(controller.name)
     log = _log.bind(controller=controller.name)
     while True:
         try:
-            await _absent(cache, key)
+            await _absent(store, cache, key)
             lease = await store.grant(TTL)
             confirmed = time.monotonic()
             try:
@@ -126,9 +129,17 @@ async def run(controller: Elected, replica: str) -> None:
             await asyncio.sleep(TTL / 8)
 
 
-async def _absent(cache: Cache, key: str) -> None:
-    while cache.get(key) is not None:
-        await cache.moved()
+async def _absent(store: Store, cache: Cache, key: str) -> None:
+    """Wait until nobody holds a controller."""
+    looked_at = ""
+    while (entry := cache.get(key)) is not None:
+        holder = entry.value.decode(errors="replace")
+        if holder != looked_at and process.has_ended(holder):
+            written = await store.transact([client.modified_at(key, entry.mod_revision)], [client.delete(key)])
+            await cache.reach(written.revision)
+        else:
+            looked_at = holder
+            await cache.moved()
 
 
 async def _hold(controller: Elected, store: Store, lease: int, confirmed: float) -> None:

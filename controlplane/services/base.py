@@ -143,6 +143,14 @@ def claim(
     return None
 
 
+def claim_free(
+    transaction: Transaction, pool: str, value: object, *, owner: str, project: str, network: str = "", scope: str = ""
+) -> None:
+    """Take a value out of a pool that nobody has (`Transaction.holds`)."""
+    made = store_pb2.Claim(owner=owner, project_id=project, network_id=network, scope=scope)
+    transaction.create(keys.claim(pool, value), made)
+
+
 def release(transaction: Transaction, pool: str, value: object) -> None:
     """Give a value back; it is free to others when the nodes concerned have let go of it (controllers/release.py)."""
     key = keys.claim(pool, value)

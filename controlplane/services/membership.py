@@ -41,8 +41,8 @@ def has_default_only(port: Any) -> bool:
 def sends_from(port: Any) -> list[str]:
     """The addresses and prefixes that a port may send from, in order of text; link-local ones too where it speaks IPv6."""
     given = [(port.mac_address, fixed.ip_address) for fixed in port.fixed_ips]
-    given += [(pair.mac_address or port.mac_address, pair.ip_address) for pair in port.allowed_address_pairs]
-    found = {addresses(ip)[0] for _, ip in given}
+    given += [(pair.mac_address or port.mac_address, addresses(pair.ip_address)[0]) for pair in port.allowed_address_pairs]
+    found = {ip for _, ip in given}
     senders = {mac for mac, ip in given if ":" in ip}
     return sorted(found | {eui64(LINK_LOCAL, mac) for mac in (senders | {port.mac_address} if senders else senders)})
 

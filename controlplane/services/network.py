@@ -13,6 +13,7 @@ from controlplane.services.base import (
     Context,
     Rules,
     claim,
+    claim_free,
     first_free,
     hold,
     in_use,
@@ -105,9 +106,8 @@ class NetworkRules(Rules):
         if key is None:
             raise exhausted("NO_FREE_SEGMENT", f"all {KEYS[1]} numbers of networks are in use", pool=KEY_POOL)
         new.key = key
-        self._claim(transaction, KEY_POOL, new.key, new, "key")
-        mac_pool = keys.mac_pool(new.id)
-        claim(transaction, mac_pool, service_mac(new.key), owner=new.id, project=new.project_id, network=new.id)
+        for pool, value in ((KEY_POOL, new.key), (keys.mac_pool(new.id), service_mac(new.key))):
+            claim_free(transaction, pool, value, owner=new.id, project=new.project_id, network=new.id)
 
     def _claim(self, transaction: Transaction, pool: str, number: object, new: Any, field: str) -> None:
         holder = claim(transaction, pool, number, owner=new.id, project=new.project_id, network=new.id)

@@ -8,7 +8,7 @@ from typing import Any
 
 from controlplane.errors import Violation, exhausted, precondition, taken
 from controlplane.registry import KINDS
-from controlplane.services.base import Context, Rules, claim, first_free, in_use, label, release
+from controlplane.services.base import Context, Rules, claim, claim_free, first_free, in_use, label, release
 from controlplane.services.segment import TUNNELLED, require_physical_networks, type_name
 from controlplane.store import keys
 from controlplane.store.txn import Transaction
@@ -67,7 +67,7 @@ class NodeRules(Rules):
         key = first_free(transaction, KEY_POOL, *KEYS, context)
         if key is None:
             raise exhausted("NO_FREE_SEGMENT", f"all {KEYS[1]} node numbers are in use")
-        claim(transaction, KEY_POOL, key, owner=new.id, project="")
+        claim_free(transaction, KEY_POOL, key, owner=new.id, project="")
         new.key = key
         self._claim_tunnel(transaction, new)
 

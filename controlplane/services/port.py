@@ -9,7 +9,7 @@ from controlplane import dhcpoptions, names
 from controlplane.errors import ApiError, Code, Violation, exhausted, fault, precondition, reference_not_found, taken
 from controlplane.registry import KINDS
 from controlplane.services import kernel, membership
-from controlplane.services.base import Context, Rules, claim, label, network_of, release, subnets_of
+from controlplane.services.base import Context, Rules, claim, claim_free, label, network_of, release, subnets_of
 from controlplane.services.subnet import forms_addresses, ranges, usable
 from controlplane.store import keys
 from controlplane.store.client import Entry
@@ -185,7 +185,7 @@ class PortRules(Rules):
             mac = f"{context.defaults.mac_base}:{low}"
             if not transaction.holds(keys.claim(pool, mac)):
                 owner, project = new.id, new.project_id
-                claim(transaction, pool, mac, owner=owner, project=project, network=new.network_id)
+                claim_free(transaction, pool, mac, owner=owner, project=project, network=new.network_id)
                 return mac
         raise exhausted("NO_FREE_ADDRESS", f"no free MAC address of {context.defaults.mac_base} was found in the network")
 
@@ -307,7 +307,7 @@ class PortRules(Rules):
                 if not transaction.holds(folder + ip):
                     context.hints.took(pool, candidate)
                     owner, project = new.id, new.project_id
-                    claim(transaction, pool, ip, owner=owner, project=project, network=new.network_id)
+                    claim_free(transaction, pool, ip, owner=owner, project=project, network=new.network_id)
                     return ip
         raise exhausted(
             "NO_FREE_ADDRESS",
@@ -403,8 +403,8 @@ def _claim_name(transaction: Transaction, new: Any, old: str) -> None:
 
 
 def _has_room(transaction: Transaction, subnet: Any) -> bool:
-    used = transaction.count(keys.claim(keys.ip_pool(subnet.network_id, subnet.id)))
-    return used < sum(high - low + 1 for low, high in ranges(subnet))
+    pool = keys.claim(keys.ip_pool(subnet.network_id, subnet.id))
+    return transaction.has_fewer(pool, sum(high - low + 1 for low, high in ranges(subnet)))
 
 
 def _holder(transaction: Transaction, holder: store_pb2.Claim) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from controlplane.errors import Violation, exhausted, precondition
 from controlplane.registry import KINDS, Kind
-from controlplane.services.base import Context, Rules, claim, first_free
+from controlplane.services.base import Context, Rules, claim_free, first_free
 from controlplane.store import keys
 from controlplane.store.cache import Cache
 from controlplane.store.txn import Transaction
@@ -66,13 +66,12 @@ def take(transaction: Transaction, kind: Kind, new: Any, context: Context) -> in
     project = new.project_id
     limit, crowded = limit_of(transaction, kind, project)
     pool = keys.quota_pool(project, kind)
-    used = transaction.count(keys.claim(pool)) if limit < MOST else 0
-    slot = first_free(transaction, pool, 1, limit, context) if used < limit else None
+    slot = first_free(transaction, pool, 1, limit, context) if transaction.has_fewer(keys.claim(pool), limit) else None
     # A slot above the limit was taken under a higher one, of which this transaction knows: none is added while it holds.
     if crowded and _highest(transaction, pool) > limit:
         transaction.require_unchanged(keys.claim(pool))
-    if slot is None or claim(transaction, pool, slot, owner=new.id, project=project) is not None:
-        plural = kind.options.plural
+    if slot is None:
+        plural, used = kind.options.plural, transaction.count(keys.claim(pool))
         raise exhausted(
             "QUOTA_EXCEEDED",
             f"project {project} may have {limit} {plural.replace('_', ' ')} and has {used}; delete some, or ask an operator"
@@ -81,6 +80,7 @@ def take(transaction: Transaction, kind: Kind, new: Any, context: Context) -> in
             limit=str(limit),
             used=str(used),
         )
+    claim_free(transaction, pool, slot, owner=new.id, project=project)
     return slot
 
 

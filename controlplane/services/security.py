@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid5
 
 from controlplane.errors import Code, Violation, exhausted, precondition
 from controlplane.registry import KINDS
 from controlplane.services import kernel
-from controlplane.services.base import Context, Rules, claim, first_free, hold, in_use, label, messages, release
+from controlplane.services.base import Context, Rules, claim_free, first_free, hold, in_use, label, messages, release
 from controlplane.services.replacement import replace_rules, take_group
 from controlplane.services.rule import begin, referrers
 from controlplane.store import keys
@@ -23,6 +24,7 @@ KEYS = (1, (1 << 24) - 1)
 _PROJECTS = UUID("6b756d69-0000-5000-8000-736563677270")  # the namespace of default groups
 
 
+@lru_cache(1024)
 def default_id(project: str) -> str:
     """The id of a project's default group: the same wherever it is made."""
     return str(uuid5(_PROJECTS, project))
@@ -128,7 +130,7 @@ def _number(transaction: Transaction, new: Any, scope: str, context: Context) ->
     key = first_free(transaction, KEY_POOL, *KEYS, context)
     if key is None:
         raise exhausted("NO_FREE_SEGMENT", f"all {KEYS[1]} numbers of groups are in use", pool=KEY_POOL)
-    claim(transaction, KEY_POOL, key, owner=new.id, project=new.project_id, scope=scope)
+    claim_free(transaction, KEY_POOL, key, owner=new.id, project=new.project_id, scope=scope)
     new.key = key
 
 

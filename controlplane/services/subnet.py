@@ -13,6 +13,7 @@ from controlplane.services.base import (
     Context,
     Rules,
     claim,
+    claim_free,
     in_use,
     label,
     network_of,
@@ -285,7 +286,7 @@ class SubnetRules(Rules):
                 candidate = str(_address(prefix(new.cidr), number))
                 if not transaction.holds(keys.claim(pool, candidate)):
                     owner, project = new.id, new.project_id
-                    claim(transaction, pool, candidate, owner=owner, project=project, network=new.network_id)
+                    claim_free(transaction, pool, candidate, owner=owner, project=project, network=new.network_id)
                     return candidate
         if not new.allocation_pools:
             raise precondition(

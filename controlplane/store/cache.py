@@ -64,7 +64,8 @@ class Cache:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> Entry | None:
-        return self._folders.get(keys.folder(key), {}).get(key)
+        inside = self._folders.get(keys.folder(key))
+        return inside.get(key) if inside else None
 
     def folder(self, folder: str) -> Mapping[str, Entry]:
         """All keys directly in a folder (which ends with "/"), by key; in no order."""

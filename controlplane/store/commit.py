@@ -40,7 +40,12 @@ TOGETHER = 3  # of these in a batch
 LARGEST_BATCH = 100  # attempts
 GOOD_BATCH = 24  # attempts that are not kept waiting for company
 GAP = 0.001  # seconds without another one
-LARGEST_TRANSACTION = 9_000  # operations: etcd is started with --max-txn-ops 10000
+# Of one attempt, in operations and bytes: etcd is started with --max-txn-ops 40000 and --max-request-bytes 10485760.
+LARGEST_TRANSACTION = 36_000
+LONGEST_TRANSACTION = 10_000_000
+# Of several that share a transaction: others wait for as long as it takes, which grows with it.
+SHARED_TRANSACTION = 9_000
+SHARED_LENGTH = 4_000_000
 UNKNOWN_ATTEMPTS = 4
 UNKNOWN_PAUSE = 0.1  # seconds
 HISTORY = 90 * 24 * 3600  # seconds that changes are kept, at least
@@ -130,12 +135,12 @@ class _Job(Generic[T]):
         if self.repeat is not None:
             self.repeat.remember(transaction, self.result)
         transaction.close()
-        if transaction.size > LARGEST_TRANSACTION:
-            raise fault(
-                "resource",
-                "TOO_MANY_VALUES",
-                f"the change takes {transaction.size} operations of the store; {LARGEST_TRANSACTION} are accepted",
-            )
+        for taken, most, what in (
+            (transaction.size, LARGEST_TRANSACTION, "operations of the store"),
+            (transaction.length, LONGEST_TRANSACTION, "bytes of a request to the store"),
+        ):
+            if taken > most:
+                raise fault("resource", "TOO_MANY_VALUES", f"the change takes {taken} {what}; {most} are accepted")
         return transaction
 
     def finish(self, revision: int) -> None:
@@ -145,6 +150,10 @@ class _Job(Generic[T]):
     def fail(self, error: Exception) -> None:
         if not self.done.done():
             self.done.set_exception(error)
+
+
+def _fit_together(batch: Batch, transaction: Transaction) -> bool:
+    return batch.size + transaction.size <= SHARED_TRANSACTION and batch.length + transaction.length <= SHARED_LENGTH
 
 
 class Committer:
@@ -244,7 +253,7 @@ class Committer:
     def _gather(self, batch: Batch) -> list[_Job[Any]]:
         taken: list[_Job[Any]] = []
         deferred: list[_Job[Any]] = []
-        while self._waiting and len(taken) + len(deferred) < LARGEST_BATCH and batch.size < LARGEST_TRANSACTION:
+        while self._waiting and len(taken) + len(deferred) < LARGEST_BATCH and batch.size < SHARED_TRANSACTION:
             job = self._waiting.popleft()
             if job.done.done():  # its client has gone
                 continue
@@ -259,7 +268,7 @@ class Committer:
             else:
                 if transaction.is_empty:
                     self._by_itself(job)
-                elif batch.size + transaction.size > LARGEST_TRANSACTION and taken:
+                elif taken and not _fit_together(batch, transaction):
                     deferred.append(job)
                 else:
                     batch.include(transaction)

@@ -118,6 +118,7 @@ def names_object(object_id: str) -> bool:
     return bool(object_id) and "/" not in object_id and object_id[0] != "."
 
 
+@lru_cache(64)
 def resource(key: str) -> tuple[Kind, str] | None:
     """(kind, id) of a key that holds a resource."""
     match split(key):
@@ -275,9 +276,10 @@ def controller(name: str) -> str:
     return f"{ROOT}controller/{name}"
 
 
-def split(key: str) -> list[str]:
-    """The elements of a key below the root: ["net", NET, "port", PORT]."""
-    return key.removeprefix(ROOT).split("/")
+@lru_cache(64)  # all who hear of a change ask it of the same key
+def split(key: str) -> tuple[str, ...]:
+    """The elements of a key below the root: ("net", NET, "port", PORT)."""
+    return tuple(key.removeprefix(ROOT).split("/"))
 
 
 def folder(key: str) -> str:

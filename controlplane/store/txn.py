@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from google.protobuf.message import Message
@@ -24,6 +27,8 @@ from controlplane.store import client, keys
 from controlplane.store.cache import NOT_KEPT, Cache
 from controlplane.store.client import Entry
 from kumihimo.v1 import store_pb2
+
+PART = 16  # bytes that an operation or a comparison takes beside its key and value
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Batch:
         self.history_lease = history_lease
         self.request_lease = request_lease
         self.record_key = ""
+        self.length = 0  # bytes of the request to etcd
         self._compare: dict[tuple[str, str], int] = {}
         self._put: dict[str, tuple[bytes, int]] = {}
         self._deleted: dict[str, bool] = {}
@@ -81,6 +87,7 @@ class Batch:
         self._put.update(transaction.puts)
         self._deleted.update(transaction.deleted)
         self._shared.update(transaction.shared)
+        self.length += transaction.length
         self.record_key = self.record_key or transaction.record_key
         for name, mode in transaction.compare:
             if mode not in _OF_PREFIX:
@@ -116,9 +123,9 @@ class Batch:
             return any(key.startswith(prefix) for key in (*self._put, *self._deleted))
         return any(folder.startswith(prefix) for folder in self._puts) or any(key.startswith(prefix) for key in self._deleted)
 
-    def depends_on(self, key: str) -> bool:
-        """Whether the batch holds only while nobody writes this key."""
-        return key in self._read or key.startswith(self._prefixes)
+    def minds(self, key: str) -> bool:
+        """Whether an attempt has written the key, or depends on nobody's writing it."""
+        return self.wrote(key) or key in self._read or key.startswith(self._prefixes)
 
     def compare(self) -> list[Any]:
         return [_COMPARE[mode](name, revision) for (name, mode), revision in self._compare.items()]
@@ -153,8 +160,8 @@ class Transaction:
         self.shared: dict[str, bytes] = {}
         self.record_key = ""  # of something that nobody else creates: if it is there, this was carried out
         # Keys put, and deleted, by folder; prefixes deleted whole.
-        self._puts_in: dict[str, set[str]] = {}
-        self._deleted_in: dict[str, set[str]] = {}
+        self._puts_in: dict[str, set[str]] = defaultdict(set)
+        self._deleted_in: dict[str, set[str]] = defaultdict(set)
         self._deleted_below: list[str] = []
         self.request_lease = batch.request_lease
         self._batch = batch
@@ -224,6 +231,11 @@ class Transaction:
         gone = sum(key in there for key in self._deleted_in.get(folder, ()))
         return len(there) + mine - gone + self._batch.puts_in(folder)
 
+    def has_fewer(self, folder: str, limit: int) -> bool:
+        """Whether `count` is below a limit. Who asks for each of many seldom needs it counted."""
+        most = len(self.cache.folder(folder)) + len(self._puts_in.get(folder, ())) + self._batch.puts_in(folder)
+        return most < limit or self.count(folder) < limit
+
     def locate(self, kind: Kind, object_id: str) -> str | None:
         """The key of an object; None when there is none."""
         parent_id = ""
@@ -254,27 +266,28 @@ class Transaction:
         self.put_bytes(key, message.SerializeToString(), lease)
 
     def put_bytes(self, key: str, value: bytes, lease: int = 0) -> None:
-        if self._batch.wrote(key) or self._batch.depends_on(key):
+        if self._batch.minds(key):
             raise Deferred
         self.puts[key] = (value, lease)
         folder = keys.folder(key)
-        self._puts_in.setdefault(folder, set()).add(key)
+        self._puts_in[folder].add(key)
         if self.deleted.pop(key, None) is not None:
             self._deleted_in[folder].discard(key)
 
     def create(self, key: str, message: Message, lease: int = 0) -> None:
-        """Put a key that the store does not have; the commit happens only if that is so."""
+        """Put a key that nobody has; the commit happens only if that is so, but for a key that is deleted here as well."""
+        if not self._is_deleted(key):
+            self.compare[key, "create"] = 0
         self.put(key, message, lease)
-        self.compare[key, "create"] = 0
 
     def delete(self, key: str) -> None:
-        if self._batch.wrote(key) or self._batch.depends_on(key):
+        if self._batch.minds(key):
             raise Deferred
         folder = keys.folder(key)
         if self.puts.pop(key, None) is not None:
             self._puts_in[folder].discard(key)
         self.deleted[key] = False
-        self._deleted_in.setdefault(folder, set()).add(key)
+        self._deleted_in[folder].add(key)
 
     def delete_prefix(self, prefix: str) -> None:
         """Delete every key with a prefix, which ends with "/"."""
@@ -297,6 +310,14 @@ class Transaction:
     def size(self) -> int:
         """Operations or comparisons, whichever are more: what etcd limits."""
         return max(len(self.puts) + len(self.deleted) + len(self.shared), len(self.compare))
+
+    @cached_property
+    def length(self) -> int:
+        """Bytes that it takes of a request to etcd, within a few for each record; asked for after `close`."""
+        parts = len(self.puts) + len(self.deleted) + len(self.shared) + len(self.compare)
+        names = chain(self.puts, self.deleted, self.shared, (name for name, _ in self.compare))
+        values = chain((value for value, _ in self.puts.values()), self.shared.values())
+        return parts * PART + sum(map(len, names)) + sum(map(len, values))
 
     def record(
         self, kind: str, object_id: str, *, project: str = "", name: str = "", before: bytes = b"", after: bytes = b""

@@ -131,8 +131,8 @@ class Lab:
             "listen-peer-urls": "unix://localhost:2380",
             "initial-advertise-peer-urls": "http://localhost:2380",
             "initial-cluster": "ctl=http://localhost:2380",
-            "max-txn-ops": "10000",
-            "max-request-bytes": str(8 << 20),
+            "max-txn-ops": "40000",
+            "max-request-bytes": str(10 << 20),
             "experimental-watch-progress-notify-interval": "2s",
             # One member elects itself after this many milliseconds; nothing else depends on them.
             "heartbeat-interval": "20",

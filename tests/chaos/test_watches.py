@@ -80,7 +80,7 @@ class Writer:
         revision = await until(settled, "a write is settled", 60.0)
         self._at[key] = 0 if value is None else revision
         self.written[key, revision] = value
-        self.written[marker, revision] = operations[1].request_put.value
+        self.written[marker, revision] = operations[1]["request_put"]["value"]
 
 
 class Log:

@@ -30,7 +30,7 @@ from controlplane.audit import audit
 from controlplane.errors import StoreRefused, StoreUnavailable
 from controlplane.registry import KINDS, OPERATIONS
 from controlplane.services import quota, security
-from controlplane.store import keys
+from controlplane.store import health, keys
 from controlplane.store.client import Entry, Store, delete, entry, put
 from kumihimo.v1 import operations_pb2, resource_pb2, store_pb2
 from tests.component.certificates import etcd_flags, issue
@@ -118,8 +118,8 @@ class Etcd(Process):
             "listen-peer-urls": "unix://localhost:2380",
             "initial-advertise-peer-urls": "http://localhost:2380",
             "initial-cluster": "one=http://localhost:2380",
-            "max-txn-ops": "10000",
-            "max-request-bytes": str(8 << 20),
+            "max-txn-ops": str(health.OPERATIONS),
+            "max-request-bytes": str(health.LARGEST_REQUEST),
             "experimental-watch-progress-notify-interval": "2s",
             "heartbeat-interval": "20",
             "election-timeout": "200",
@@ -238,14 +238,14 @@ class Client:
     timeout: seconds that one call may take. connect: seconds that one attempt to connect may take.
     """
 
-    def __init__(self, api: Api, timeout: float = 60.0, connect: float = 0.05) -> None:
+    def __init__(self, api: Api, timeout: float = 60.0, connect: float = 5.0) -> None:
         self.timeout = timeout
         credentials = grpc.ssl_channel_credentials(api.certificate)
         options = [
             ("grpc.ssl_target_name_override", SERVER_NAME),
             ("grpc.initial_reconnect_backoff_ms", 50),
             # How long one attempt to connect may take, TLS and all, on a machine that has much else to do.
-            ("grpc.min_reconnect_backoff_ms", 5000),
+            ("grpc.min_reconnect_backoff_ms", round(connect * 1000)),
             ("grpc.max_reconnect_backoff_ms", 200),
             ("grpc.use_local_subchannel_pool", 1),
         ]
@@ -507,9 +507,10 @@ def dead(node: str) -> Any:
     return delete(keys.alive(node))
 
 
-def applied(node: str, network: str, revision: int, *errors: store_pb2.ObjectError) -> Any:
+def applied(node: str, object_id: str, revision: int, *errors: store_pb2.ObjectError, folder: str = "net") -> Any:
+    """How far a node has applied a network, or what else has a scope in a folder."""
     message = store_pb2.Applied(revision=revision, errors=errors)
-    return put(keys.scope_status(node, keys.scope(network)), message.SerializeToString())
+    return put(keys.scope_status(node, keys.scope(object_id, folder)), message.SerializeToString())
 
 
 def applied_nodes(node: str, revision: int) -> Any:
@@ -520,8 +521,11 @@ def unconcerned(node: str, network: str) -> Any:
     return delete(keys.scope_status(node, keys.scope(network)))
 
 
-def plugged(node: str, port: str, *, wired: bool = True, interface: str = "tap0") -> Any:
+def plugged(node: str, port: str, *, wired: bool = True, interface: str = "tap0", since: int = 0) -> Any:
+    """since: in seconds; 0: it is not said."""
     status = store_pb2.PortStatus(interface=interface, ofport=7, wired=wired)
+    if since:
+        status.since.FromSeconds(since)
     return put(keys.port_status(node, port), status.SerializeToString())
 
 

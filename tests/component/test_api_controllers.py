@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import grpc
@@ -252,6 +253,40 @@ async def test_wait_for_a_deleted_network_ends_when_no_live_node_concerns_itself
     await cloud.api.wait(revision=gone.revision, ids=[network])
 
 
+async def test_wait_for_what_is_deleted_asks_the_nodes_of_its_network_and_groups_alone(cloud: Cloud, network: str) -> None:
+    """Another network's nodes may lag as long as they like; of what was never there, or is another's, all are asked."""
+    other = await cloud.api.create("Network")
+    await cloud.write(agent.applied("two", other.id, 1))
+    await cloud.api.create("Subnet", network_id=network, cidr="10.0.0.0/24")
+    port = await cloud.api.create("Port", network_id=network)
+    (group,) = port.security_group_ids
+    await cloud.write(agent.applied("one", network, 1), agent.applied("one", group, 2, folder="secgroup"))
+
+    async def lags(gone: Any, object_id: str, by: str = "root") -> str:
+        error = await refused(cloud.api.wait(by=by, revision=gone.revision, ids=[object_id], seconds=0.05))
+        return error.message
+
+    gone = await cloud.api.delete("Port", port.id)
+    text = await lags(gone, port.id)
+    assert "node one has applied revision 1 of " in text
+    assert "node one has applied revision 2 of " in text
+    assert "node two" not in text
+    await cloud.write(agent.applied("one", network, gone.revision))
+    assert "node one has applied revision 1 of " not in await lags(gone, port.id)
+    await cloud.write(agent.applied("one", group, gone.revision, folder="secgroup"))
+    await cloud.api.wait(revision=gone.revision, ids=[port.id])
+    assert "NOT_YET_APPLIED" in await lags(gone, port.id, by="bob")
+    assert "node two has applied revision 1 of " in await lags(gone, "0192f0c1-7c1e-7b3a-9d4e-5f60718293a4")
+    # A network's ports leave their groups with it.
+    await cloud.api.create("Port", network_id=network)
+    gone = await cloud.api.delete("Network", network, force=True)
+    assert "node one has not yet removed it" in await lags(gone, network)
+    await cloud.write(agent.unconcerned("one", network))
+    assert "node one has applied revision" in await lags(gone, network)
+    await cloud.write(agent.applied("one", group, gone.revision, folder="secgroup"))
+    await cloud.api.wait(revision=gone.revision, ids=[network])
+
+
 async def test_wait_for_everything_covers_the_node_scope(cloud: Cloud, network: str) -> None:
     node = await cloud.api.update("Node", "one", description="changed")
     await cloud.write(agent.applied_nodes("one", node.revision), agent.applied_nodes("two", node.revision - 1))
@@ -358,3 +393,44 @@ async def test_b_api_09_a_replay_and_controllers_outlive_their_replica() -> None
         assert (await cloud.api.list("Network")).items == (await other.list("Network")).items
         assert len((await other.list("Network")).items) == 3
         await consistent(cloud.store)
+
+
+async def test_b_net_a_network_is_in_the_zones_of_the_nodes_that_serve_it(cloud: Cloud, network: str) -> None:
+    await cloud.api.update("Node", "one", availability_zone="east")
+    await cloud.api.update("Node", "two", availability_zone="west")
+    assert (await cloud.api.get("Network", network)).availability_zones == []
+    await cloud.write(agent.applied("one", network, 1), agent.applied("two", network, 1), agent.applied("gone", network, 1))
+    assert (await cloud.api.get("Network", network)).availability_zones == ["east", "west"]
+    await cloud.write(agent.unconcerned("two", network), agent.dead("one"))
+    assert (await cloud.api.get("Network", network)).availability_zones == ["east"]
+    assert [item.id for item in (await cloud.api.list("Network", filter='availability_zones = "east"')).items] == [network]
+
+
+async def test_a_port_says_since_when_it_is_attached_and_wired(cloud: Cloud, network: str) -> None:
+    port = await cloud.api.create("Port", network_id=network)
+
+    async def since(kind: str) -> int:
+        """In ms; 0: it is not said."""
+        shown = await cloud.api.get("Port", port.id)
+        return next(item.last_transition_time.ToMilliseconds() for item in shown.conditions if item.type == kind)
+
+    began = time.time_ns() // 1_000_000
+    assert await since("Attached") == 0
+    await cloud.write(agent.plugged("one", port.id, since=7))
+    await bound(cloud, port, "one")
+    attached = await since("Attached")
+    assert began <= attached <= time.time_ns() // 1_000_000
+    assert await since("Wired") == 7000
+    # It moves, and is attached all the while; of an agent of an earlier release is not known since when it has it wired.
+    await cloud.write(agent.plugged("two", port.id), agent.unplugged("one", port.id))
+    await bound(cloud, port, "two")
+    assert (await since("Attached"), await since("Wired")) == (attached, 0)
+    (place,) = (await cloud.api.get("Port", port.id)).binding
+    assert place.attach_time.ToMilliseconds() == attached
+    await cloud.write(agent.unplugged("two", port.id))
+    await bound(cloud, port, "")
+    assert await since("Attached") == 0
+    await cloud.write(agent.plugged("two", port.id, wired=False, since=9))
+    await bound(cloud, port, "two")
+    assert await since("Attached") > attached
+    assert await since("Wired") == 9000

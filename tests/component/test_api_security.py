@@ -308,12 +308,6 @@ async def test_b_sg_hits_of_a_rule_are_those_of_all_nodes(cloud: Cloud) -> None:
     assert (await cloud.api.get("SecurityGroupRule", added.id)).counters.packets == 6
 
 
-def told(node: str, group_id: str, revision: int, folder: str = "secgroup") -> Any:
-    """How far a node has applied a group."""
-    message = store_pb2.Applied(revision=revision)
-    return client.put(keys.scope_status(node, keys.scope(group_id, folder)), message.SerializeToString())
-
-
 async def test_b_sg_groups_rules_and_address_groups_wait_for_the_nodes_that_use_them(cloud: Cloud) -> None:
     api, web = cloud.api, await group(cloud.api)
     office = await api.create("AddressGroup", by="alice", name="office")
@@ -324,17 +318,17 @@ async def test_b_sg_groups_rules_and_address_groups_wait_for_the_nodes_that_use_
         ("AddressGroup", office, ("addrgroup", office.id)),
     ):
         folder, owner = scope
-        await cloud.write(alive("h1"), told("h1", owner, 1, folder))
+        await cloud.write(alive("h1"), applied("h1", owner, 1, folder=folder))
         assert (await api.get(kind, item.id, by="rita")).state == PENDING
         error = await refused(api.wait(by="alice", seconds=0.1, ids=[item.id]))
         assert (error.code, error.reason) == (Code.DEADLINE_EXCEEDED, "NOT_YET_APPLIED")
         latest = await cloud.store.get(keys.change_of(keys.scope(owner, folder)))
         assert latest is not None
-        await cloud.write(told("h1", owner, latest.mod_revision, folder))
+        await cloud.write(applied("h1", owner, latest.mod_revision, folder=folder))
         await api.wait(by="alice", ids=[item.id])
         assert (await api.get(kind, item.id, by="rita")).state == ACTIVE
     # Of a dead node nothing is waited for.
-    await cloud.write(told("h1", web.id, 1), dead("h1"))
+    await cloud.write(applied("h1", web.id, 1, folder="secgroup"), dead("h1"))
     await api.wait(by="alice", ids=[web.id])
 
 
@@ -342,7 +336,9 @@ async def test_b_sg_a_port_waits_for_its_groups_too(cloud: Cloud, network: str) 
     api, web = cloud.api, await group(cloud.api)
     await api.create("Node", id="h1")
     made = await port(api, network, web)
-    await cloud.write(alive("h1"), applied("h1", network, made.revision), told("h1", web.id, 0), plugged("h1", made.id))
+    await cloud.write(
+        alive("h1"), applied("h1", network, made.revision), applied("h1", web.id, 0, folder="secgroup"), plugged("h1", made.id)
+    )
 
     async def bound() -> bool:
         return bool((await api.get("Port", made.id)).binding)
@@ -358,6 +354,6 @@ async def test_b_sg_a_port_waits_for_its_groups_too(cloud: Cloud, network: str) 
     assert [item.message for item in shown.conditions if item.type == "Filtered"] == [
         f"node h1 has not yet applied SecurityGroup {web.id}"
     ]
-    await cloud.write(told("h1", web.id, made.revision))
+    await cloud.write(applied("h1", web.id, made.revision, folder="secgroup"))
     await api.wait(ids=[made.id], active=True)
     assert (await api.get("Port", made.id)).state == ACTIVE

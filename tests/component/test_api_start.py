@@ -140,4 +140,4 @@ async def test_a_store_whose_limits_are_too_low_is_refused(right: dict[str, Any]
     finally:
         etcd.kill()
     assert "takes too few operations in a transaction" in text
-    assert "--max-txn-ops 10000" in text
+    assert "--max-txn-ops 40000" in text

@@ -97,8 +97,8 @@ async def test_the_apis_certificates_are_renewed_under_traffic() -> None:
             await cloud.api.update("Network", network.id, mask=["description"], description="x")
 
         async def on_a_new_connection() -> None:
-            # A handshake among others takes longer than the short attempts by which tests notice a killed API.
-            async with Client(api, connect=20.0) as fresh:
+            # No call may fail, and one whose handshake takes longer than its connection may fails at once.
+            async with Client(api, connect=2 * DEADLINE) as fresh:
                 await fresh.get("Network", network.id)
 
         async with Traffic(on_an_old_connection, on_a_new_connection) as traffic:

@@ -238,11 +238,10 @@ async def test_c_09_each_damage_is_found_and_nothing_else(damage: str, installat
     change, expected = DAMAGES[damage]
     entries = await installation.cloud.everything()
     for operation in change(installation, dict(entries)):
-        if operation.HasField("request_put"):
-            put = operation.request_put
-            entries[put.key.decode()] = Entry(put.value, 1, 1)
+        if put := operation.get("request_put"):
+            entries[put["key"].decode()] = Entry(put["value"], 1, 1)
         else:
-            del entries[operation.request_delete_range.key.decode()]
+            del entries[operation["request_delete_range"]["key"].decode()]
     report = Report()
     from controlplane.admin.examination import look_at_keys
 

@@ -57,8 +57,8 @@ async def test_what_is_asked_leaves_nothing(store: Store) -> None:
 @pytest.mark.parametrize(
     ("store", "told"),
     [
-        ({"max-txn-ops": str(OPERATIONS - 1)}, "--max-txn-ops 10000"),
-        ({"max-request-bytes": str(LARGEST_REQUEST - 1)}, "--max-request-bytes 8388608"),
+        ({"max-txn-ops": str(OPERATIONS - 1)}, "--max-txn-ops 40000"),
+        ({"max-request-bytes": str(LARGEST_REQUEST - 1)}, "--max-request-bytes 10485760"),
     ],
     indirect=["store"],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from typing import Any
+from uuid import UUID
 
 import click
 import grpc
@@ -313,10 +314,13 @@ def test_wait_that_ends_without_success_keeps_the_object_in_sight(kumi: Kumi, ap
     assert json.loads(result.out)["name"] == "a"
 
 
-def test_wait_after_delete_is_for_all_nodes(kumi: Kumi, api: FakeApi) -> None:
-    assert kumi("network", "delete", A, "--wait").code == 0
+@pytest.mark.parametrize(("count", "named"), [(1, 1), (500, 500), (501, 0)])
+def test_wait_after_delete_is_for_the_nodes_of_what_is_gone(kumi: Kumi, api: FakeApi, count: int, named: int) -> None:
+    """Of more than the server waits for by name, all nodes are asked."""
+    targets = [str(UUID(int=number)) for number in range(1, count + 1)]
+    assert kumi("network", "delete", *targets, "--wait").code == 0
     (request,) = api.requests("Operations/Wait")
-    assert not request.ids
+    assert list(request.ids) == targets[:named]
     assert request.revision > 90
 
 

@@ -80,6 +80,7 @@ RULES = {
     "controlplane.controllers": (
         "kumihimo.v1",
         "controlplane.errors",
+        "controlplane.process",
         "controlplane.progress",
         "controlplane.registry",
         "controlplane.services",
@@ -95,6 +96,7 @@ RULES = {
     ),
     "controlplane.dhcpoptions": ("controlplane.values",),
     "controlplane.files": (),
+    "controlplane.process": (),
     "controlplane.names": ("kumihimo.v1",),
     "controlplane.serving": ("controlplane.tls",),
     "controlplane.admin": (

@@ -45,12 +45,12 @@ class Cloud:
     # The store, as Status needs it.
     async def transact(self, _: Any, operations: list[Any]) -> Written:
         for operation in operations:
-            if operation.HasField("request_put"):
-                key = operation.request_put.key.decode()
-                self.said[key] = operation.request_put.value
+            if put := operation.get("request_put"):
+                key = put["key"].decode()
+                self.said[key] = put["value"]
                 self.asked.append(f"say {key}")
             else:
-                self.said.pop(operation.request_delete_range.key.decode(), None)
+                self.said.pop(operation["request_delete_range"]["key"].decode(), None)
         return Written(True, 1)
 
     # The feed.
@@ -218,3 +218,17 @@ async def test_c_08_a_node_says_what_its_lanes_found_and_does_as_its_drift_polic
         cloud.write(**{keys.node("h1"): only, keys.NODES_CHANGE: store_pb2.ChangeRecord()})
         await until(lambda: not cloud.loop.drifts.repairs, "from now on it only reports")
         assert not cloud.loop.drifts.found(group, None)
+
+
+def test_a_port_keeps_its_time_until_it_is_wired_or_no_longer() -> None:
+    status = Status(Cloud(), "h1")  # type: ignore[arg-type]
+
+    def said(wired: bool, message: str = "") -> int:
+        status.set_port(PORT, store_pb2.PortStatus(wired=wired, message=message))
+        stored = status.get(keys.port_status("h1", PORT))
+        return store_pb2.PortStatus.FromString(stored or b"").since.ToNanoseconds()
+
+    first, same, wired, still, off = said(False), said(False, "another reason"), said(True), said(True), said(False)
+    assert 0 < first == same < wired == still < off
+    status.remove(keys.port_status("h1", PORT))
+    assert said(False) > off

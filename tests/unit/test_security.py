@@ -166,7 +166,7 @@ def test_ports_of_one_group_share_a_transaction_and_read_no_member_of_it() -> No
         batch.include(transaction)
     assert all(batch.puts(keys.members(GROUP) + item.id) for item in made)
     assert len({item.fixed_ips[0].ip_address for item in made}) == 20
-    written = [operation.request_put.key.decode() for operation in batch.operations()]
+    written = [operation["request_put"]["key"].decode() for operation in batch.operations()]
     assert written.count(keys.change_of(keys.scope(GROUP, "secgroup"))) == 1
     assert keys.cut_of(keys.scope(GROUP, "secgroup")) not in written
 
@@ -180,7 +180,7 @@ def test_a_cut_is_shared_and_goes_with_its_group() -> None:
         transaction.cut(scope, f"port {number}")
         transaction.close()
         batch.include(transaction)
-    written = [operation.request_put.key.decode() for operation in batch.operations()]
+    written = [operation["request_put"]["key"].decode() for operation in batch.operations()]
     assert written.count(keys.cut_of(scope)) == 1
     alone = Transaction(Batch(filled(*stored())), ORIGIN)
     alone.cut(scope, "rule")
