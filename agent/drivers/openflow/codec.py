@@ -54,6 +54,7 @@ _BUNDLE_FLAGS = 1 | 2
 
 _FLOW_DESC, _PORT_STATS, _GROUP_DESC, _METER_CONFIG, FLOW_MONITOR = 1, 4, 7, 10, 16
 _ADD, _DELETE_STRICT = 0, 4
+_ALL_BUT_THE_LAST = (1 << 64) - 2
 _GROUP_DELETE, _GROUP_ADD_OR_MODIFY, _ALL = 2, 0x8000, 0
 _METER_ADD, _METER_MODIFY, _METER_DELETE, _PACKETS_AND_BURST, _BAND_DROPS = 0, 1, 2, 1 << 1 | 1 << 2, 1
 _OUTPUT, _GROUP, _SET_FIELD, _COPY_FIELD, _VENDOR_ACTION = 0, 22, 25, 28, 0xFFFF
@@ -193,8 +194,10 @@ def flow_put(flow: Flow) -> bytes:
 
 
 def flow_delete(flow: Flow) -> bytes:
-    """The body of a flow-mod that deletes the flow with this very table, priority, match and cookie."""
-    return _flow_mod(flow, _DELETE_STRICT, _ANY << 32 | _ANY)
+    """The body of a flow-mod that deletes the flow with this very table, priority, match and cookie, but for the last bit of
+    the cookie. Asked for a whole cookie, Open vSwitch looks for the flow among all that have it (collect_rules_strict of
+    ofproto.c), as all members of a group have; otherwise by the match."""
+    return _flow_mod(flow, _DELETE_STRICT, _ALL_BUT_THE_LAST)
 
 
 def _flow_mod(flow: Flow, command: int, cookie_mask: int) -> bytes:
