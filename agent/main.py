@@ -35,6 +35,7 @@ from agent.mirror.snapshot import Recorder
 from agent.mirror.snapshot import load as load_snapshot
 from agent.mirror.state import State
 from agent.model.host import INTEGRATION_BRIDGE
+from agent.model.item import Driver
 from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_our_meter, is_ours
 from agent.reconcile import alive, counters
 from agent.reconcile.lane import Lane
@@ -97,9 +98,10 @@ async def _work(settings: Settings) -> None:
         sampled=samples.take,
     )
     netlink = NetlinkDriver()
-    flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost, loop.drifts)
-    host = Lane("host", [netlink, OvsdbDriver(ovsdb), NamesDriver(), DnsmasqDriver()], loop.wake, drifts=loop.drifts)
-    peers = Lane("peers", [PeerDriver(RUNDIR)], loop.wake, lost=switch.lost, drifts=loop.drifts)
+    of_host: list[Driver] = [netlink, OvsdbDriver(ovsdb), NamesDriver(), DnsmasqDriver()]
+    flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost, loop.drifts, engine.scopes)
+    host = Lane("host", of_host, loop.wake, drifts=loop.drifts, scopes=engine.scopes)
+    peers = Lane("peers", [PeerDriver(RUNDIR)], loop.wake, lost=switch.lost, drifts=loop.drifts, scopes=engine.scopes)
     loop.use(flows, host, peers)
     look = Look(
         state,

@@ -301,7 +301,7 @@ def encode_match(match: Match) -> bytes:
     return _TYPE_LENGTH.pack(1, length) + oxm + bytes(-length % 8)
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=1024)
 def encode_field(name: str, value: int, mask: int | None) -> bytes:
     """One OXM entry. ValueError when the value does not fit, or its mask is not in the one form."""
     field = fields.by_name(name)
@@ -499,7 +499,7 @@ def _register_pair(number: int, value: int, mask: int | None) -> Iterator[FieldM
             yield (f"reg{register}", value >> shift & word, None if part == word else part)
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=1024)
 def decode_instructions(data: bytes) -> tuple[Action, ...]:
     """The actions of apply-actions; any other instruction is one Opaque."""
     result: list[Action] = []

@@ -161,7 +161,7 @@ class OpenFlowDriver:
         if _meters(flow) <= self._meters.keys():
             return flow
         actions: list[Action] = [replace(each, meter_id=0) if isinstance(each, ToController) else each for each in flow.actions]
-        return replace(flow, actions=tuple(actions))
+        return Flow(flow.table, flow.priority, flow.match, tuple(actions), flow.cookie)
 
     async def read_foreign(self) -> Sequence[Item]:
         """What is not ours, as of the last `read_owned`."""
