@@ -131,12 +131,14 @@ class Engine:
                 known = changes.scopes.get(key, scope)
                 changes.scopes[key] = known if scope <= known else known | scope
         for key, item in new.items():
-            if old.get(key) != item:
-                self._own(unit, key, item)
-                changes.put[key] = item
-                changes.delete.discard(key)
-                known = changes.scopes.get(key, scope)
-                changes.scopes[key] = known if scope <= known else known | scope
+            if (former := old.get(key)) == item:
+                new[key] = former  # the lanes have this one: of two that are equal one is kept
+                continue
+            self._own(unit, key, item)
+            changes.put[key] = item
+            changes.delete.discard(key)
+            known = changes.scopes.get(key, scope)
+            changes.scopes[key] = known if scope <= known else known | scope
         if new or unit in self._failed:
             self._items[unit] = tuple(new.values())
         else:

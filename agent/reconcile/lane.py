@@ -244,7 +244,7 @@ class Lane:
         differs: dict[Key, Item | None] = {
             key: item
             for key, item in owned.items()
-            if item != part.desired.get(key) and not (self._sparing and key not in part.desired)
+            if (wanted := part.desired.get(key)) is not item and wanted != item and not (self._sparing and wanted is None)
         }
         differs.update((key, None) for key in part.desired.keys() - owned.keys())
         if self._drifts is not None:

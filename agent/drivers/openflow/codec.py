@@ -15,7 +15,7 @@ read back as a different value, and the reconcile loop would never come to rest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from struct import Struct, error, unpack_from
@@ -362,9 +362,11 @@ def encode_action(action: Action) -> bytes:
     raise ValueError(f"cannot be written: {action}")
 
 
-def flows_known(body: bytes, known: Mapping[bytes, Flow]) -> Iterator[tuple[bytes, Flow]]:
+def flows_known(
+    body: bytes, known: Mapping[bytes, Flow], same: Callable[[Flow], Flow] = lambda flow: flow
+) -> Iterator[tuple[bytes, Flow]]:
     """The flows in one multipart reply, each with a digest of what is the same as long as it is. What is known is not
-    decoded again: most of a table is as it was when it was last looked at."""
+    decoded again: most of a table is as it was when it was last looked at. same: what is taken in place of one that is."""
     offset = _MULTIPART.size
     while offset < len(body):
         (length,) = _LENGTH.unpack_from(body, offset)
@@ -377,7 +379,7 @@ def flows_known(body: bytes, known: Mapping[bytes, Flow]) -> Iterator[tuple[byte
         digest = lasting.digest()
         flow = known.get(digest)
         if flow is None:
-            flow = next(decode_flows(body[: _MULTIPART.size] + body[offset : offset + length])).flow
+            flow = same(next(decode_flows(body[: _MULTIPART.size] + body[offset : offset + length])).flow)
         yield digest, flow
         offset += max(length, 8)
 
