@@ -115,7 +115,8 @@ class Lane:
         for key, item in changes:
             if (part := self._kinds.get(key[0])) is not None:
                 part.want(key, item)
-                self._scopes[key] = self._scopes.get(key, _NONE) | scopes.get(key, _NONE)
+                known, told = self._scopes.get(key, _NONE), scopes.get(key, _NONE)
+                self._scopes[key] = told if known <= told else known | told  # nearly always the engine's own
                 if key in self._failed:
                     self._failed[key].again_at = 0.0
         self._submitted = number
