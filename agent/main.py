@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ from agent.mirror.snapshot import Recorder
 from agent.mirror.snapshot import load as load_snapshot
 from agent.mirror.state import State
 from agent.model.host import INTEGRATION_BRIDGE
+from agent.model.item import Driver
 from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_our_meter, is_ours
 from agent.reconcile import alive, counters
 from agent.reconcile.lane import Lane
@@ -52,6 +54,7 @@ from kumihimo.v1 import store_pb2
 RUNDIR = Path("/var/run/openvswitch")
 SNAPSHOT = Path("/var/lib/kumihimo/agent/mirror")
 RETRY = 1.0
+M_MMAP_THRESHOLD, LARGE = -3, 64 * 1024  # bytes
 PROBE = 60.0  # seconds between two looks at what the host can do
 
 _log = structlog.get_logger("kumihimo.agent")
@@ -97,9 +100,10 @@ async def _work(settings: Settings) -> None:
         sampled=samples.take,
     )
     netlink = NetlinkDriver()
-    flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost, loop.drifts)
-    host = Lane("host", [netlink, OvsdbDriver(ovsdb), NamesDriver(), DnsmasqDriver()], loop.wake, drifts=loop.drifts)
-    peers = Lane("peers", [PeerDriver(RUNDIR)], loop.wake, lost=switch.lost, drifts=loop.drifts)
+    of_host: list[Driver] = [netlink, OvsdbDriver(ovsdb), NamesDriver(), DnsmasqDriver()]
+    flows = Lane("flows", [switch], loop.wake, switch.synchronize, switch.lost, loop.drifts, engine.scopes)
+    host = Lane("host", of_host, loop.wake, drifts=loop.drifts, scopes=engine.scopes)
+    peers = Lane("peers", [PeerDriver(RUNDIR)], loop.wake, lost=switch.lost, drifts=loop.drifts, scopes=engine.scopes)
     loop.use(flows, host, peers)
     look = Look(
         state,
@@ -250,6 +254,12 @@ async def _answer(settings: Settings, state: State, status: Status, methods: Map
     return await Service(settings.etcd_tls, methods, address, told).run()
 
 
+def _keep_heap_small() -> None:
+    """Have what is large lie in pages of its own, which the kernel gets back when it is freed (mallopt(3)). The C library would
+    take the size of the largest that was ever freed for its bound, and what a start reads leave holes of 15 MB behind."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
 def main() -> None:
     """Entry point of `kumi-agent`. Exit code 0 after an orderly stop, 1 with one line when it cannot run."""
     parser = argparse.ArgumentParser(
@@ -259,6 +269,7 @@ def main() -> None:
     )
     parser.add_argument("--config", type=Path, default=Path("/etc/kumihimo/agent.toml"), help="configuration file")
     arguments = parser.parse_args()
+    _keep_heap_small()
     try:
         settings = load(arguments.config)
         telemetry.start_logging(service="kumi-agent", node=settings.node)

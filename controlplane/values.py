@@ -180,7 +180,7 @@ def protocol_number(canonical: str) -> int:
     return _NUMBERS[canonical] if canonical in _NUMBERS else int(canonical)
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1024)
 def addresses(value: str) -> tuple[str, tuple[Network, ...]]:
     """(canonical text, the prefixes that it means) of an address, a prefix, or a range `first-last` of one family.
 

@@ -29,7 +29,7 @@ def flow(table: Table, priority: int, match: Match, *actions: Action, cookie: in
     return Flow(int(table), priority, match, _shared(actions), cookie)
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def _shared(actions: tuple[Action, ...]) -> tuple[Action, ...]:
     """One object for all flows that do the same."""
     return actions

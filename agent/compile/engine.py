@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -20,9 +20,9 @@ from agent.model.item import Item, Key
 
 Unit = tuple[Hashable, ...]
 Compile = Callable[..., Iterable[Item]]
-Readers = tuple[Unit, ...] | set[Unit]
-
-FEW = 8  # readers of a token
+# Who reads a token, and who wants a key and as what. Nearly always it is one: that is kept as itself.
+Readers = Unit | dict[Unit, None]
+Owners = Unit | dict[Unit, Item]
 
 
 class Conflict(Exception):
@@ -58,8 +58,8 @@ class Engine:
         self._state = state
         self._features = features
         # Of a network's ports there may be ten thousand: what is kept of each is kept small, and equal things once.
-        self._items: dict[Unit, dict[Key, Item]] = {}
-        self._owners: dict[Key, tuple[Unit, ...]] = {}
+        self._items: dict[Unit, tuple[Item, ...]] = {}
+        self._owners: dict[Key, Owners] = {}
         self._reads: dict[Unit, tuple[Token, ...]] = {}
         self._readers: dict[Token, Readers] = {}
         self._tokens: dict[Token, Token] = {}
@@ -70,7 +70,7 @@ class Engine:
     def touch(self, tokens: Iterable[Token]) -> None:
         """Something changed: whoever read it is compiled at the next run."""
         for token in tokens:
-            self._dirty.update(self._readers.get(token, ()))
+            self._dirty.update(_all(self._readers.get(token)))
             self._dirty.update(self._features.units(token))
 
     def run(self) -> Changes:
@@ -82,6 +82,7 @@ class Engine:
         for unit in dirty:
             self._waiting.discard(unit)
             self._compile(unit, changes)
+        self._waiting = set()  # one that was large stays so
         changes.failed = dict(self._failed)
         return changes
 
@@ -90,11 +91,15 @@ class Engine:
 
     def wanting(self, key: Key) -> list[Unit]:
         """The units that want a key."""
-        return list(self._owners.get(key, ()))
+        return _all(self._owners.get(key))
+
+    def scopes(self, key: Key) -> frozenset[str]:
+        """The scopes of the units that want a key."""
+        return frozenset(map(self.scope, self.wanting(key)))
 
     def items(self) -> dict[Key, Item]:
         """Everything desired."""
-        return {key: self._items[owners[0]][key] for key, owners in self._owners.items()}
+        return {item.key: item for unit, items in self._items.items() for item in items if self.wanting(item.key)[0] == unit}
 
     def full(self) -> dict[Key, Item]:
         """Everything desired, computed from nothing: the reference that `items()` must equal."""
@@ -108,36 +113,34 @@ class Engine:
         view = View(self._state)
         feature, *arguments = unit
         changes.compiled += 1
+        old = {item.key: item for item in self._items.get(unit, ())}
         try:
             new = self._collect(unit, self._features.functions[str(feature)](view, *arguments))
         except Exception as error:
             # One unit's defect, or input nobody thought of: its items stay, the error shows in status, all others go on.
             self._failed[unit] = f"{type(error).__name__}: {error}"
-            new = self._items.get(unit, {})
+            new = old
         else:
             self._failed.pop(unit, None)
         self._note_reads(unit, view.reads)
-        old = self._items.get(unit, {})
         scope = _alone(self._features.scope(unit))
         for key in old.keys() - new.keys():
-            self._owners[key] = others = tuple(owner for owner in self._owners[key] if owner != unit)
-            if not others:
-                del self._owners[key]
+            if self._disown(unit, key):
                 changes.put.pop(key, None)
                 changes.delete.add(key)
                 known = changes.scopes.get(key, scope)
                 changes.scopes[key] = known if scope <= known else known | scope
-        alone = (unit,)
         for key, item in new.items():
-            if key not in old:
-                self._owners[key] = self._owners[key] + alone if key in self._owners else alone
-            if old.get(key) != item:
-                changes.put[key] = item
-                changes.delete.discard(key)
-                known = changes.scopes.get(key, scope)
-                changes.scopes[key] = known if scope <= known else known | scope
+            if (former := old.get(key)) == item:
+                new[key] = former  # the lanes have this one: of two that are equal one is kept
+                continue
+            self._own(unit, key, item)
+            changes.put[key] = item
+            changes.delete.discard(key)
+            known = changes.scopes.get(key, scope)
+            changes.scopes[key] = known if scope <= known else known | scope
         if new or unit in self._failed:
-            self._items[unit] = new
+            self._items[unit] = tuple(new.values())
         else:
             self._items.pop(unit, None)
             if not self._features.exists(self._state, unit):
@@ -147,11 +150,7 @@ class Engine:
         new: dict[Key, Item] = {}
         for item in items:
             key = item.key
-            others = [
-                self._items[owner][key]
-                for owner in self._owners.get(key, ())
-                if owner != unit and owner not in self._waiting and self._items[owner][key] != item
-            ]
+            others = [other for other in self._others(unit, key) if other != item]
             if key in new and new[key] != item:
                 others.append(new[key])
             if others:
@@ -159,36 +158,65 @@ class Engine:
             new[key] = item
         return new
 
+    def _others(self, unit: Unit, key: Key) -> Iterator[Item]:
+        """What other units want of a key, but for those whose items are about to be replaced."""
+        owners = self._owners.get(key)
+        if isinstance(owners, dict):
+            yield from (item for owner, item in owners.items() if owner != unit and owner not in self._waiting)
+        elif owners is not None and owners != unit and owners not in self._waiting:
+            yield self._item(owners, key)
+
+    def _item(self, unit: Unit, key: Key) -> Item:
+        return next(item for item in self._items[unit] if item.key == key)
+
+    def _own(self, unit: Unit, key: Key, item: Item) -> None:
+        owners = self._owners.get(key, unit)
+        if isinstance(owners, dict):
+            owners[unit] = item
+        elif owners == unit:
+            self._owners[key] = unit
+        else:
+            self._owners[key] = {owners: self._item(owners, key), unit: item}
+
+    def _disown(self, unit: Unit, key: Key) -> bool:
+        """Whether nobody wants the key any more."""
+        owners = self._owners[key]
+        if not isinstance(owners, dict):
+            del self._owners[key]
+            return True
+        del owners[unit]
+        if len(owners) == 1:
+            (self._owners[key],) = owners
+        return False
+
     def _note_reads(self, unit: Unit, reads: set[Token]) -> None:
         old = set(self._reads.get(unit, ()))
         for token in old - reads:
-            self._readers[token] = left = _without(self._readers[token], unit)
-            if not left:
+            readers = self._readers[token]
+            if isinstance(readers, dict):
+                del readers[unit]
+                if len(readers) == 1:
+                    (self._readers[token],) = readers
+            else:
                 del self._readers[token], self._tokens[token]
         for token in reads - old:
-            self._readers[self._tokens.setdefault(token, token)] = _with(self._readers.get(token, ()), unit)
+            known = self._tokens.setdefault(token, unit if token == unit else token)
+            readers = self._readers.get(known, unit)
+            if isinstance(readers, dict):
+                readers[unit] = None
+            else:
+                self._readers[known] = unit if readers == unit else {readers: None, unit: None}
         if reads:
             self._reads[unit] = tuple(self._tokens[token] for token in reads)
         else:
             self._reads.pop(unit, None)
 
 
-@lru_cache(4096)
+def _all(units: Readers | Owners | None) -> list[Unit]:
+    return list(units) if isinstance(units, dict) else [] if units is None else [units]
+
+
+@lru_cache(1024)
 def _alone(scope: str) -> frozenset[str]:
     """One object for all keys of a scope."""
     return frozenset((scope,))
-
-
-def _with(readers: Readers, unit: Unit) -> Readers:
-    """One more. Of few, as of nearly every token, a tuple is kept, which is small; of many a set."""
-    if isinstance(readers, set):
-        readers.add(unit)
-        return readers
-    return (*readers, unit) if len(readers) < FEW else {*readers, unit}
-
-
-def _without(readers: Readers, unit: Unit) -> Readers:
-    if isinstance(readers, set):
-        readers.discard(unit)
-        return readers
-    return tuple(reader for reader in readers if reader != unit)

@@ -206,7 +206,7 @@ class Groups:
                 tokens = set()
             case _:
                 tokens = set()
-        (state.keys.add if entry else state.keys.discard)(key)
+        state.note(key, there=entry is not None)
         return tokens
 
     def _put_rule(self, scope: str, state: GroupState, rule_id: str, new: Rule | None) -> set[Token]:

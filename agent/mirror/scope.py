@@ -16,4 +16,11 @@ class ScopeState:
     revision: int = 0
     cluster: int = 0
     trace_context: str = ""
-    keys: set[str] = field(default_factory=set)
+    keys: dict[str, None] = field(default_factory=dict)  # in order; a set of many takes three times as much
+
+    def note(self, key: str, *, there: bool) -> None:
+        """A key is there, or is gone."""
+        if there:
+            self.keys[key] = None
+        else:
+            self.keys.pop(key, None)

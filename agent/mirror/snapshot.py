@@ -3,6 +3,7 @@
 It holds the store's own bytes, prefix by prefix as the feed told them, so nothing here knows what they mean. A file is a line
 with the format's number, the SHA-256 of all that follows, and a `MirrorSnapshot`. It is replaced as a whole (written beside it,
 synced, renamed), at most once in `PAUSE` and so seldom that writing takes a twentieth of the time; readable by root alone.
+What is known is kept packed, a prefix in up to `PARTS` parts by key, so that a change costs packing one of them.
 What is lost with the power is what changed within that time: the store tells it again.
 """
 
@@ -11,8 +12,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -28,7 +33,7 @@ PAUSE = 0.5  # seconds
 SHARE = 20
 RETRY = 30.0  # seconds after a write that failed
 DIGEST = 32  # bytes
-PART = 1000  # entries
+PARTS = 256
 
 _log = structlog.get_logger("kumihimo.agent")
 
@@ -73,13 +78,25 @@ def _parse(data: bytes, node: str, endpoints: Sequence[str]) -> dict[str, Listed
     return found
 
 
+@dataclass(slots=True)
+class _Known:
+    """What is known of a prefix: parts by number, each a compressed `MirrorSnapshot`, and what has changed since they were
+    packed. They belong to whoever writes."""
+
+    revision: int
+    cluster: int
+    changes: dict[str, Entry | None]
+    parts: dict[int, bytes] = field(default_factory=dict)
+
+
 class Recorder:
     """Takes in what the feed tells, and keeps the file equal to it. path: its folder is made."""
 
     def __init__(self, path: Path, node: str, endpoints: Sequence[str]) -> None:
         self._path = path
         self._head = store_pb2.MirrorSnapshot(node=node, etcd=endpoints).SerializeToString()
-        self._known: dict[str, tuple[int, int, dict[str, Entry]]] = {}  # prefix → revision, cluster, entries by key
+        self._known: dict[str, _Known] = {}  # by prefix
+        self._writing = threading.Lock()
         self._changed = asyncio.Event()
         self._told = ""
 
@@ -91,18 +108,13 @@ class Recorder:
     def take(self, notice: Listed | Changed) -> None:
         if isinstance(notice, Listed):
             self._take_list(notice)
-        elif notice.prefix in self._known:
-            _, cluster, entries = self._known[notice.prefix]
-            for key, entry in notice.changes:
-                if entry is None:
-                    entries.pop(key, None)
-                else:
-                    entries[key] = entry
-            self._known[notice.prefix] = notice.revision, cluster, entries
+        elif (known := self._known.get(notice.prefix)) is not None:
+            known.changes.update(notice.changes)
+            known.revision = notice.revision
         self._changed.set()
 
     def _take_list(self, listed: Listed) -> None:
-        self._known[listed.prefix] = listed.revision, listed.cluster, dict(listed.entries)
+        self._known[listed.prefix] = _Known(listed.revision, listed.cluster, dict(listed.entries))
 
     def keep(self, prefixes: set[str]) -> None:
         """Forget all others."""
@@ -122,11 +134,11 @@ class Recorder:
                 await asyncio.sleep(max(0.0, SHARE * (loop.time() - began) - PAUSE) if wrote else RETRY)
         finally:
             if self._changed.is_set():
-                _write(self._path, self._head, self._copy())
+                self._put(self._copy())
 
     async def _write(self) -> bool:
         self._changed.clear()
-        failed = await asyncio.to_thread(_write, self._path, self._head, self._copy())
+        failed = await asyncio.to_thread(self._put, self._copy())
         if failed and failed != self._told:
             _log.warning("snapshot not written; a boot while the store is away would begin from an older one", detail=failed)
         elif self._told and not failed:
@@ -136,34 +148,54 @@ class Recorder:
             self._changed.set()
         return not failed
 
-    def _copy(self) -> dict[str, tuple[int, int, dict[str, Entry]]]:
+    def _copy(self) -> dict[str, _Known]:
         """What is known now, to be written beside what is learned next."""
-        return {prefix: (revision, cluster, dict(known)) for prefix, (revision, cluster, known) in sorted(self._known.items())}
+        copies: dict[str, _Known] = {}
+        for prefix, known in sorted(self._known.items()):
+            copies[prefix], known.changes = replace(known), {}
+        return copies
+
+    def _put(self, known: Mapping[str, _Known]) -> str:
+        with self._writing:  # the last write may come while another is under way
+            return _write(self._path, self._head, known)
 
 
-def _parts(head: bytes, known: Mapping[str, tuple[int, int, Mapping[str, Entry]]]) -> list[bytes]:
-    """The file, in pieces that follow each other."""
-    body = [head, *(part for prefix, state in known.items() for part in _packed(prefix, *state))]
-    digest = hashlib.sha256()
-    for part in body:
-        digest.update(part)
-    return [MAGIC + str(FORMAT).encode() + b"\n" + digest.digest(), *body]
+def _pack(prefix: str, known: _Known) -> None:
+    """Take what has changed into the parts."""
+    changed: dict[int, dict[str, Entry | None]] = {}
+    for key, entry in known.changes.items():
+        changed.setdefault(zlib.crc32(key.encode()) % PARTS, {})[key] = entry
+    for number, changes in changed.items():
+        entries: dict[str, store_pb2.SnapshotEntry] = {}
+        if number in known.parts:
+            part = store_pb2.MirrorSnapshot.FromString(zlib.decompress(known.parts[number])).prefixes[0]
+            entries = {entry.key: entry for entry in part.entries if entry.key not in changes}
+        for key, entry in changes.items():
+            if entry is not None:
+                entries[key] = store_pb2.SnapshotEntry(key=key, value=entry.value, mod_revision=entry.mod_revision)
+        if entries:
+            known.parts[number] = zlib.compress(_message(prefix, entries=[entries[key] for key in sorted(entries)]), 1)
+        else:
+            known.parts.pop(number, None)
 
 
-def _packed(prefix: str, revision: int, cluster: int, known: Mapping[str, Entry]) -> Iterator[bytes]:
-    """A prefix as messages of some entries each: messages end to end are one message, and a large one would need much room."""
-    names = sorted(known)
-    for start in range(0, max(len(names), 1), PART):
-        entries = [
-            store_pb2.SnapshotEntry(key=key, value=known[key].value, mod_revision=known[key].mod_revision)
-            for key in names[start : start + PART]
-        ]
-        part = store_pb2.SnapshotPrefix(prefix=prefix, revision=revision, cluster=cluster, entries=entries)
-        yield store_pb2.MirrorSnapshot(prefixes=[part]).SerializeToString()
+def _message(prefix: str, **fields: Any) -> bytes:
+    """A part of the file: messages end to end are one message."""
+    return store_pb2.MirrorSnapshot(prefixes=[store_pb2.SnapshotPrefix(prefix=prefix, **fields)]).SerializeToString()
 
 
-def _write(path: Path, head: bytes, known: Mapping[str, tuple[int, int, Mapping[str, Entry]]]) -> str:
+def _messages(head: bytes, known: Mapping[str, _Known]) -> Iterator[bytes]:
+    """What the file says."""
+    yield head
+    for prefix, state in known.items():
+        yield _message(prefix, revision=state.revision, cluster=state.cluster)
+        yield from (zlib.decompress(state.parts[number]) for number in sorted(state.parts))
+
+
+def _write(path: Path, head: bytes, known: Mapping[str, _Known]) -> str:
     """Replace the file; why not, when it fails."""
+    for prefix, state in known.items():
+        _pack(prefix, state)
     beside = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -171,10 +203,12 @@ def _write(path: Path, head: bytes, known: Mapping[str, tuple[int, int, Mapping[
         try:
             point("snapshot: begun")
             os.fchmod(file, 0o600)
-            for part in _parts(head, known):
-                view = memoryview(part)
-                while view:
-                    view = view[os.write(file, view) :]
+            first, digest = MAGIC + str(FORMAT).encode() + b"\n", hashlib.sha256()
+            _write_all(file, first + bytes(DIGEST))
+            for part in _messages(head, known):
+                digest.update(part)
+                _write_all(file, part)
+            os.pwrite(file, digest.digest(), len(first))
             os.fsync(file)
         finally:
             os.close(file)
@@ -189,3 +223,9 @@ def _write(path: Path, head: bytes, known: Mapping[str, tuple[int, int, Mapping[
         beside.unlink(missing_ok=True)
         return f"{path}: {error.strerror or error}"
     return ""
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]

@@ -296,7 +296,7 @@ class State:
         return tokens | (self._drop_networks() if old else set())
 
     def _take_network(self, network: str, state: NetworkState, key: str, entry: Entry | None) -> set[Token]:
-        (state.keys.add if entry else state.keys.discard)(key)
+        state.note(key, there=entry is not None)
         match [sys.intern(part) for part in keys.split(key)]:
             case ["net", _, "network"]:
                 state.network = network_pb2.Network.FromString(entry.value) if entry else None

@@ -60,7 +60,7 @@ def match(**fields: int | tuple[int, int]) -> Match:
     return tuple(sorted(result))
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def _canonical(name: str, value: int, mask: int | None) -> tuple[FieldMatch, ...]:
     """The field in its one form: alone, or nothing when the mask is 0. What many flows match is one object."""
     if name not in FIELD_BITS:
@@ -176,19 +176,35 @@ class Opaque:
 Action = Output | InPort | SetField | Move | Resubmit | ToGroup | PushVlan | PopVlan | Track | ToController | Opaque
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Flow:
-    """One flow. No actions means drop. The cookie names the resource that caused it (agent/model/pipeline.py)."""
+    """One flow. No actions means drop. The cookie names the resource that caused it (agent/model/pipeline.py).
 
-    table: int
-    priority: int
-    match: Match
+    It is made of its key: there are many flows, and whoever keeps one by its key needs no other.
+    """
+
+    __match_args__ = ("table", "priority", "match", "actions", "cookie")
+
+    key: tuple[str, int, int, Match]
     actions: tuple[Action, ...]
     cookie: int
 
+    def __init__(self, table: int, priority: int, match: Match, actions: tuple[Action, ...], cookie: int) -> None:
+        object.__setattr__(self, "key", ("flow", table, priority, match))
+        object.__setattr__(self, "actions", actions)
+        object.__setattr__(self, "cookie", cookie)
+
     @property
-    def key(self) -> Key:
-        return ("flow", self.table, self.priority, self.match)
+    def table(self) -> int:
+        return self.key[1]
+
+    @property
+    def priority(self) -> int:
+        return self.key[2]
+
+    @property
+    def match(self) -> Match:
+        return self.key[3]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Invariants:
   and works off the difference. It never clears and adds.
 - When a driver says that somebody else may have changed something (`Watched.changed`), its kinds alone are read back. What
   differs then from what was applied is drift: noted, and put right unless the node only reports.
+- What is there is kept only where it is not what is desired: of ten thousand flows that are as they should be, nothing.
 - One failed key backs off alone, and never stops another; nor does a driver whose part of the host cannot be reached.
 - `finished` is the number of the last submission whose consequences are all in the data plane, failures apart.
 """
@@ -14,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import structlog
@@ -39,6 +40,34 @@ T = TypeVar("T", bound=Item)
 _log = structlog.get_logger("kumihimo.agent")
 
 
+@dataclass(slots=True, eq=False)
+class _Part:
+    """What one driver is to make real, and where it is not so."""
+
+    driver: Driver
+    desired: dict[Key, Item] = field(default_factory=dict)
+    differs: dict[Key, Item | None] = field(default_factory=dict)  # what is there in place of what is desired; None: nothing
+    unknown: bool = True  # what the driver has applied is not known, and must be read back
+    audited: bool = False  # somebody else may have changed it
+    reading: float = 0.0  # seconds that it took last
+
+    def want(self, key: Key, item: Item | None) -> None:
+        """What is desired of a key now."""
+        there = self.differs[key] if key in self.differs else self.desired.get(key)
+        if item is None:
+            self.desired.pop(key, None)
+        else:
+            self.desired[key] = item
+        self.note(key, there)
+
+    def note(self, key: Key, there: Item | None) -> None:
+        """What is there of a key now."""
+        if there == self.desired.get(key):
+            self.differs.pop(key, None)
+        else:
+            self.differs[key] = there
+
+
 @dataclass(slots=True)
 class _Failed:
     failure: Failure
@@ -57,26 +86,22 @@ class Lane:
         settle: Callable[[], Awaitable[None]] | None = None,
         lost: Callable[[], Awaitable[None]] | None = None,
         drifts: Drifts | None = None,
+        scopes: Callable[[Key], frozenset[str]] = lambda _: _NONE,
     ) -> None:
         """progressed: called after each pass. settle: waits until what was applied is in force. lost: returns when the
         actual state has become unknown, so that it is read back although nothing new is desired. drifts: where it is
-        noted what others changed."""
+        noted what others changed. scopes: those that want a key."""
         self.name = name
-        self._drivers = drivers
-        self._kinds = {kind: driver for driver in drivers for kind in driver.kinds}
+        self._parts = [_Part(driver) for driver in drivers]
+        self._kinds: dict[Hashable, _Part] = {kind: part for part in self._parts for kind in part.driver.kinds}
         self._progressed = progressed
         self._settle = settle
         self._lost = lost
         self._drifts = drifts
-        self._desired: dict[Key, Item] = {}
-        self._applied: dict[Key, Item] = {}
-        self._unknown: set[Driver] = set(drivers)  # what they have applied is not known, and must be read back
-        self._audited: set[Driver] = set()  # somebody else may have changed it
-        self._reading: dict[Driver, float] = {}  # seconds that it took last
+        self._wanting = scopes
         self._sparing = False  # what nobody desires stays
         self._unsettled = True  # what is applied may not be in force yet
-        self._scopes: dict[Key, frozenset[str]] = {}
-        self._dirty: set[Key] = set()
+        self._scopes: dict[Key, frozenset[str]] = {}  # of what has been submitted and not applied: whom it concerns
         self._failed: dict[Key, _Failed] = {}
         self._submitted = 0
         self._started = asyncio.Event()
@@ -86,24 +111,16 @@ class Lane:
 
     def submit(self, number: int, put: Mapping[Key, Item], delete: set[Key], scopes: Mapping[Key, frozenset[str]]) -> None:
         """State what has changed in what is desired. Keys of other lanes' kinds are passed over."""
-        for key, item in put.items():
-            if key[0] in self._kinds:
-                self._desired[key] = item
-                self._mark(key, scopes)
-        for key in delete:
-            if key[0] in self._kinds:
-                self._desired.pop(key, None)
-                self._mark(key, scopes)
+        changes: list[tuple[Key, Item | None]] = [*put.items(), *((key, None) for key in delete)]
+        for key, item in changes:
+            if (part := self._kinds.get(key[0])) is not None:
+                part.want(key, item)
+                known, told = self._scopes.get(key, _NONE), scopes.get(key, _NONE)
+                self._scopes[key] = told if known <= told else known | told  # nearly always the engine's own
+                if key in self._failed:
+                    self._failed[key].again_at = 0.0
         self._submitted = number
         self._woken.set()
-
-    def _mark(self, key: Key, scopes: Mapping[Key, frozenset[str]]) -> None:
-        self._dirty.add(key)
-        known, told = self._scopes.get(key, _NONE), scopes.get(key, _NONE)
-        self._scopes[key] = told if known <= told else known | told  # nearly always the one object that the engine has of it
-        failed = self._failed.get(key)
-        if failed is not None:
-            failed.again_at = 0.0
 
     def start(self, *, sparing: bool = False) -> None:
         """From now on apply, and remove what is ours and not desired. sparing: leave what was never desired; until the
@@ -115,14 +132,14 @@ class Lane:
 
     def as_wanted(self, item: T) -> T:
         """The desired item, where the given one equals it: in a large cloud there are many, and each is to be kept once."""
-        wanted = self._desired.get(item.key)
+        wanted = self._kinds[item.key[0]].desired.get(item.key)
         return wanted if wanted is not None and wanted == item else item
 
     def failures(self) -> dict[str, dict[Key, Failure]]:
         """What fails, by scope."""
         found: dict[str, dict[Key, Failure]] = {}
         for key, failed in self._failed.items():
-            for scope in self._scopes.get(key) or {""}:
+            for scope in self._scopes.get(key) or self._wanting(key) or {""}:
                 found.setdefault(scope, {})[key] = failed.failure
         return found
 
@@ -133,9 +150,9 @@ class Lane:
             group.create_task(self._work())
             if self._lost is not None:
                 group.create_task(self._watch(self._lost))
-            for driver in self._drivers:
-                if isinstance(driver, Watched):
-                    group.create_task(self._audit(driver, driver.changed))
+            for part in self._parts:
+                if isinstance(part.driver, Watched):
+                    group.create_task(self._audit(part, part.driver.changed))
 
     async def _watch(self, lost: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -144,16 +161,16 @@ class Lane:
             self.unsettle()
             await asyncio.sleep(RECONNECT)
 
-    async def _audit(self, driver: Driver, changed: Callable[[], Awaitable[None]]) -> None:
+    async def _audit(self, part: _Part, changed: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
                 await changed()
             except OSError:  # `lost` is told of it, or the reading back is
                 await asyncio.sleep(RECONNECT)
                 continue
-            self._audited.add(driver)
+            part.audited = True
             self._woken.set()
-            await asyncio.sleep(max(AUDIT_PAUSE, AUDIT_SHARE * self._reading.get(driver, 0.0)))
+            await asyncio.sleep(max(AUDIT_PAUSE, AUDIT_SHARE * part.reading))
 
     async def _work(self) -> None:
         while True:
@@ -173,7 +190,8 @@ class Lane:
 
     def unsettle(self) -> None:
         """The actual state is not known any more: read all of it back at the next pass."""
-        self._unknown.update(self._drivers)
+        for part in self._parts:
+            part.unknown = True
         self._woken.set()
 
     async def _wait(self) -> None:
@@ -189,129 +207,118 @@ class Lane:
     async def _pass(self) -> None:
         number = self._submitted
         errors: list[Exception] = []
-        for driver in self._drivers:
-            if driver in self._unknown or driver in self._audited:
+        for part in self._parts:
+            if part.unknown or part.audited:
                 try:
-                    await self._read(driver)
+                    await self._read(part)
                 except Exception as error:
-                    self._unknown.add(driver)
+                    part.unknown = True
                     errors.append(error)
         now = asyncio.get_running_loop().time()
         waiting = {key for key, failed in self._failed.items() if failed.again_at > now}
-        unreachable = {kind for driver in self._unknown for kind in driver.kinds}
-        keys = {key for key in self._dirty | self._failed.keys() if key not in waiting and key[0] not in unreachable}
-        self._dirty -= keys
-        put = [self._desired[key] for key in keys if key in self._desired and self._applied.get(key) != self._desired[key]]
-        delete = [self._applied[key] for key in keys if key not in self._desired and key in self._applied]
-        if put or delete:
+        work = [_work_of(part, waiting) for part in self._parts]
+        if any(put or delete for put, delete in work):
             self._unsettled = True
-            errors += await self._apply(put, delete)
-        for key in keys - {item.key for item in [*put, *delete]}:
-            self._failed.pop(key, None)
-            self._forget(key)
+            errors += await self._apply(work)
+        self._forget()
         if errors:
             raise errors[0]
         if self._unsettled and self._settle is not None:
             try:
                 await self._settle()
             except Exception:
-                self._unknown.update(self._drivers)
+                self.unsettle()
                 raise
         self._unsettled = False
         self.finished = number
         self._told = ""
         self._progressed()
 
-    async def _read(self, driver: Driver) -> None:
-        """Read back what is there of a driver's kinds; what differs from what is desired becomes dirty."""
+    async def _read(self, part: _Part) -> None:
+        """Read back what is there of a driver's kinds, and note what of it is not as desired."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        actual = {item.key: item for item in map(self.as_wanted, (await driver.read_owned()).values())}
-        known = driver not in self._unknown
-        self._unknown.discard(driver)
-        self._audited.discard(driver)
-        before = {key: item for key, item in self._applied.items() if key[0] in driver.kinds}
+        driver = part.driver
+        owned = await driver.read_owned()
+        foreign = {item.key: item for item in await driver.read_foreign()} if isinstance(driver, Watched) else {}
+        known, part.unknown, part.audited = not part.unknown, False, False
+        differs: dict[Key, Item | None] = {
+            key: item
+            for key, item in owned.items()
+            if (wanted := part.desired.get(key)) is not item and wanted != item and not (self._sparing and wanted is None)
+        }
+        differs.update((key, None) for key in part.desired.keys() - owned.keys())
         if self._drifts is not None:
-            foreign = {item.key: item for item in await driver.read_foreign()} if isinstance(driver, Watched) else {}
             if known:
-                self._note_drift(before, actual, foreign)
+                self._note_drift(part, differs, foreign)
             # What took the place of ours is put out of it.
-            self._drifts.foreign(driver.kinds, [item for key, item in foreign.items() if key not in self._desired])
-        if not known or actual != before:
-            wanted = {key: item for key, item in self._desired.items() if key[0] in driver.kinds}
-            self._dirty.update(
-                key
-                for key in actual.keys() | wanted.keys()
-                if actual.get(key) != wanted.get(key) and not (self._sparing and key not in wanted)
-            )
-        for key in before:
-            del self._applied[key]
-        self._applied |= actual
-        self._reading[driver] = loop.time() - began
+            self._drifts.foreign(driver.kinds, [item for key, item in foreign.items() if key not in part.desired])
+        part.differs = differs
+        part.reading = loop.time() - began
 
-    def _note_drift(self, before: Mapping[Key, Item], actual: dict[Key, Item], foreign: Mapping[Key, Item]) -> None:
+    def _note_drift(self, part: _Part, differs: dict[Key, Item | None], foreign: Mapping[Key, Item]) -> None:
         """Note what somebody else has changed. Where the node only reports, it is then taken for what was applied."""
-        if actual == before or self._drifts is None:
+        if self._drifts is None:
             return
-        for key in actual.keys() | before.keys():
-            was, found = before.get(key), actual.get(key)
-            if was == found or key in self._dirty or key in self._failed:
-                continue
-            if self._drifts.found(self._desired.get(key), found or foreign.get(key)):
-                continue
-            if was is None:
-                del actual[key]
-            else:
-                actual[key] = was
+        for key, there in list(differs.items()):
+            if key in part.differs or key in self._failed:
+                continue  # we are about to change it
+            if not self._drifts.found(part.desired.get(key), there or foreign.get(key)):
+                del differs[key]
 
-    async def _apply(self, put: Sequence[Item], delete: Sequence[Item]) -> list[Exception]:
-        """Apply a difference, driver by driver; the errors of drivers whose part is unknown now."""
+    async def _apply(self, work: Sequence[tuple[Sequence[Item], Sequence[Item]]]) -> list[Exception]:
+        """Apply what each part has to put and to delete; the errors of drivers whose part is unknown now."""
         errors: list[Exception] = []
 
-        async def apply(driver: Driver, mine: Sequence[Item], gone: Sequence[Item]) -> None:
-            if not (mine or gone):
+        async def apply(part: _Part, put: Sequence[Item], delete: Sequence[Item]) -> None:
+            if not (put or delete):
                 return
             point("lane: before a driver")
             try:
-                self._note(mine, gone, await driver.apply(mine, gone))
+                self._note(part, put, delete, await part.driver.apply(put, delete))
             except Exception as error:
-                self._unknown.add(driver)
-                self._dirty.update(item.key for item in [*mine, *gone])
+                part.unknown = True
                 errors.append(error)
 
-        for driver in self._drivers:
-            mine = [item for item in put if item.key[0] in driver.kinds]
+        if len(self._parts) == 1:
             # Flows and groups of one batch go together: lookups must see all of it or nothing.
-            gone = [item for item in delete if item.key[0] in driver.kinds] if len(self._drivers) == 1 else []
-            await apply(driver, mine, gone)
-        if len(self._drivers) > 1:
-            for driver in reversed(self._drivers):
-                if driver not in self._unknown:
-                    await apply(driver, [], [item for item in delete if item.key[0] in driver.kinds])
+            await apply(self._parts[0], *work[0])
+            return errors
+        for part, (put, _) in zip(self._parts, work, strict=True):
+            await apply(part, put, [])
+        for part, (_, delete) in zip(reversed(self._parts), reversed(work), strict=True):
+            if not part.unknown:
+                await apply(part, [], delete)
         return errors
 
-    def _note(self, put: Sequence[Item], delete: Sequence[Item], failures: Mapping[Key, Failure]) -> None:
+    def _note(self, part: _Part, put: Sequence[Item], delete: Sequence[Item], failures: Mapping[Key, Failure]) -> None:
         now = asyncio.get_running_loop().time()
-        for item in [*put, *delete]:
-            failure = failures.get(item.key)
+        done: list[tuple[Key, Item | None]] = [*((item.key, item) for item in put), *((item.key, None) for item in delete)]
+        for key, there in done:
+            failure = failures.get(key)
             if failure is None:
-                self._failed.pop(item.key, None)
+                self._failed.pop(key, None)
+                part.note(key, there)
                 continue
-            before = self._failed.get(item.key)
+            before = self._failed.get(key)
             delay = min(before.delay * 2, LAST_RETRY) if before else FIRST_RETRY
-            self._failed[item.key] = _Failed(failure, delay, now + delay)
-            _log.warning("not applied", item=str(item.key), reason=failure.reason, detail=failure.message)
-        for item in put:
-            if item.key not in failures:
-                self._applied[item.key] = item
-            else:
+            self._failed[key] = _Failed(failure, delay, now + delay)
+            _log.warning("not applied", item=str(key), reason=failure.reason, detail=failure.message)
+            if there is not None:
                 # It may be there in part; not equal to anything, so that it is put again.
-                self._applied.pop(item.key, None)
-        for item in delete:
-            if item.key not in failures:
-                self._applied.pop(item.key, None)
-                self._forget(item.key)
+                part.note(key, None)
 
-    def _forget(self, key: Key) -> None:
-        if key not in self._desired and key not in self._failed and key not in self._dirty:
-            self._scopes.pop(key, None)
+    def _forget(self) -> None:
+        """Whom it concerns, and why it failed, is of no interest once a thing is as desired. What was large is made anew: a
+        dict does not shrink."""
+        for part in self._parts:
+            part.differs = dict(part.differs)
+        self._scopes = {key: scopes for key, scopes in self._scopes.items() if key in self._kinds[key[0]].differs}
+        self._failed = {key: failed for key, failed in self._failed.items() if key in self._kinds[key[0]].differs}
+
+
+def _work_of(part: _Part, waiting: set[Key]) -> tuple[list[Item], list[Item]]:
+    """What a part has to put and to delete; nothing while it is not known what is there."""
+    keys = [] if part.unknown else [key for key in part.differs if key not in waiting]
+    put = [part.desired[key] for key in keys if key in part.desired]
+    return put, [there for key in keys if key not in part.desired and (there := part.differs[key]) is not None]

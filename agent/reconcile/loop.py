@@ -413,7 +413,7 @@ class Loop:
             self._publish_scope(scope, finished, failures.get(scope, {}))
 
     def _publish_plugged(self) -> None:
-        """Ports seen on br-int, at once; whether they are wired follows."""
+        """Ports seen on br-int, at once, since nothing leads to them before they are bound; whether they are wired follows."""
         node = self._state.node_id
         for port, interface in self._state.interface_of.items():
             key = keys.port_status(node, port)
@@ -424,6 +424,7 @@ class Loop:
                 self._status.set_port(port, seen)
             elif self._status.get(key) is None:
                 self._status.set_port(port, store_pb2.PortStatus(interface=interface.name, reason="NOT_YET_APPLIED"))
+                self._status.hurry()
         for key in [key for key in self._status.known() if key.startswith(keys.port_status(node))]:
             if self._started and key.rsplit("/", 1)[1] not in self._state.interface_of:
                 self._status.remove(key)

@@ -1,4 +1,5 @@
-"""What this node says of itself in etcd: only below `status/{node}/`, only what changed, at most once in 20 ms."""
+"""What this node says of itself in etcd: only below `status/{node}/`, only what changed, at most once in 20 ms unless
+somebody waits for it."""
 
 from __future__ import annotations
 
@@ -84,12 +85,16 @@ class Status:
         if self._wanted.pop(key, None) is not None or key in self._written:
             self._changed.set()
 
+    def hurry(self) -> None:
+        """What was set is waited for: write it without the pause between two writes."""
+        self._changed.set()
+        self._urgent.set()
+
     async def flushed(self) -> None:
-        """Wait until everything set so far is in etcd; does not wait for the pause between two writes."""
+        """Wait until everything set so far is in etcd."""
         while self._unread or self._pending():
             self._flushed.clear()
-            self._changed.set()
-            self._urgent.set()
+            self.hurry()
             await self._flushed.wait()
 
     def _pending(self) -> dict[str, bytes | None]:
@@ -108,6 +113,7 @@ class Status:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            self._urgent.clear()
             try:
                 await self._write()
             except StoreUnavailable as error:
@@ -118,7 +124,6 @@ class Status:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PAUSE):
                         await self._urgent.wait()
-                self._urgent.clear()
 
     async def _write(self) -> None:
         if self._unread:

@@ -10,21 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from google.protobuf.message import Message
-
-from agent.compile import FEATURES
-from agent.compile.engine import Engine
-from agent.facts.model import HostFacts, Interface
-from agent.mirror.state import State
-from controlplane.store import keys
-from controlplane.store.client import Entry
-from controlplane.store.feed import Changed, Listed
 from deploy.lab import Host, wait_until
-from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
+from kumihimo.v1 import port_pb2
 from tests.bench.crowd import FEW, MANY, PATIENCE, add_elsewhere, apply, fill, lift_quotas
 from tests.bench.figures import Figure
 from tests.bench.node import applied, plug, plug_by_hand
 from tests.bench.place import measured
+from tests.crowd import Crowd
 from tests.system.cloud import Cloud, Scene, Vm
 from tests.system.control import BRIDGE, ControlFlow
 
@@ -131,49 +123,12 @@ def _unplugs(bridge: str) -> list[str]:
 
 
 def _compile(known: int) -> list[float]:
-    """Milliseconds that the agent's pure part takes for one changed port of a network that has so many."""
-    net, subnet = "00000000-0000-7000-8000-000000000001", "00000000-0000-7000-8000-000000000002"
-    port = port_pb2.Port(network_id=net)
-    entries = {keys.network(net): _entry(_network(net))}
-    for number in range(known):
-        port.id, port.mac_address = (
-            f"00000000-0000-7000-8001-{number:012x}",
-            f"fa:16:3e:00:{number >> 8:02x}:{number & 255:02x}",
-        )
-        del port.fixed_ips[:]
-        port.fixed_ips.add(subnet_id=subnet, ip_address=f"10.0.{1 + number // 250}.{1 + number % 250}")
-        entries[f"{keys.ports(net)}{port.id}"] = _entry(port)
-        entries[f"{keys.bindings(net)}{port.id}"] = _entry(port_pb2.Binding(node="h2"))
-    state = State("h1")
-    engine = Engine(state, FEATURES)
-    plugged = "00000000-0000-7000-8001-000000000000"
-    taps = {"tap": Interface("tap", "br-int", 2, plugged, "", "")}
-    engine.touch(state.take_facts(HostFacts(taps, ("netdev",), "3.1.0", ())))
-    nodes = {
-        keys.node(name): _entry(node_pb2.Node(id=name, key=key, tunnel_ip=f"192.0.2.{key}"))
-        for key, name in ((1, "h1"), (2, "h2"))
-    }
-    engine.touch(state.take(Listed(keys.NODES, 1, nodes)))
-    index = keys.index("Port", plugged)
-    engine.touch(state.take(Listed(index, 1, {index: _entry(store_pb2.Index(parent_id=net))})))
-    engine.touch(state.take(Listed(keys.scope(net), 1, entries)))
-    engine.run()
+    """Milliseconds that the agent's pure part takes for one changed port of a network and group that have so many."""
+    crowd = Crowd(known)
+    crowd.engine.run()
     found = []
     for number in range(ROUNDS):
-        del port.allowed_address_pairs[:]
-        port.allowed_address_pairs.add(ip_address=f"10.9.0.{number}")
-        notice = Changed(keys.scope(net), 2 + number, [(f"{keys.ports(net)}{port.id}", _entry(port))], [2 + number])
         began = time.perf_counter()
-        engine.touch(state.take(notice))
-        engine.run()
+        crowd.change(0, f"10.9.0.{number}")
         found.append((time.perf_counter() - began) * 1000)
     return found
-
-
-def _network(net: str) -> network_pb2.Network:
-    vxlan = network_pb2.NETWORK_TYPE_VXLAN
-    return network_pb2.Network(id=net, key=1, segmentation_id=1, mtu=1450, network_type=vxlan)
-
-
-def _entry(message: Message) -> Entry:
-    return Entry(message.SerializeToString(), 1, 1)

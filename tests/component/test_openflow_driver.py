@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -251,6 +251,24 @@ async def test_ten_thousand_flows(driver: OpenFlowDriver) -> None:
     assert await driver.read_owned() == by_key(second)
     await timed("delete", driver.apply([], second))
     assert await driver.read_owned() == {}
+
+
+async def test_the_deletion_of_one_flow_does_not_depend_on_how_many_have_its_cookie(driver: OpenFlowDriver) -> None:
+    def flows(table: int, cookie_of: Callable[[int], int]) -> list[Flow]:
+        return [Flow(table, 100, match(reg3=n), (Resubmit(70),), OURS | cookie_of(n)) for n in range(10_000)]
+
+    shared, own = flows(61, lambda n: 1), flows(62, lambda n: n << 8)
+    assert not await driver.apply([*shared, *own], [])
+    took: dict[int, list[float]] = {61: [], 62: []}
+    for first in range(0, 1000, 100):
+        for items in (shared, own):
+            start = time.perf_counter()
+            assert not await driver.apply([], items[first : first + 100])
+            took[items[0].table].append(time.perf_counter() - start)
+    # Looked for among all that have the cookie, it would be ten times as much.
+    assert min(took[61]) < 4 * min(took[62])
+    assert await driver.read_owned() == by_key([*shared[1000:], *own[1000:]])
+    assert not await driver.apply([], [*shared, *own])
 
 
 PACKET = (

@@ -44,7 +44,7 @@ class Harness:
 
     def __init__(self, *drivers: Driver) -> None:
         self.drifts = Drifts(lambda key: f"owner of {key[2]}", lambda: None)
-        self.lane = Lane("test", drivers, lambda: None, drifts=self.drifts)
+        self.lane = Lane("test", drivers, lambda: None, drifts=self.drifts, scopes=lambda _: frozenset({"net"}))
         self.number = 0
 
     def submit(self, *put: Item) -> None:
@@ -99,6 +99,18 @@ async def test_c_08_what_somebody_changes_is_told_and_put_right() -> None:
         driver.meddled.set()
         await until(lambda: driver.there == wanted, "it is put right again")
         assert harness.told()[0] == ("table=0,priority=2,in_port=1", "it was missing", 2), "the newest comes first"
+
+
+async def test_c_08_a_repair_that_fails_is_told_to_those_who_want_the_object() -> None:
+    driver = WatchedDriver(FLOWS)
+    async with running(driver) as harness:
+        driver.refuse.add(flow(1).key)
+        del driver.there[flow(1).key]
+        driver.meddled.set()
+        await until(harness.lane.failures, "it fails")
+        assert {scope: set(found) for scope, found in harness.lane.failures().items()} == {"net": {flow(1).key}}
+        driver.refuse.clear()
+        await until(lambda: not harness.lane.failures() and flow(1).key in driver.there, "it is put right")
 
 
 async def test_c_08_nothing_is_told_of_what_we_do_and_of_what_was_lost() -> None:

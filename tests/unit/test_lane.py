@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from agent.model.flow import Flow, Output, match
-from agent.model.item import Item, Key
+from agent.model.item import Failure, Item, Key
 from agent.reconcile.lane import Lane
 from tests.fakes.driver import FakeDriver, conforms
 
@@ -124,3 +124,36 @@ async def test_c06_a_number_is_finished_only_when_what_it_applied_is_in_force() 
         harness.settle_fails = False
         await harness.finished(number)
         assert harness.settled > settled
+
+
+class SlowDriver(FakeDriver):
+    """A fake that begins to apply and ends when it is told to."""
+
+    def __init__(self, kinds: frozenset[str]) -> None:
+        super().__init__(kinds)
+        self.begun = asyncio.Event()
+        self.end = asyncio.Event()
+        self.end.set()
+
+    async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
+        self.begun.set()
+        await self.end.wait()
+        return await super().apply(put, delete)
+
+
+async def test_what_is_desired_may_change_while_it_is_applied() -> None:
+    driver = SlowDriver(FLOWS)
+    async with running(driver) as harness:
+        harness.lane.start()
+        await harness.finished(harness.submit([flow(1), flow(2), flow(3)]))
+        for put, back in (([flow(1, 2)], [flow(1)]), ([flow(1, 3)], [flow(1, 4)]), ([], [flow(2)]), ([flow(4)], [])):
+            driver.begun.clear()
+            driver.end.clear()
+            gone = [flow(2).key] if not put else []
+            harness.submit(put, gone)
+            async with asyncio.timeout(20):
+                await driver.begun.wait()
+            number = harness.submit(back, [flow(4).key] if not back else [])
+            driver.end.set()
+            await harness.finished(number)
+        assert driver.there == {item.key: item for item in (flow(1, 4), flow(2), flow(3))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -158,3 +159,27 @@ async def test_writes_are_few(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         await until(take_one_more, "it is written twice")
         assert number > 50
     assert known(path)[NODES] == {NODES + "h1": b"%d" % number}
+
+
+async def test_a_change_packs_one_part_of_many(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = 0
+    real = zlib.compress
+
+    def counted(data: bytes, level: int) -> bytes:
+        nonlocal packed
+        packed += 1
+        return real(data, level)
+
+    monkeypatch.setattr(zlib, "compress", counted)
+    monkeypatch.setattr(snapshot, "PAUSE", 0.001)
+    many = {f"port/{number}": b"%d" % number for number in range(5000)}
+    async with recording(path) as recorder:
+        recorder.take(listed(NET, **many))
+        await until(path.exists, "it is written")
+        assert packed == snapshot.PARTS
+        recorder.take(Changed(NET, 8, [(NET + "port/7", Entry(b"new", 1, 8))]))
+        await until(lambda: b"new" in path.read_bytes(), "it is written again")
+        recorder.take(Changed(NET, 9, [(NET + "port/7", None)]))
+        await until(lambda: b"new" not in path.read_bytes(), "and again")
+    assert packed == snapshot.PARTS + 2
+    assert known(path)[NET] == {NET + key: value for key, value in many.items() if key != "port/7"}

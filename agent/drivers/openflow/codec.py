@@ -15,7 +15,7 @@ read back as a different value, and the reconcile loop would never come to rest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from struct import Struct, error, unpack_from
@@ -54,6 +54,7 @@ _BUNDLE_FLAGS = 1 | 2
 
 _FLOW_DESC, _PORT_STATS, _GROUP_DESC, _METER_CONFIG, FLOW_MONITOR = 1, 4, 7, 10, 16
 _ADD, _DELETE_STRICT = 0, 4
+_ALL_BUT_THE_LAST = (1 << 64) - 2
 _GROUP_DELETE, _GROUP_ADD_OR_MODIFY, _ALL = 2, 0x8000, 0
 _METER_ADD, _METER_MODIFY, _METER_DELETE, _PACKETS_AND_BURST, _BAND_DROPS = 0, 1, 2, 1 << 1 | 1 << 2, 1
 _OUTPUT, _GROUP, _SET_FIELD, _COPY_FIELD, _VENDOR_ACTION = 0, 22, 25, 28, 0xFFFF
@@ -193,8 +194,10 @@ def flow_put(flow: Flow) -> bytes:
 
 
 def flow_delete(flow: Flow) -> bytes:
-    """The body of a flow-mod that deletes the flow with this very table, priority, match and cookie."""
-    return _flow_mod(flow, _DELETE_STRICT, _ANY << 32 | _ANY)
+    """The body of a flow-mod that deletes the flow with this very table, priority, match and cookie, but for the last bit of
+    the cookie. Asked for a whole cookie, Open vSwitch looks for the flow among all that have it (collect_rules_strict of
+    ofproto.c), as all members of a group have; otherwise by the match."""
+    return _flow_mod(flow, _DELETE_STRICT, _ALL_BUT_THE_LAST)
 
 
 def _flow_mod(flow: Flow, command: int, cookie_mask: int) -> bytes:
@@ -298,7 +301,7 @@ def encode_match(match: Match) -> bytes:
     return _TYPE_LENGTH.pack(1, length) + oxm + bytes(-length % 8)
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=1024)
 def encode_field(name: str, value: int, mask: int | None) -> bytes:
     """One OXM entry. ValueError when the value does not fit, or its mask is not in the one form."""
     field = fields.by_name(name)
@@ -359,9 +362,11 @@ def encode_action(action: Action) -> bytes:
     raise ValueError(f"cannot be written: {action}")
 
 
-def flows_known(body: bytes, known: Mapping[bytes, Flow]) -> Iterator[tuple[bytes, Flow]]:
+def flows_known(
+    body: bytes, known: Mapping[bytes, Flow], same: Callable[[Flow], Flow] = lambda flow: flow
+) -> Iterator[tuple[bytes, Flow]]:
     """The flows in one multipart reply, each with a digest of what is the same as long as it is. What is known is not
-    decoded again: most of a table is as it was when it was last looked at."""
+    decoded again: most of a table is as it was when it was last looked at. same: what is taken in place of one that is."""
     offset = _MULTIPART.size
     while offset < len(body):
         (length,) = _LENGTH.unpack_from(body, offset)
@@ -374,7 +379,7 @@ def flows_known(body: bytes, known: Mapping[bytes, Flow]) -> Iterator[tuple[byte
         digest = lasting.digest()
         flow = known.get(digest)
         if flow is None:
-            flow = next(decode_flows(body[: _MULTIPART.size] + body[offset : offset + length])).flow
+            flow = same(next(decode_flows(body[: _MULTIPART.size] + body[offset : offset + length])).flow)
         yield digest, flow
         offset += max(length, 8)
 
@@ -496,7 +501,7 @@ def _register_pair(number: int, value: int, mask: int | None) -> Iterator[FieldM
             yield (f"reg{register}", value >> shift & word, None if part == word else part)
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=1024)
 def decode_instructions(data: bytes) -> tuple[Action, ...]:
     """The actions of apply-actions; any other instruction is one Opaque."""
     result: list[Action] = []

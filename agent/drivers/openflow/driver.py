@@ -128,31 +128,31 @@ class OpenFlowDriver:
 
     async def read_owned(self) -> Mapping[Key, Item]:
         """Our flows, groups and meters. A flow that the switch describes in the bytes of last time is not decoded again."""
-        marker = (self._marker.table, self._marker.cookie)
-        known: dict[bytes, Flow] = {}
-        for body in await self._multipart(codec.flows_request()):
-            known.update((raw, self._same(flow)) for raw, flow in codec.flows_known(body, self._known))
-        self._known = known
         self._groups, self._meters = await self._all_groups(), await self._all_meters()
+        known: dict[bytes, Flow] = {}
         owned: dict[Key, Item] = {}
-        self._foreign = []
-        for flow in known.values():
-            if self._is_ours(flow.cookie):
-                owned[flow.key] = self._as_metered(flow)
-                if (zone := _zone_of(flow)) is not None:
-                    self._tracking[flow.key] = zone, flow.cookie
-            elif (flow.table, flow.cookie) != marker:
-                self._foreign.append(flow)
+        foreign: list[Item] = []
+        for body in await self._multipart(codec.flows_request()):
+            for digest, flow in codec.flows_known(body, self._known, self._same):
+                known[digest] = flow
+                if self._is_ours(flow.cookie):
+                    owned[flow.key] = self._as_metered(flow)
+                    if (zone := _zone_of(flow)) is not None:
+                        self._tracking[flow.key] = zone, flow.cookie
+                elif (flow.table, flow.cookie) != (self._marker.table, self._marker.cookie):
+                    foreign.append(flow)
+            await asyncio.sleep(0)  # there may be many thousands, and whoever waits for the loop has more urgent work
         for group in self._groups.values():
             if self._is_our_group(group.group_id):
                 owned[group.key] = group
             else:
-                self._foreign.append(group)
+                foreign.append(group)
         for meter in self._meters.values():
             if self._is_our_meter(meter.meter_id):
                 owned[meter.key] = meter
             else:
-                self._foreign.append(meter)
+                foreign.append(meter)
+        self._known, self._foreign = known, foreign
         return owned
 
     def _as_metered(self, flow: Flow) -> Flow:
@@ -161,7 +161,7 @@ class OpenFlowDriver:
         if _meters(flow) <= self._meters.keys():
             return flow
         actions: list[Action] = [replace(each, meter_id=0) if isinstance(each, ToController) else each for each in flow.actions]
-        return replace(flow, actions=tuple(actions))
+        return Flow(flow.table, flow.priority, flow.match, tuple(actions), flow.cookie)
 
     async def read_foreign(self) -> Sequence[Item]:
         """What is not ours, as of the last `read_owned`."""
