@@ -51,7 +51,7 @@ class DnsmasqDriver:
         self._state = Path(state_dir)
         self._run = Path(run_dir)
         self._namespaces: dict[str, str] = {}  # of each server, as last read
-        self._seen: dict[str, object] = {}
+        self._seen: object = None  # marks when all was read last; None: something was written since
 
     async def changed(self) -> None:
         """Return when files or processes are not what they were when they were last read."""
@@ -103,6 +103,7 @@ class DnsmasqDriver:
                     failures[item.key] = Failure("DNSMASQ", str(result))
                 elif result is not None:
                     raise result
+        self._seen = None
         return failures
 
     async def _put(self, item: DhcpServer) -> None:

@@ -32,7 +32,7 @@ class NamesDriver:
 
     def __init__(self, state_dir: str = "/var/lib/kumihimo/dhcp") -> None:
         self._state = Path(state_dir)
-        self._seen: dict[str, object] = {}
+        self._seen: object = None  # marks when all was read last; None: something was written since
 
     async def changed(self) -> None:
         """Return when the files are not what they were when they were last read."""
@@ -66,7 +66,9 @@ class NamesDriver:
                 if isinstance(item, PortName):
                     file = self._state / item.network_id / NAMES / _file_of(item.port_id)
                     files[file][item.port_id] = None if deleting else item
-        return await asyncio.to_thread(_write_all, files)
+        failures = await asyncio.to_thread(_write_all, files)
+        self._seen = None
+        return failures
 
 
 def _write_all(files: Mapping[Path, Mapping[str, PortName | None]]) -> dict[Key, Failure]:

@@ -22,6 +22,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from typing import Any, TypeVar
 from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
+from agent.drivers import inetconf
 from agent.drivers.exec import ExecError, run
 from agent.drivers.linkwatch import LinkWatch
 from agent.faults import point
@@ -41,16 +43,17 @@ DIRECTORY = Path("/run/netns")
 
 # linux/sockios.h, linux/ethtool.h
 SIOCETHTOOL = 0x8946
-ETHTOOL_STXCSUM = 0x17
+ETHTOOL_GTXCSUM, ETHTOOL_STXCSUM = 0x16, 0x17
 
 IFF_UP = 1
+_UNREAD = 0  # no inode
 _NO_NAMESPACE = -1
-_LOOK = 4.0  # seconds between two looks at what the kernel does not tell of: names of namespaces
+_LOOK = 4.0  # seconds between two looks at what the kernel does not tell of: names of namespaces, and SYSCTLS
 # linux/if_addr.h: the kernel made this link-local address by itself.
 IFAPROT_KERNEL_LL = 3
 
 # No address from router advertisements, and none tentative: the control plane gave it to this port alone.
-SYSCTLS = {"accept_ra": "0", "autoconf": "0", "accept_dad": "0"}
+SYSCTLS = {"accept_ra": 0, "autoconf": 0, "accept_dad": 0, "disable_ipv6": 0}
 
 T = TypeVar("T")
 
@@ -68,6 +71,7 @@ class _Link:
     up: bool
     alias: str
     peer_namespace: int  # the kernel's number of the namespace where the other end is
+    settings: Mapping[str, int]  # of IPv6: those of SYSCTLS
 
 
 class NetlinkDriver:
@@ -83,19 +87,26 @@ class NetlinkDriver:
 
     def __init__(self) -> None:
         self._watch: LinkWatch | None = None
-        # As last read: the item, and the number of its namespace; and which file stood for it.
-        self._known: dict[str, tuple[ServiceNamespace, int]] = {}
+        # As last read: the item, the number of its namespace, and the settings inside; and which file stood for it.
+        self._known: dict[str, tuple[ServiceNamespace, int, Mapping[str, int]]] = {}
+        self._bent: set[str] = set()  # namespaces whose settings are not what was read
         self._files: dict[str, int] = {}
         self._reading = False
+        self._look_at = 0.0  # when settings are asked for next
 
     async def changed(self) -> None:
-        """Return when a link or address of ours may have changed, or a namespace has come, gone or been made anew."""
+        """Return when a link, a setting or an address of ours may have changed, or a namespace has come, gone or been made
+        anew."""
         if self._watch is None:
             self._watch = LinkWatch()
             self._known.clear()
             return
+        loop = asyncio.get_running_loop()
         while True:
             await self._watch.told(_LOOK)
+            if loop.time() >= self._look_at:
+                self._bent |= await self._other_settings()
+                self._look_at = loop.time() + _LOOK
             if self._reading:
                 continue
             if self._suspects() or _files() != self._files:
@@ -108,12 +119,19 @@ class NetlinkDriver:
             self._watch.close()
             self._watch = None
 
+    async def _other_settings(self) -> set[str]:
+        """Namespaces whose settings are not what was read."""
+        known = {
+            name: (number, item.inner, told) for name, (item, number, told) in self._known.items() if number != _NO_NAMESPACE
+        }
+        found = await asyncio.to_thread(inetconf.read, [(number, inner) for number, inner, _ in known.values()])
+        return {name for name, (number, inner, told) in known.items() if found[number, inner] != told}
+
     def _suspects(self) -> set[str]:
         """Namespaces of which something may have changed since they were read."""
         watch = self._watch
-        return {name for name, (item, number) in self._known.items() if watch is None or watch.concerns(item.outer, number)} | (
-            self._files.keys() - self._known.keys()
-        )
+        told = {name for name, (item, number, _) in self._known.items() if watch is None or watch.concerns(item.outer, number)}
+        return told | (self._bent & self._known.keys()) | (self._files.keys() - self._known.keys())
 
     async def read_owned(self) -> Mapping[Key, Item]:
         """Our namespaces; one that is not whole says what is wrong with it."""
@@ -123,6 +141,7 @@ class NetlinkDriver:
         self._files = files
         if self._watch is not None:
             self._watch.forget()  # what is told from here on may come after it is read
+        self._bent.clear()
         self._reading = True
         try:
             unread = sorted(files.keys() - self._known.keys())
@@ -137,10 +156,10 @@ class NetlinkDriver:
         """Nothing: what is not ours is no namespace of this prefix, and stands by itself."""
         return ()
 
-    async def _read(self, name: str, host: Mapping[str, _Link]) -> tuple[ServiceNamespace, int]:
+    async def _read(self, name: str, host: Mapping[str, _Link]) -> tuple[ServiceNamespace, int, Mapping[str, int]]:
         nothing = ServiceNamespace(name, "", "", "", (), 0)
         if not _is_namespace(name):
-            return replace(nothing, wrong="it is a file and no namespace"), _NO_NAMESPACE
+            return replace(nothing, wrong="it is a file and no namespace"), _NO_NAMESPACE, {}
         links, addresses = await in_namespace(name, lambda: (_links(), _addresses()))
         for inner in links.values():
             outer = next((link for link in host.values() if _paired(link, inner)), None)
@@ -148,10 +167,14 @@ class NetlinkDriver:
                 wrong = [f"{link.name} is down" for link in (outer, inner) if not link.up]
                 if outer.mtu != inner.mtu:
                     wrong.append(f"{outer.name} has MTU {outer.mtu}, {inner.name} {inner.mtu}")
+                wrong += [f"{inner.name} has {setting} {inner.settings.get(setting)}" for setting in _bent(inner.settings)]
+                for place, link in ((None, outer), (name, inner)):
+                    if await in_namespace(place, partial(_offloads, link.name)):
+                        wrong.append(f"{link.name} leaves checksums to hardware")
                 own = tuple(sorted(addresses.get(inner.index, ())))
                 item = ServiceNamespace(name, outer.name, inner.name, inner.mac, own, inner.mtu, ", ".join(wrong))
-                return item, outer.peer_namespace
-        return replace(nothing, wrong="no veth leads to it"), _NO_NAMESPACE
+                return item, outer.peer_namespace, inner.settings
+        return replace(nothing, wrong="no veth leads to it"), _NO_NAMESPACE, {}
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
         """Namespaces one after the other, those to be removed first."""
@@ -160,6 +183,7 @@ class NetlinkDriver:
             for item in items:
                 if isinstance(item, ServiceNamespace):
                     self._known.pop(item.name, None)
+                    self._files[item.name] = _UNREAD
                     failure = await _attempt(work, item)
                     if failure:
                         failures[item.key] = failure
@@ -238,6 +262,11 @@ def _is_namespace(name: str) -> bool:
         return False
 
 
+def _bent(settings: Mapping[str, int]) -> list[str]:
+    """Settings that are not what they must be."""
+    return [name for name, value in SYSCTLS.items() if settings.get(name) != value]
+
+
 def _paired(outer: _Link, inner: _Link) -> bool:
     return inner.kind == outer.kind == "veth" and inner.peer == outer.index and outer.peer == inner.index
 
@@ -251,6 +280,7 @@ def _link(message: Any) -> _Link:
     kind = message.get(("linkinfo", "kind")) or ""
     up = bool(message["flags"] & IFF_UP)
     address, mtu = message.get("address") or "", message.get("mtu")
+    settings = message.get(("af_spec", "af_inet6", "inet6_conf")) or {}
     return _Link(
         message.get("ifname"),
         message["index"],
@@ -261,6 +291,7 @@ def _link(message: Any) -> _Link:
         up,
         message.get("ifalias") or "",
         _NO_NAMESPACE if (number := message.get("link_netnsid")) is None else number,
+        {name: settings[name] for name in SYSCTLS if name in settings},
     )
 
 
@@ -294,7 +325,7 @@ def _set_outer(item: ServiceNamespace) -> None:
 
 def _set_inner(item: ServiceNamespace) -> None:
     for name, value in SYSCTLS.items():
-        Path(f"/proc/sys/net/ipv6/conf/{item.inner}/{name}").write_text(value)
+        Path(f"/proc/sys/net/ipv6/conf/{item.inner}/{name}").write_text(str(value))
     offload_off(item.inner)
     wanted = {str(ip_interface(address)) for address in item.addresses}
     with IPRoute() as ip:
@@ -338,7 +369,17 @@ def offload_off(name: str) -> None:
 
     Acts on a link of the calling thread's namespace. Raises OSError.
     """
-    value = array("I", [ETHTOOL_STXCSUM, 0])
+    _ethtool(name, ETHTOOL_STXCSUM)
+
+
+def _offloads(name: str) -> bool:
+    """Whether the kernel leaves checksums to what is behind the link. OSError."""
+    return bool(_ethtool(name, ETHTOOL_GTXCSUM))
+
+
+def _ethtool(name: str, command: int) -> int:
+    value = array("I", [command, 0])
     request = struct.pack("16sP", name.encode(), value.buffer_info()[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, SIOCETHTOOL, request.ljust(40, b"\0"))
+    return value[1]

@@ -39,7 +39,8 @@ class PeerDriver:
     def __init__(self, rundir: Path = Path("/var/run/openvswitch")) -> None:
         self._rundir = rundir
         self._hops: dict[str, tuple[str, str]] = {}  # (next hop, device) of each peer that this process has put
-        self._seen: set[tuple[str, str]] = set()  # (address, device) of our entries, as last read
+        # (address, device) of our entries, as last read; None: some were put or removed since.
+        self._seen: set[tuple[str, str]] | None = None
 
     async def changed(self) -> None:
         """Return when our entries are not what they were. A next hop that the switch has forgotten it is told again."""
@@ -89,6 +90,7 @@ class PeerDriver:
             peers = [item for item in items if isinstance(item, Peer)]
             found = await asyncio.gather(*map(work, peers))
             failures.update((peer.key, failure) for peer, failure in zip(peers, found, strict=True) if failure is not None)
+        self._seen = None
         return failures
 
     async def _put(self, peer: Peer) -> Failure | None:

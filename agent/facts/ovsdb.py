@@ -34,7 +34,7 @@ SOCKET = "/var/run/openvswitch/db.sock"
 COLUMNS = {
     "Open_vSwitch": ["bridges", "cur_cfg", "next_cfg", "datapath_types", "iface_types", "ovs_version"],
     "Bridge": ["name", "ports", "datapath_type", "fail_mode", "protocols", "other_config", "external_ids"],
-    "Port": ["name", "interfaces", "external_ids", "tag"],
+    "Port": ["name", "interfaces", "external_ids", "tag", "trunks", "vlan_mode"],
     "Interface": ["name", "type", "options", "external_ids", "ofport", "error", "mtu"],
 }
 
