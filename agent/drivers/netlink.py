@@ -1,9 +1,10 @@
-"""Network namespaces for services, each with one veth to the host.
+"""Network namespaces for services, each with one veth to the host; and interfaces of the host that are to be up.
 
 Ours is every namespace whose name begins with `kumi-`, and every link of the host whose alias is `kumihimo:NAMESPACE`.
 The pair itself is recognised by its ends pointing at each other, so a veth that was made just before the agent died
 needs no mark. The host's end goes up last: a namespace that is not finished reads back as one that nobody can want,
-and putting it again takes every step that is missing.
+and putting it again takes every step that is missing. An interface that is to be up needs no mark: it is never put down again,
+and a fresh process that wants it puts it up once more.
 
 Netlink, sysctl and ioctl act on the namespace of the calling thread, so the work inside a namespace is a plain
 function in a short-lived thread that has entered it: about 3 ms, and no fork of a process that has threads.
@@ -34,7 +35,7 @@ from agent.drivers import inetconf
 from agent.drivers.exec import ExecError, run
 from agent.drivers.linkwatch import LinkWatch
 from agent.faults import point
-from agent.model.host import ServiceNamespace
+from agent.model.host import ServiceNamespace, Uplink
 from agent.model.item import Failure, Item, Key
 
 PREFIX = "kumi-"
@@ -75,7 +76,7 @@ class _Link:
 
 
 class NetlinkDriver:
-    """Makes ServiceNamespace items real.
+    """Makes ServiceNamespace and Uplink items real.
 
     Addresses are exact, except that the link-local address which the kernel makes from the MAC is left alone and not
     read back. A link of the wanted name that is not ours is never touched: Failure FOREIGN_OBJECT.
@@ -83,7 +84,7 @@ class NetlinkDriver:
     Once `changed` has been called the kernel tells of changes, and what it has not told of is not read again.
     """
 
-    kinds = frozenset({"namespace"})
+    kinds = frozenset({"namespace", "uplink"})
 
     def __init__(self) -> None:
         self._watch: LinkWatch | None = None
@@ -91,6 +92,7 @@ class NetlinkDriver:
         self._known: dict[str, tuple[ServiceNamespace, int, Mapping[str, int]]] = {}
         self._bent: set[str] = set()  # namespaces whose settings are not what was read
         self._files: dict[str, int] = {}
+        self._uplinks: set[str] = set()  # those that this process has put
         self._reading = False
         self._look_at = 0.0  # when settings are asked for next
 
@@ -109,7 +111,8 @@ class NetlinkDriver:
                 self._look_at = loop.time() + _LOOK
             if self._reading:
                 continue
-            if self._suspects() or _files() != self._files:
+            uplinks = any(self._watch.concerns(name, _NO_NAMESPACE) for name in self._uplinks)
+            if uplinks or self._suspects() or _files() != self._files:
                 return
             self._watch.forget()
 
@@ -134,7 +137,7 @@ class NetlinkDriver:
         return told | (self._bent & self._known.keys()) | (self._files.keys() - self._known.keys())
 
     async def read_owned(self) -> Mapping[Key, Item]:
-        """Our namespaces; one that is not whole says what is wrong with it."""
+        """Our namespaces; one that is not whole says what is wrong with it. Interfaces that this process has put up."""
         suspects, files = self._suspects(), _files()
         for name in self._known.keys() - {name for name in files if files[name] == self._files.get(name)} | suspects:
             self._known.pop(name, None)
@@ -148,9 +151,11 @@ class NetlinkDriver:
             host = await in_namespace(None, _links) if unread else {}
             for name in unread:
                 self._known[name] = await self._read(name, host)
+            uplinks = await in_namespace(None, lambda: [*map(_uplink, sorted(self._uplinks))]) if self._uplinks else []
         finally:
             self._reading = False
-        return {("namespace", name): self._known[name][0] for name in sorted(files)}
+        found: list[Item] = [*(self._known[name][0] for name in sorted(files)), *uplinks]
+        return {item.key: item for item in found}
 
     async def read_foreign(self) -> Sequence[Item]:
         """Nothing: what is not ours is no namespace of this prefix, and stands by itself."""
@@ -177,8 +182,9 @@ class NetlinkDriver:
         return replace(nothing, wrong="no veth leads to it"), _NO_NAMESPACE, {}
 
     async def apply(self, put: Sequence[Item], delete: Sequence[Item]) -> Mapping[Key, Failure]:
-        """Namespaces one after the other, those to be removed first."""
+        """Namespaces one after the other, those to be removed first; then interfaces."""
         failures: dict[Key, Failure] = {}
+        self._uplinks -= {item.name for item in delete if isinstance(item, Uplink)}
         for work, items in ((self._delete, delete), (self._put, put)):
             for item in items:
                 if isinstance(item, ServiceNamespace):
@@ -187,6 +193,13 @@ class NetlinkDriver:
                     failure = await _attempt(work, item)
                     if failure:
                         failures[item.key] = failure
+        for item in put:
+            if isinstance(item, Uplink):
+                self._uplinks.add(item.name)
+                try:
+                    await in_namespace(None, partial(_put_up, item.name))
+                except NetlinkError as error:
+                    failures[item.key] = Failure("NETLINK", f"{item.name} cannot be put up: {os.strerror(error.code)}")
         return failures
 
     async def _put(self, item: ServiceNamespace) -> Failure | None:
@@ -304,6 +317,21 @@ def _addresses() -> dict[int, set[str]]:
                 text = f"{message.get('local') or message.get('address')}/{message['prefixlen']}"
                 found.setdefault(message["index"], set()).add(str(ip_interface(text)))
     return found
+
+
+def _uplink(name: str) -> Uplink:
+    """An interface as it is."""
+    try:
+        with IPRoute() as ip:
+            up = bool(ip.link("get", ifname=name)[0]["flags"] & IFF_UP)
+    except NetlinkError as error:
+        return Uplink(name, os.strerror(error.code))
+    return Uplink(name, "" if up else "it was down")
+
+
+def _put_up(name: str) -> None:
+    with IPRoute() as ip:
+        ip.link("set", ifname=name, state="up")
 
 
 def _add_pair(item: ServiceNamespace) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from kumihimo.v1 import node_pb2
-from tests.component.node import NAMESPACE, NETWORK, PORT_A, UNDERLAY, Node, everything, running_node
+from tests.component.node import NAMESPACE, NETWORK, PORT_A, UNDERLAY, UNSEEN, Node, everything, running_node
 from tests.component.private_host import on_private_host, sh
 from tests.waiting import until
 
@@ -77,6 +77,7 @@ DAMAGES = {
     "outer offload": Damage("ethtool -K kd000005 tx on", "namespace", "kd000005 leaves checksums to hardware"),
     "inner offload": Damage(f"ip netns exec {NAMESPACE} ethtool -K dhcp0 tx on", "namespace", "dhcp0 leaves checksums"),
     "namespace deleted": Damage(f"ip netns del {NAMESPACE}", "namespace", "missing"),
+    "uplink down": Damage("ip link set nic0 down", "uplink", "it was down"),
     "neighbour deleted": Damage("ip neigh del 192.0.2.2 dev v0", "peer", "missing"),
     "dnsmasq killed": Damage(f"kill -9 $(cat {PID})", "dhcp", "not running"),
     "dnsmasq's configuration": Damage(f"echo dhcp-option=3,9.9.9.9 >>{FOLDER}/dnsmasq.conf", "dhcp", "config was"),
@@ -93,7 +94,7 @@ DAMAGES = {
 
 
 # Done at once after something was put, before it can have been looked at.
-AT_ONCE = ["names deleted", "dnsmasq's folder deleted", "namespace deleted", "neighbour deleted"]
+AT_ONCE = ["uplink down", "names deleted", "dnsmasq's folder deleted", "namespace deleted", "neighbour deleted"]
 
 KINDS = sorted({done.kind for done in DAMAGES.values()})
 
@@ -125,8 +126,9 @@ async def damage(node: Node, done: Damage) -> float:
     await until(told, f"{done.kind}: {done.told!r}; told is {list(drifts(node).values())[:3]}")
 
     async def whole() -> bool:
-        wanted = {item.key: item for item in everything() if item.key[0] != "peer"}
-        return not node.failures() and "managed" in sh("ip neigh show to 192.0.2.2") and await node.there() == wanted
+        wanted = {item.key: item for item in everything() if item.key[0] not in UNSEEN}
+        rest = "managed" in sh("ip neigh show to 192.0.2.2") and sh("ip -o link show nic0 up")
+        return not node.failures() and rest and await node.there() == wanted
 
     await until(whole, f"{done}: everything is as it should be")
     return time.monotonic() - began

@@ -287,7 +287,9 @@ async def test_addresses_are_asked_for_anew_when_the_kernel_had_more_to_say_than
     sh("for n in $(seq 20 40); do ip addr del 198.51.100.$n/32 dev eth5; done")
     wanted = {f"198.51.100.{n}": Link("eth5", 1500) for n in range(1, 20)}
     try:
-        await until(lambda: {at: link for at, link in known.addresses.items() if link.name == "eth5"} == wanted, "all are known")
+        await until(
+            lambda: {at: link for at, link in known.addresses.items() if link.name == "eth5"} == wanted, "all are known"
+        )
         assert len(asked) > 1
     finally:
         known.close()

@@ -17,7 +17,7 @@ from agent.compile.view import View
 from agent.facts.model import HostFacts, Interface, Link
 from agent.mirror.state import State
 from agent.model.flow import Flow, Group, Output, PopVlan, PushVlan, Resubmit, SetField, match
-from agent.model.host import Bridge, OvsPort
+from agent.model.host import Bridge, OvsPort, Uplink
 from agent.model.pipeline import FLAGS, FROM_PROVIDER, FROM_TUNNEL, Table
 from agent.model.remark import Remark
 from controlplane.store import keys
@@ -194,6 +194,7 @@ def test_a_61_the_name_of_a_bridge_is_short_and_never_somebody_elses(mapped: dic
     used = bridge or "br-foreign"
     assert [(item.name, item.fail_mode) for item in made] == ([(bridge, "standalone")] if bridge else [])
     assert len(used) <= 15
+    assert host.of(Uplink) == [], "it is not there yet"
     patches = {(port.bridge, port.name) for port in host.of(OvsPort) if port.type == "patch"}
     assert patches == {("br-int", f"int-{used}"), (used, f"phy-{used}")}
 
@@ -213,6 +214,15 @@ def test_a_port_whose_segment_is_not_here_is_not_wired_and_says_why(node: dict[s
     assert [remark.port_id for remark in host.remarks()] == [name(2, 0)]
     assert [group.group_id for group in host.of(Group)] == [2], "the other network is as ever"
     assert verdict(View(host.state), name(1, 2), name(2, 1)).wired
+
+
+def test_b_net_02_a_mapped_interface_is_brought_up_and_one_of_a_foreign_bridge_is_not() -> None:
+    assert host_uplinks({wire: f"eth-{wire}" for wire in WIRES}) == {f"eth-{wire}" for wire in WIRES}
+    assert host_uplinks({"p": "br-foreign"}) == set()
+
+
+def host_uplinks(mapped: dict[str, str]) -> set[str]:
+    return {item.name for item in Host([], node={"bridge_mappings": mapped}).of(Uplink)}
 
 
 @pytest.mark.parametrize(
