@@ -414,11 +414,10 @@ def test_b_net_12_an_underlay_that_is_too_narrow_is_told_by_the_network(
 def test_b_net_02_a_mapped_interface_that_is_down_is_brought_up_and_stays_up(
     scene: Scene, cloud: Cloud, wire: None, h1: Host, h2: Host
 ) -> None:
-    one, two = workloads(scene, network(scene, "flat"), (h1, h2))
-    assert one.sees(two)
     map_bridges(cloud, h2)
     h2.run("ip link set phy1 down")
     map_bridges(cloud, h2, phys="phy1")
+    one, two = workloads(scene, network(scene, "flat"), (h1, h2))
     assert one.sees(two), "naming it is all that it takes"
     began = time.monotonic()
     h2.run("ip link set phy1 down")
