@@ -132,7 +132,10 @@ class PortRules(Rules):
         if new.mac_address != old.mac_address:
             _follow_mac(new, formed)
         self._claim_addresses(transaction, new, subnets, held, context)
-        _refuse_lost(new, formed, held)
+        if context.applied:
+            _keep_formed(new, formed, held)
+        else:
+            _refuse_lost(new, formed, held)
         kept = {fixed.ip_address for fixed in new.fixed_ips}
         for ip, subnet_id in held.items():
             if ip not in kept:
@@ -323,15 +326,27 @@ def _follow_mac(new: Any, formed: dict[str, str]) -> None:
             fixed.ip_address = ""
 
 
-def _refuse_lost(new: Any, formed: dict[str, str], held: dict[str, str]) -> None:
-    """Guests go on using an address that they form, so it is not taken from a port that keeps others."""
+def _left_out(new: Any, formed: dict[str, str], held: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """(subnet, address) that guests form and that a port which keeps others shall lose."""
     for ip, subnet_id in held.items():
         if new.fixed_ips and formed.get(subnet_id) == ip and all(fixed.subnet_id != subnet_id for fixed in new.fixed_ips):
-            raise precondition(
-                "INCOMPATIBLE_STATE",
-                f"fixed_ips leaves out {ip}, which guests of Subnet {subnet_id} form by themselves; state it as well, or"
-                " set no_fixed_ips",
-            )
+            yield subnet_id, ip
+
+
+def _keep_formed(new: Any, formed: dict[str, str], held: dict[str, str]) -> None:
+    """An apply states what was chosen: an address that came with a later subnet stays, and a second apply changes nothing."""
+    for subnet_id, ip in list(_left_out(new, formed, held)):
+        new.fixed_ips.add(subnet_id=subnet_id, ip_address=ip)
+
+
+def _refuse_lost(new: Any, formed: dict[str, str], held: dict[str, str]) -> None:
+    """Guests go on using an address that they form, so it is not taken from a port that keeps others."""
+    for subnet_id, ip in _left_out(new, formed, held):
+        raise precondition(
+            "INCOMPATIBLE_STATE",
+            f"fixed_ips leaves out {ip}, which guests of Subnet {subnet_id} form by themselves; state it as well, or set"
+            " no_fixed_ips",
+        )
 
 
 def _bind(transaction: Transaction, request: Any, context: Context) -> Any:
