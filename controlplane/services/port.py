@@ -15,8 +15,8 @@ from controlplane.store import keys
 from controlplane.store.client import Entry
 from controlplane.store.txn import Transaction
 from controlplane.values import Invalid, address, eui64, prefix
-from kumihimo.v1 import network_pb2, store_pb2
 from kumihimo.v1 import port_pb2 as pb
+from kumihimo.v1 import store_pb2
 
 MAC_TRIES = 100
 
@@ -380,24 +380,21 @@ def _note_place(transaction: Transaction, port: Any, old: Entry | None, new: sto
 
 def _check_options(new: Any) -> Iterator[Violation]:
     """extra_dhcp_opts: names, values, and no option by its name and by its code."""
-    seen: dict[int, str] = {}
+    seen: dict[tuple[str, int], str] = {}
     for number, given in enumerate(new.extra_dhcp_opts):
         place = f"extra_dhcp_opts[{number}]"
-        if given.ip_version == network_pb2.IP_VERSION_IPV6:
-            text = f"{place}: options of DHCPv6 are not acted upon by this release; ip_version IPV4 is accepted"
-            yield Violation(f"{place}.ip_version", "FEATURE_NOT_SUPPORTED", text, Code.UNIMPLEMENTED)
-            continue
+        family = dhcpoptions.family(given.ip_version)
         try:
-            option = dhcpoptions.find(given.name)
+            option = family.find(given.name)
         except Invalid as error:
             yield Violation(f"{place}.name", error.reason, f"{place}.name: {error.message}")
             continue
-        if option.code in seen and seen[option.code] != given.name:
-            text = f"{place}: {given.name} is option {option.code}, which {seen[option.code]} is too; give it once"
+        if twin := seen.get((family.title, option.code)):
+            text = f"{place}: {given.name} is option {option.code}, which {twin} is too; give it once"
             yield Violation(f"{place}.name", "DUPLICATE_VALUE", text)
-        seen[option.code] = given.name
+        seen[family.title, option.code] = given.name
         try:
-            dhcpoptions.written(given.name, given.value)
+            family.written(given.name, given.value)
         except Invalid as error:
             yield Violation(f"{place}.value", error.reason, f"{place}.value: {error.message}")
 
