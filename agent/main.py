@@ -212,7 +212,7 @@ async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
     due = True
     while True:
         facts = await ovsdb.host_facts()
-        now = ovsdb.connected, ovsdb.bridges, ovsdb.interface_types, facts.datapath_types, facts.ovs_version
+        now = (ovsdb.connected, ovsdb.bridges, ovsdb.interface_types, facts.datapath_types, facts.ovs_version, facts.addresses)
         if due or now != seen:
             seen = now
             found = await probe(facts, ovsdb.interface_types, INTEGRATION_BRIDGE, RUNDIR)

@@ -207,13 +207,23 @@ def _address_pair(text: str) -> dict[str, str]:
     return {"ip_address": address, "mac_address": mac} if mac else {"ip_address": address}
 
 
+OPTION6 = "option6:"  # begins an option of DHCPv6, as in dnsmasq's configuration
+
+
+def _dhcp_option(text: str) -> dict[str, str]:
+    found = _split("=", "name", "value")(text)
+    if found.get("name", "").startswith(OPTION6):
+        return {**found, "name": found["name"].removeprefix(OPTION6), "ip_version": "ipv6"}
+    return found
+
+
 # Message -> how its short form reads, and the reading of it: sub-field -> text, nothing when it is not the short form.
 _SHORT: dict[str, tuple[str, Callable[[str], dict[str, str]]]] = {
     "FixedIp": ("ADDRESS or SUBNET", _fixed_ip),
     "IpRange": ("START-END", _split("-", "start", "end")),
     "HostRoute": ("DESTINATION=NEXTHOP", _split("=", "destination", "nexthop")),
     "AddressPair": ("ADDRESS[,MAC]", _address_pair),
-    "DhcpOption": ("NAME=VALUE", _split("=", "name", "value")),
+    "DhcpOption": ("NAME=VALUE or option6:NAME=VALUE", _dhcp_option),
 }
 
 
@@ -245,7 +255,8 @@ def _message_text(value: Any) -> str:
         case "AddressPair":
             return f"{value.ip_address},{value.mac_address}".rstrip(",")
         case "DhcpOption":
-            return f"{value.name}={value.value}"
+            version = text(value.DESCRIPTOR.fields_by_name["ip_version"], value.ip_version)
+            return f"{OPTION6 if version == 'ipv6' else ''}{value.name}={value.value}"
         case "DnsAssignment":
             return f"{value.fqdn} {value.ip_address}"
         case "PortCounters":

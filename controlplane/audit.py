@@ -245,6 +245,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("controller/*", None),
     Family("request/**", store_pb2.RequestRecord),
     Family("apply/*", store_pb2.Index),
+    Family("forming/*", store_pb2.Index),
     Family("change/**", store_pb2.ChangeRecord),
     Family("meta/format", store_pb2.StoreFormat),
     Family("meta/cluster", store_pb2.StoreCluster),

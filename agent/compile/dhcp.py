@@ -9,12 +9,11 @@ What the service says carries the flag that keeps it on the host, and is guarded
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 
 from agent.compile import dhcp6
 from agent.compile.base import flow, is_up, mac_number
 from agent.compile.dns import dns_config, dns_flows
-from agent.compile.lease import lease_time, tag
+from agent.compile.lease import known_by, lease_time, options, tag
 from agent.compile.neighbour import neighbour
 from agent.compile.segment import missing
 from agent.compile.view import View
@@ -24,10 +23,9 @@ from agent.model.item import Item
 from agent.model.pipeline import FLAGS, FROM_SERVICE, FROM_TUNNEL, CookieKind, Table, cookie
 from agent.model.remark import pending
 from agent.model.wire import ETH_IPV4, UDP
-from controlplane.dhcpoptions import find, written
 from controlplane.names import default_label
 from controlplane.store import keys
-from controlplane.values import Invalid, service_mac
+from controlplane.values import service_mac
 from kumihimo.v1 import network_pb2, port_pb2
 
 INNER = "dhcp0"
@@ -54,10 +52,10 @@ def compile_dhcp(view: View, network_id: str) -> Iterable[Item]:
     owner = (("kumihimo", "service"), ("kumihimo-network", network_id))
     yield OvsPort(INTEGRATION_BRIDGE, outer, "", (), owner)
     four, six = dhcp6.split(served)
-    told = dict(_hosts(view, network, four))
-    hosts = [*((port, line) for port, (line, _) in told.items()), *dhcp6.hosts(view, network_id, six)]
-    more = [*dns_config(view, network), *(line for _, lines in told.values() for line in lines)]
-    yield DhcpServer(network_id, namespace, config(network, served, more), tuple(sorted(hosts)))
+    hosts = sorted([*_hosts(view, network_id, four), *dhcp6.hosts(view, network_id, six)])
+    ports = dict.fromkeys(name.removesuffix(dhcp6.SUFFIX) for name, _ in hosts)
+    own = [line for port_id in ports if (port := view.port(network_id, port_id)) is not None for line in options(port)]
+    yield DhcpServer(network_id, namespace, config(network, served, [*dns_config(view, network), *own]), tuple(hosts))
     interface = view.interface(outer)
     if interface is not None and interface.ofport is not None:
         yield from _service_flows(network, four, interface.ofport, mac)
@@ -86,39 +84,19 @@ def _service_flows(network: network_pb2.Network, served: list[network_pb2.Subnet
         yield neighbour(network.key, subnet.dhcp_server_ip, mac_number(mac), mark)
 
 
-def _hosts(
-    view: View, network: network_pb2.Network, served: list[network_pb2.Subnet]
-) -> Iterator[tuple[str, tuple[str, list[str]]]]:
-    """(port id, (dhcp-host line, lines of its options)) of every local port with an address that DHCP serves, by id."""
+def _hosts(view: View, network_id: str, served: list[network_pb2.Subnet]) -> Iterator[tuple[str, str]]:
+    """(name, dhcp-host line) of every local port with an address that DHCPv4 serves."""
     by_id = {subnet.id: subnet for subnet in served}
-    for port_id in view.local_ports(network.id):
-        port = view.port(network.id, port_id)
-        if port is None:
-            continue
-        fixed = next((fixed for fixed in port.fixed_ips if fixed.subnet_id in by_id), None)
-        if fixed is not None:
-            yield port_id, (host_line(port, fixed), options(port))
+    for port_id in view.local_ports(network_id):
+        port = view.port(network_id, port_id)
+        fixed = next((fixed for fixed in port.fixed_ips if fixed.subnet_id in by_id), None) if port is not None else None
+        if port is not None and fixed is not None:
+            yield port_id, host_line(port, fixed)
 
 
 def host_line(port: port_pb2.Port, fixed: port_pb2.FixedIp) -> str:
     """dnsmasq's dhcp-host: MAC, tag of the port's own options, address, name."""
-    own = f"set:{tag(port.id)}," if options(port) else ""
-    return f"{port.mac_address},{own}{fixed.ip_address},{port.dns_name or default_label(fixed.ip_address)}"
-
-
-def options(port: port_pb2.Port) -> list[str]:
-    """dnsmasq's lines for what this port alone is told, whether its guest asks for it or not.
-
-    What this release cannot read (a later API has accepted it) is left out: it must not cost the others their leases.
-    """
-    told: dict[int, str] = {}
-    for name in ("domain-name", "domain-search") if port.dns_domain else ():
-        told[find(name).code] = written(name, port.dns_domain)
-    for option in port.extra_dhcp_opts:
-        if option.ip_version != network_pb2.IP_VERSION_IPV6:
-            with suppress(Invalid):
-                told[find(option.name).code] = written(option.name, option.value)
-    return [f"dhcp-option-force=tag:{tag(port.id)},{line}" for line in told.values()]
+    return ",".join([*known_by(port), fixed.ip_address, port.dns_name or default_label(fixed.ip_address)])
 
 
 def config(network: network_pb2.Network, served: list[network_pb2.Subnet], more: Iterable[str] = ()) -> str:

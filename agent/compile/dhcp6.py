@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from agent.compile.base import flow, is_ipv6, link_local, mac_number
-from agent.compile.lease import lease_time, tag
+from agent.compile.lease import known_by, lease_time, options, tag
 from agent.compile.neighbour import neighbour
 from agent.compile.provider import PHYSICAL
 from agent.compile.view import View
@@ -23,6 +23,7 @@ from kumihimo.v1 import network_pb2 as pb
 
 DHCP_CLIENT, DHCP_SERVER = 546, 547
 ROUTER_SOLICITATION = 133
+SUFFIX = ".6"  # of the name of a dhcp-host file: a port has one for each family
 INTERVAL = 200  # seconds: advertisements that nobody asked for come at least as often
 MODES = {
     pb.IPV6_MODE_SLAAC: "ra-only",
@@ -67,10 +68,14 @@ def flows(network: pb.Network, served: Sequence[pb.Subnet], ofport: int) -> Iter
 
 
 def hosts(view: View, network_id: str, served: Sequence[pb.Subnet]) -> Iterator[tuple[str, str]]:
-    """(name, dhcp-host line) of every local port with addresses that DHCPv6 gives."""
-    given = {subnet.id for subnet in served if subnet.ipv6_address_mode == pb.IPV6_MODE_DHCPV6_STATEFUL}
-    for port_id in view.local_ports(network_id) if given else ():
+    """(name, dhcp-host line) of every local port with addresses that DHCPv6 gives, or options that it tells."""
+    modes = {subnet.id: subnet.ipv6_address_mode for subnet in served}
+    for port_id in view.local_ports(network_id) if set(modes.values()) - {pb.IPV6_MODE_SLAAC} else ():
         port = view.port(network_id, port_id)
-        addresses = [fixed.ip_address for fixed in port.fixed_ips if fixed.subnet_id in given] if port else []
-        if port is not None and addresses:
-            yield f"{port_id}.6", ",".join([port.mac_address, *(f"[{address}]" for address in addresses)])
+        if port is None:
+            continue
+        # A stateless server gives no address; but a line without one would be taken for IPv4 too.
+        asked = {pb.IPV6_MODE_DHCPV6_STATEFUL} | ({pb.IPV6_MODE_DHCPV6_STATELESS} if options(port) else set())
+        addresses = [f"[{fixed.ip_address}]" for fixed in port.fixed_ips if modes.get(fixed.subnet_id) in asked]
+        if addresses:
+            yield port_id + SUFFIX, ",".join([*known_by(port), *addresses])

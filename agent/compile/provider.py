@@ -1,7 +1,8 @@
 """Physical networks: the bridge that `Node.bridge_mappings` gives each, the patch to br-int, and VLAN tags on the way.
 
 A mapping names a bridge that somebody else has made, which is used and otherwise left alone; or an interface, for which
-the agent makes the bridge `br-NAME`. Both forward like a plain switch: what may pass is decided on br-int.
+the agent makes the bridge `br-NAME`, and which it brings up. Both forward like a plain switch: what may pass is decided on
+br-int.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from agent.compile.base import flow
 from agent.compile.view import View
 from agent.model.flow import Action, Output, PopVlan, PushVlan, Resubmit, SetField, match
-from agent.model.host import INTEGRATION_BRIDGE, Bridge, OvsPort
+from agent.model.host import INTEGRATION_BRIDGE, Bridge, OvsPort, Uplink
 from agent.model.item import Item
 from agent.model.pipeline import FLAGS, FROM_PROVIDER, FROM_TUNNEL, CookieKind, Table, cookie
 from agent.model.wire import TAGGED
@@ -81,6 +82,9 @@ def compile_providers(view: View) -> Iterable[Item]:
         if found.nic:
             yield Bridge(found.bridge, view.datapath_type(), "standalone")
             yield OvsPort(found.bridge, found.nic, "", (), owner)
+            nic = view.interface(found.nic)
+            if nic is not None and nic.ofport is not None:  # else it is said already that it is not there
+                yield Uplink(found.nic)
         yield OvsPort(INTEGRATION_BRIDGE, found.patch, "patch", (("peer", found.peer),), owner)
         yield OvsPort(found.bridge, found.peer, "patch", (("peer", found.patch),), owner)
         interface = view.interface(found.patch)

@@ -63,15 +63,19 @@ def _mtu_remark(view: View, network: network_pb2.Network) -> Iterator[Remark]:
     """The switch drops what is too large for the wire, and tells nobody: so it is told here."""
     if network.network_type in PHYSICAL:
         found = provider(view, network.physical_network)
-        bridge, more = found.bridge if found is not None else "", 0
+        wire, more = found.bridge if found is not None else "", 0
+        carries = view.wire_mtu(wire)
     else:
         own = view.node(view.node_id)
-        bridge = view.bridge_of(own.tunnel_ip) if own is not None and network.network_type in TUNNELS else ""
-        more = overhead(network.network_type, 6 if own is not None and ":" in own.tunnel_ip else 4)
-    carries = view.wire_mtu(bridge)
+        tunnel_ip = own.tunnel_ip if own is not None and network.network_type in TUNNELS else ""
+        more = overhead(network.network_type, 6 if ":" in tunnel_ip else 4)
+        wire = view.bridge_of(tunnel_ip)
+        carries = view.wire_mtu(wire)
+        if not wire and (link := view.link_of(tunnel_ip)) is not None:
+            wire, carries = link.name, link.mtu
     if carries and network.mtu + more > carries:
         text = (
-            f"mtu is {network.mtu}, and such a packet takes {network.mtu + more} bytes on {bridge}, which carries {carries}:"
-            f" it is lost. An mtu of at most {max(carries - more, 0)}, or a larger one of {bridge}, would do"
+            f"mtu is {network.mtu}, and such a packet takes {network.mtu + more} bytes on {wire}, which carries {carries}:"
+            f" it is lost. An mtu of at most {max(carries - more, 0)}, or a larger one of {wire}, would do"
         )
         yield Remark(keys.scope(network.id), "UNDERLAY_MTU", text)

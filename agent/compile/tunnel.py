@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
-from agent.compile.base import flow
+from agent.compile.base import NODE_SCOPE, flow
 from agent.compile.view import View
 from agent.model.flow import Flow, Output, Resubmit, SetField, match
 from agent.model.host import INTEGRATION_BRIDGE, OvsPort, Peer
 from agent.model.item import Item
 from agent.model.pipeline import FLAGS, FROM_TUNNEL, NODE_KEY, CookieKind, Table, cookie
-from agent.model.remark import pending
+from agent.model.remark import Remark, pending
 from controlplane.store import keys
 from kumihimo.v1 import network_pb2
 
@@ -46,10 +46,28 @@ def is_enabled(view: View, network_type: int) -> bool:
 
 
 def compile_tunnels(view: View) -> Iterable[Item]:
-    """The tunnel ports that are there already."""
+    """The tunnel ports that are there already, and what is wrong with the address that they start from."""
+    yield from _address_remark(view)
     for network_type, tunnel in TUNNELS.items():
         if view.interface(tunnel.port) is not None and is_enabled(view, network_type):
             yield from _port(view, tunnel)
+
+
+def _address_remark(view: View) -> Iterator[Remark]:
+    """The switch says nothing of a tunnel that starts from no address of the host: its packets are lost."""
+    own = view.node(view.node_id)
+    if own is None or not own.tunnel_ip:
+        return
+    link = view.link_of(own.tunnel_ip)
+    if link is None:
+        fault = "no interface of this host has it"
+    elif view.datapath_type() == "netdev" and not view.bridge_of(own.tunnel_ip):
+        fault = f"{link.name} has it, which is no bridge of Open vSwitch but br-int: in user space no tunnel can start there"
+    else:
+        return
+    there = ", ".join(view.underlay_ips()) or "none"
+    text = f"tunnel_ip is {own.tunnel_ip}, and {fault}; nothing passes by tunnel. What could be used: {there}"
+    yield Remark(NODE_SCOPE, "TUNNEL_IP_NOT_HERE", text)
 
 
 def _port(view: View, tunnel: Tunnel) -> Iterator[Item]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from agent.facts.model import Interface
+from agent.facts.model import Interface, Link
 from agent.mirror.groups import GroupState
 from agent.mirror.scope import Token
 from agent.mirror.state import NetworkState, State
@@ -49,6 +49,16 @@ class View:
         """The bridge that has an address of this host; "" when none has."""
         self.reads.add(("host",))
         return self._state.facts.underlay_bridges.get(address, "")
+
+    def underlay_ips(self) -> Sequence[str]:
+        """Addresses of this host that tunnels may start from, best first."""
+        self.reads.add(("host",))
+        return self._state.facts.underlay_ips
+
+    def link_of(self, address: str) -> Link | None:
+        """What bears an address of this host; None when nothing does."""
+        self.reads.add(("address", address))
+        return self._state.facts.addresses.get(address)
 
     def wire_mtu(self, bridge: str) -> int:
         """Bytes of the largest IP packet that a bridge's system interfaces carry; 0: not known."""

@@ -20,6 +20,8 @@ OWNER = "kumihimo"
 
 # OpenFlow10 and 13 are for operators' tools; the agent speaks 1.5.
 PROTOCOLS = ["OpenFlow10", "OpenFlow13", "OpenFlow14", "OpenFlow15"]
+# Columns of a Port by which a bridge that forwards like a switch keeps frames from it: never set on ours.
+VLAN = ("tag", "trunks", "vlan_mode")
 
 
 class OvsdbDriver:
@@ -92,9 +94,7 @@ def _read(tables: Rows) -> tuple[list[Item], list[Item]]:
             for interface in port.interfaces:
                 found = OvsPort(bridge.name, port.name, interface.type, _pairs(interface.options), _pairs(port.external_ids))
                 if OWNER in port.external_ids:
-                    alike = port.external_ids == interface.external_ids
-                    wrong = "" if alike else "the interface has external_ids of its own"
-                    owned.append(replace(found, wrong=wrong))
+                    owned.append(replace(found, wrong=_wrong_port(port, interface)))
                 elif ours and port.name != bridge.name and "iface-id" not in interface.external_ids:
                     foreign.append(found)
     return owned, foreign
@@ -107,6 +107,15 @@ def _wrong(bridge: Any) -> str:
         wrong.append(f"protocols were {' '.join(sorted(bridge.protocols)) or 'unset'}")
     if bridge.other_config.get("disable-in-band") != "true":
         wrong.append("disable-in-band was not true")
+    return ", ".join(wrong)
+
+
+def _wrong_port(port: Any, interface: Any) -> str:
+    """What of a port of ours somebody bent, other than what the item says."""
+    wrong = [] if port.external_ids == interface.external_ids else ["the interface has external_ids of its own"]
+    for column in VLAN:
+        if value := getattr(port, column):
+            wrong.append(f"{column} was {' '.join(map(str, value))}")
     return ", ".join(wrong)
 
 
@@ -169,6 +178,8 @@ def _put_port(tables: Rows, txn: Any, item: OvsPort, bridges: dict[str, Any], po
         return Failure("NAME_TAKEN", f"{item.name} is on {home.name}")
     ports[item.name] = (bridge, port)
     port.external_ids = dict(item.external_ids)
+    for column in VLAN:
+        setattr(port, column, [])
     for interface in port.interfaces:
         interface.type = item.type
         interface.options = dict(item.options)

@@ -7,14 +7,12 @@ type then simply does not come up. The kernel says the truth: with the module th
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
-from pyroute2 import IPRoute
 from pyroute2.netlink import genlmsg
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
@@ -73,7 +71,7 @@ async def probe(facts: HostFacts, interface_types: Iterable[str], bridge: str, r
     found.append(_ipv6())
     found.append(await _dnsmasq())
     found.append(_managed_neighbours())
-    found.append(await asyncio.to_thread(_underlay, facts.underlay_ips))
+    found.append(_underlay(facts))
     return found
 
 
@@ -140,17 +138,12 @@ def _managed_neighbours() -> Capability:
     return Capability("managed_neighbours", version >= MANAGED, text if version >= MANAGED else late)
 
 
-def _underlay(addresses: tuple[str, ...]) -> Capability:
+def _underlay(facts: HostFacts) -> Capability:
     """Whether guests can have 1500 bytes through any tunnel."""
-    if not addresses:
+    if not facts.underlay_ips:
         return Capability("mtu_1500", False, "there is no underlay address: no bridge but the integration bridge has one")
-    with IPRoute() as ip:
-        for message in ip.get_addr():
-            if message.get("address") == addresses[0]:
-                link = ip.get_links(message["index"])[0]
-                mtu = link.get("mtu")
-                version = ip_address(addresses[0]).version
-                need = GUEST_MTU + max(overhead(network_type, version) for network_type in TUNNELS.values())
-                text = f"the underlay ({addresses[0]} on {link.get('ifname')}) has MTU {mtu}"
-                return Capability("mtu_1500", mtu >= need, text if mtu >= need else f"{text}; {need} would be needed")
-    return Capability("mtu_1500", False, f"the underlay address {addresses[0]} is on no interface")
+    address = facts.underlay_ips[0]
+    link = facts.addresses[address]
+    need = GUEST_MTU + max(overhead(network_type, ip_address(address).version) for network_type in TUNNELS.values())
+    text = f"the underlay ({address} on {link.name}) has MTU {link.mtu}"
+    return Capability("mtu_1500", link.mtu >= need, text if link.mtu >= need else f"{text}; {need} would be needed")

@@ -26,12 +26,21 @@ class Interface:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface of the host that has an address. mtu in bytes."""
+
+    name: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """Everything that the host contributes to its desired state.
 
     interfaces by name; datapath_types are those that the switch offers ("system", "netdev"), sorted; ovs_version is ""
     while unknown; underlay_ips are addresses that tunnels may start from, best first, and underlay_bridges says on which
-    bridge each is; foreign_bridges are those that the agent has not made.
+    bridge each is; foreign_bridges are those that the agent has not made; addresses are all of the host that others can
+    reach, each with what bears it.
     """
 
     interfaces: Mapping[str, Interface]
@@ -40,6 +49,7 @@ class HostFacts:
     underlay_ips: tuple[str, ...]
     underlay_bridges: Mapping[str, str] = field(default_factory=dict)
     foreign_bridges: frozenset[str] = frozenset()
+    addresses: Mapping[str, Link] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

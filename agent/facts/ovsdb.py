@@ -15,17 +15,16 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from typing import Any, TypeVar
 
 from ovs.db.idl import SchemaHelper
 from ovsdbapp.backend.ovs_idl import command, connection, transaction
 from ovsdbapp.exceptions import TimeoutException
 from ovsdbapp.schema.open_vswitch.impl_idl import OvsdbIdl
-from pyroute2 import AsyncIPRoute
 
 from agent.facts.capability import usable_datapaths
-from agent.facts.model import HostFacts, Interface
+from agent.facts.links import Links
+from agent.facts.model import HostFacts, Interface, Link
 from agent.model.host import INTEGRATION_BRIDGE
 
 SOCKET = "/var/run/openvswitch/db.sock"
@@ -34,7 +33,7 @@ SOCKET = "/var/run/openvswitch/db.sock"
 COLUMNS = {
     "Open_vSwitch": ["bridges", "cur_cfg", "next_cfg", "datapath_types", "iface_types", "ovs_version"],
     "Bridge": ["name", "ports", "datapath_type", "fail_mode", "protocols", "other_config", "external_ids"],
-    "Port": ["name", "interfaces", "external_ids", "tag"],
+    "Port": ["name", "interfaces", "external_ids", "tag", "trunks", "vlan_mode"],
     "Interface": ["name", "type", "options", "external_ids", "ofport", "error", "mtu"],
 }
 
@@ -78,9 +77,9 @@ class Ovsdb:
         self._told = View()
         self._listeners: list[Callable[[], None]] = []
         self._waiters: list[asyncio.Future[None]] = []
+        self._links = Links(self._tell)
         self._probed_for: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self._datapaths: tuple[str, ...] = ()
-        self._underlay: Mapping[str, str] = {}
 
     async def start(self) -> None:
         """Connect and wait for the first full copy. Raises OvsdbError, also when there is no server."""
@@ -95,9 +94,11 @@ class Ovsdb:
         except TimeoutException:
             self._connection.idl.close()
             raise OvsdbError(f"ovsdb-server on {self._path} sent no copy within {self._timeout:g} s") from None
+        await self._links.start()
 
     async def stop(self) -> None:
         """End the connection and its thread."""
+        self._links.close()
         await asyncio.to_thread(self._connection.stop)
 
     @property
@@ -138,16 +139,18 @@ class Ovsdb:
         if self._probed_for != (view.bridges, view.datapath_types):
             # Asked anew only when bridges come or go: this is on the way of every port that is plugged.
             self._datapaths = await asyncio.to_thread(usable_datapaths, view.datapath_types)
-            self._underlay = await underlay_bridges(view.bridges)
             self._probed_for = (view.bridges, view.datapath_types)
+        addresses = self._links.addresses
+        underlay = underlay_bridges(addresses, view.bridges)
         return HostFacts(
-            *(view.interfaces, self._datapaths, view.ovs_version),
-            *(tuple(self._underlay), self._underlay, view.foreign_bridges),
+            interfaces=view.interfaces,
+            datapath_types=self._datapaths,
+            ovs_version=view.ovs_version,
+            underlay_ips=tuple(underlay),
+            underlay_bridges=underlay,
+            foreign_bridges=view.foreign_bridges,
+            addresses=addresses,
         )
-
-    def look_again(self) -> None:
-        """Addresses may have changed: ask for them at the next look."""
-        self._probed_for = None
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Have callback called in the loop after the facts or `connected` changed; quick changes come as one call."""
@@ -233,8 +236,11 @@ class Ovsdb:
                 waiter.set_result(None)
         if self._view != self._told:
             self._told = self._view
-            for listener in self._listeners:
-                listener()
+            self._tell()
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
 
 
 class _Idl(connection.OvsdbIdl):  # type: ignore[misc]
@@ -332,15 +338,15 @@ def _interface(row: Any, bridge: str) -> Interface:
     return Interface(row.name, bridge, ofport, iface_id, row.type, "".join(row.error), mtu)
 
 
-async def underlay_bridges(bridges: Iterable[str], integration: str = INTEGRATION_BRIDGE) -> dict[str, str]:
-    """Address → bridge, for addresses of the local ports of the bridges other than the integration bridge, in name order.
+def underlay_bridges(addresses: Mapping[str, Link], bridges: Iterable[str]) -> dict[str, str]:
+    """Address → bridge, of addresses that bridges other than the integration bridge have, in the bridges' order.
 
-    In the userspace datapath a tunnel can start only from an address of a bridge. Link-local addresses are left out.
+    In the userspace datapath a tunnel can start only from such an address.
     """
-    found: dict[str, str] = {}
-    async with AsyncIPRoute() as ip:
-        for bridge in sorted(set(bridges) - {integration}):
-            for index in await ip.link_lookup(ifname=bridge):
-                addresses = [ip_address(message.get("address")) async for message in await ip.get_addr(index=index)]
-                found |= {str(address): bridge for address in addresses if not address.is_link_local}
-    return found
+    return {
+        address: bridge
+        for bridge in bridges
+        if bridge != INTEGRATION_BRIDGE
+        for address, link in addresses.items()
+        if link.name == bridge
+    }

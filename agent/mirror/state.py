@@ -145,6 +145,8 @@ class State:
         old, self.facts = self.facts, facts
         if _of_host(old) != _of_host(facts):
             tokens.add(("host",))
+        addresses = old.addresses.keys() | facts.addresses.keys()
+        tokens.update(("address", name) for name in addresses if old.addresses.get(name) != facts.addresses.get(name))
         mtus, self.mtu_of = self.mtu_of, _mtus(facts.interfaces.values())
         tokens.update(("bridge", name) for name in mtus.keys() | self.mtu_of.keys() if mtus.get(name) != self.mtu_of.get(name))
         for name in old.interfaces.keys() | facts.interfaces.keys():

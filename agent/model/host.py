@@ -71,6 +71,18 @@ class ServiceNamespace:
         return ("namespace", self.name)
 
 
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """An interface of the host by which we reach a wire: it is up. It is not ours, and stays as it is when it is not wanted."""
+
+    name: str
+    wrong: str = ""
+
+    @property
+    def key(self) -> Key:
+        return ("uplink", self.name)
+
+
 NOT_RUNNING = "dnsmasq was not running"
 
 

@@ -130,10 +130,6 @@ class Loop:
                     while not self._feed.notices.empty():
                         tokens |= self._take(self._feed.notices.get_nowait())
                     notice = asyncio.create_task(self._feed.notices.get())
-                if ("node", self._state.node_id) in tokens:
-                    # A new tunnel_ip stands on an address that may have been added only now.
-                    self._ovsdb.look_again()
-                    self._facts_changed = True
                 tokens |= await self._take_facts()
                 tokens |= self._remember()
                 self._follow_interest()
@@ -473,5 +469,6 @@ class Loop:
             applied.errors.add(object=" ".join(str(part) for part in item[:3]), reason=failure.reason, message=failure.message)
         for remark in self._remarks.get(scope, {}).values():
             if remark.reason != PENDING:
-                applied.errors.add(object=keys.split(scope)[1], reason=remark.reason, message=remark.message)
+                about = keys.split(scope)[1] if scope else node
+                applied.errors.add(object=about, reason=remark.reason, message=remark.message)
         self._status.set(key, applied)

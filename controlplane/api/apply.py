@@ -390,7 +390,7 @@ class _Plan:
         # What the server has set and the request leaves out stays; an immutable field may be stated as it is.
         if kind.owned and not item.asked_project:
             message.ClearField("project_id")
-        after = kernel.update(self._transaction, kind, message, paths, self._context)
+        after = kernel.update(self._transaction, kind, message, paths, replace(self._context, applied=True))
         fields = of_kind(kind, before, after)
         reply.objects.add(
             index=item.index,

@@ -34,6 +34,7 @@ from controlplane.api.wait import Wait
 from controlplane.api.watch import Hub, Watch
 from controlplane.controllers import runner
 from controlplane.controllers.access import AccessControl
+from controlplane.controllers.addresses import Addresses
 from controlplane.controllers.binder import Binder
 from controlplane.controllers.compactor import Compactor
 from controlplane.controllers.expiry import Expiry
@@ -155,6 +156,7 @@ async def serve(settings: config.Config) -> None:
             Registrar(committer, progress, installation),
             Expiry(committer, progress, installation),
             Members(committer, progress, installation),
+            Addresses(committer, progress, installation),
             Compactor(store, cache, settings.store.history),
         ]
         if settings.etcd_tls:

@@ -27,7 +27,8 @@ LONGEST_NAME = 40  # characters of a name that messages show
 class Context:
     """What rules may know beside the store: who asks, and what the installation defaults to.
 
-    stated: fields that an apply states, so that an empty one means "none" and not "choose". applied: an apply makes it.
+    stated: fields that an apply states, so that an empty one means "none" and not "choose". applied: an apply makes or
+    changes it.
     """
 
     caller: Caller

@@ -15,8 +15,8 @@ from controlplane.store import keys
 from controlplane.store.client import Entry
 from controlplane.store.txn import Transaction
 from controlplane.values import Invalid, address, eui64, prefix
-from kumihimo.v1 import network_pb2, store_pb2
 from kumihimo.v1 import port_pb2 as pb
+from kumihimo.v1 import store_pb2
 
 MAC_TRIES = 100
 
@@ -132,7 +132,10 @@ class PortRules(Rules):
         if new.mac_address != old.mac_address:
             _follow_mac(new, formed)
         self._claim_addresses(transaction, new, subnets, held, context)
-        _refuse_lost(new, formed, held)
+        if context.applied:
+            _keep_formed(new, formed, held)
+        else:
+            _refuse_lost(new, formed, held)
         kept = {fixed.ip_address for fixed in new.fixed_ips}
         for ip, subnet_id in held.items():
             if ip not in kept:
@@ -323,15 +326,27 @@ def _follow_mac(new: Any, formed: dict[str, str]) -> None:
             fixed.ip_address = ""
 
 
-def _refuse_lost(new: Any, formed: dict[str, str], held: dict[str, str]) -> None:
-    """Guests go on using an address that they form, so it is not taken from a port that keeps others."""
+def _left_out(new: Any, formed: dict[str, str], held: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """(subnet, address) that guests form and that a port which keeps others shall lose."""
     for ip, subnet_id in held.items():
         if new.fixed_ips and formed.get(subnet_id) == ip and all(fixed.subnet_id != subnet_id for fixed in new.fixed_ips):
-            raise precondition(
-                "INCOMPATIBLE_STATE",
-                f"fixed_ips leaves out {ip}, which guests of Subnet {subnet_id} form by themselves; state it as well, or"
-                " set no_fixed_ips",
-            )
+            yield subnet_id, ip
+
+
+def _keep_formed(new: Any, formed: dict[str, str], held: dict[str, str]) -> None:
+    """An apply states what was chosen: an address that came with a later subnet stays, and a second apply changes nothing."""
+    for subnet_id, ip in list(_left_out(new, formed, held)):
+        new.fixed_ips.add(subnet_id=subnet_id, ip_address=ip)
+
+
+def _refuse_lost(new: Any, formed: dict[str, str], held: dict[str, str]) -> None:
+    """Guests go on using an address that they form, so it is not taken from a port that keeps others."""
+    for subnet_id, ip in _left_out(new, formed, held):
+        raise precondition(
+            "INCOMPATIBLE_STATE",
+            f"fixed_ips leaves out {ip}, which guests of Subnet {subnet_id} form by themselves; state it as well, or set"
+            " no_fixed_ips",
+        )
 
 
 def _bind(transaction: Transaction, request: Any, context: Context) -> Any:
@@ -365,24 +380,21 @@ def _note_place(transaction: Transaction, port: Any, old: Entry | None, new: sto
 
 def _check_options(new: Any) -> Iterator[Violation]:
     """extra_dhcp_opts: names, values, and no option by its name and by its code."""
-    seen: dict[int, str] = {}
+    seen: dict[tuple[str, int], str] = {}
     for number, given in enumerate(new.extra_dhcp_opts):
         place = f"extra_dhcp_opts[{number}]"
-        if given.ip_version == network_pb2.IP_VERSION_IPV6:
-            text = f"{place}: options of DHCPv6 are not acted upon by this release; ip_version IPV4 is accepted"
-            yield Violation(f"{place}.ip_version", "FEATURE_NOT_SUPPORTED", text, Code.UNIMPLEMENTED)
-            continue
+        family = dhcpoptions.family(given.ip_version)
         try:
-            option = dhcpoptions.find(given.name)
+            option = family.find(given.name)
         except Invalid as error:
             yield Violation(f"{place}.name", error.reason, f"{place}.name: {error.message}")
             continue
-        if option.code in seen and seen[option.code] != given.name:
-            text = f"{place}: {given.name} is option {option.code}, which {seen[option.code]} is too; give it once"
+        if twin := seen.get((family.title, option.code)):
+            text = f"{place}: {given.name} is option {option.code}, which {twin} is too; give it once"
             yield Violation(f"{place}.name", "DUPLICATE_VALUE", text)
-        seen[option.code] = given.name
+        seen[family.title, option.code] = given.name
         try:
-            dhcpoptions.written(given.name, given.value)
+            family.written(given.name, given.value)
         except Invalid as error:
             yield Violation(f"{place}.value", error.reason, f"{place}.value: {error.message}")
 

@@ -8,13 +8,12 @@ from typing import Any
 
 from controlplane.errors import Code, Violation, exhausted, fault, precondition, refuse, taken
 from controlplane.registry import KINDS
-from controlplane.services import prefixes
+from controlplane.services import formed, prefixes
 from controlplane.services.base import (
     Context,
     Rules,
     claim,
     claim_free,
-    in_use,
     label,
     network_of,
     release,
@@ -216,6 +215,8 @@ class SubnetRules(Rules):
         if prefix(new.cidr).version == 6:
             _refuse_small_mtu(transaction, network)
         self._serve(transaction, new, "")
+        if forms_addresses(new):
+            formed.come(transaction, new, context)
 
     def update(self, transaction: Transaction, old: Any, new: Any, context: Context) -> None:
         if new.cidr != old.cidr:
@@ -252,11 +253,11 @@ class SubnetRules(Rules):
             held = store_pb2.Claim.FromString(entry.value)
             if not held.releasing and held.owner != old.id:
                 holders.add(held.owner)
-        if holders:
+        if forms_addresses(old):
+            formed.go(transaction, old, holders, context)
+        elif holders:
             ports = [transaction.object(KINDS["Port"], holder) for holder in sorted(holders)]
-            raise in_use(
-                "Subnet", old.id, old.name, [f"Port {label(port.id, port.name)}" for port in ports if port is not None]
-            )
+            raise formed.used_by(old, [port for port in ports if port is not None])
         transaction.require_unchanged(pool)
         transaction.delete_prefix(pool)
         if old.subnet_pool_id:

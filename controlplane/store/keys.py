@@ -26,6 +26,7 @@
                                  prefix/{subnet pool}, scope/{address scope}, default-subnet-pool, group-key,
                                  rule/{group that a rule names, else its own} (value: {its own}:{what it says})
     request/{actor}/{project}/{id}   first result of a named request, leased for 24 h
+    forming/{subnet}             ports of its network that were there before it are yet to get their address of it
     apply/{project}              rewritten by each apply that makes objects by name: it knows that no other has
     change/{object}/{id}         one change of an object, leased for 90 days; id is a version 7 uuid, in order of time
     controller/{name}            leased: the API replica that runs a controller
@@ -266,6 +267,11 @@ def request(actor: str, project_id: str, request_id: str) -> str:
 
 def apply(project_id: str) -> str:
     return f"{ROOT}apply/{_quoted(project_id)}"
+
+
+def forming(subnet_id: str) -> str:
+    """The note that ports are yet to get their address of a subnet; its value names the network."""
+    return f"{ROOT}forming/{subnet_id}"
 
 
 def change(object_id: str, change_id: str = "") -> str:

@@ -46,7 +46,7 @@ IDENTITIES = {
     "rita": ("demo", "reader"),
     "bob": ("other", "member"),
 }
-CONTROLLERS = ("access", "binder", "release", "registrar", "expiry", "members")
+CONTROLLERS = ("access", "binder", "release", "registrar", "expiry", "members", "addresses")
 
 
 def defects(log: str) -> list[str]:

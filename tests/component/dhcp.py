@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.component.rows import LATER, UNIMPLEMENTED, Edge, Row
+from tests.component.rows import Edge, Row
 
 # (name or code, value), of every form and from edge to edge.
 ACCEPTED = (
@@ -44,7 +44,35 @@ ACCEPTED = (
     ("1", "255.255.255.0"),
 )
 
+ACCEPTED6 = (
+    ("dns-server", "fd00::53,2001:db8::53"),
+    ("23", "fd00::53"),
+    ("sntp-server", "fd00::3"),
+    ("ntp-server", "fd00::3"),
+    ("dns-server", ""),
+    ("domain-search", "a.org,b.example"),
+    ("sip-server-domain", "sip.example"),
+    ("information-refresh-time", "600"),
+    ("posix-timezone", "CET-1CEST,M3.5.0,M10.5.0/3"),
+    ("bootfile-url", "tftp://[fd00::3]/x, #1"),
+    ("bootfile-param", "console=ttyS0"),
+    ("224", "hello, world"),
+    ("224", "01:02:ff"),
+    ("65535", "x"),
+)
+
 # (name or code, value, field, what the message says)
+WRONG6 = (
+    ("router", "fd00::1", "name", "is no DHCPv6 option: a code or one of sip-server, dns-server"),
+    ("ntp", "fd00::3", "name", "did you mean"),
+    ("65536", "x", "name", "1 to 65535"),
+    ("3", "x", "name", "fixed_ips"),
+    ("2", "x", "name", "the protocol's own"),
+    ("dns-server", "10.0.0.3", "value", "no IPv6 address; for example"),
+    ("dns-server", "fd00::53,", "value", "no IPv6 address"),
+    ("domain-search", "a..b", "value", "RFC 1123"),
+    ("information-refresh-time", "4294967296", "value", "0 to 4294967295"),
+)
 WRONG = (
     ("ntp", "10.0.0.3", "name", "did you mean ntp-server or"),
     ("bootfile", "x", "name", "did you mean bootfile-name?"),
@@ -69,30 +97,29 @@ WRONG = (
 )
 
 
-def told(*options: tuple[str, str]) -> dict[str, Any]:
-    return {"extra_dhcp_opts": [{"name": name, "value": value} for name, value in options]}
+def told(*options: tuple[str, str], version: int = 4) -> dict[str, Any]:
+    return {"extra_dhcp_opts": [{"name": name, "value": value, "ip_version": version} for name, value in options]}
 
 
 ROWS = [
     *(
         Row(
             "Port",
-            told((name, value)),
+            told((name, value), version=version),
             "STRING_TOO_LONG" if says == "at most 255" else "STRING_INVALID",
             f"extra_dhcp_opts[0].{place}",
             says,
-            label=f"{name}-{number}",
+            label=f"{name}-{version}-{number}",
         )
-        for number, (name, value, place, says) in enumerate(WRONG)
+        for version, wrong in ((4, WRONG), (6, WRONG6))
+        for number, (name, value, place, says) in enumerate(wrong)
     ),
     Row("Port", told(("26", "1400"), ("mtu", "1400")), "DUPLICATE_VALUE", "extra_dhcp_opts[1].name", "26 is too; give it once"),
-    Row(
-        "Port",
-        {"extra_dhcp_opts": [{"name": "dns-server", "value": "fd00::1", "ip_version": 6}]},
-        LATER,
-        "extra_dhcp_opts[0].ip_version",
-        "IPV4 is accepted",
-        UNIMPLEMENTED,
-    ),
+    Row("Port", told(("mtu", "1400"), ("mtu", "1300")), "DUPLICATE_VALUE", "extra_dhcp_opts[1].name", "give it once"),
 ]
-EDGES = [Edge("Port", told(option)) for option in ACCEPTED]
+BOTH = {"extra_dhcp_opts": [*told(("42", "10.0.0.3"))["extra_dhcp_opts"], *told(("42", "x"), version=6)["extra_dhcp_opts"]]}
+EDGES = [
+    *(Edge("Port", told(option)) for option in ACCEPTED),
+    *(Edge("Port", told(option, version=6)) for option in ACCEPTED6),
+    Edge("Port", BOTH),
+]

@@ -15,7 +15,7 @@ from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.peers import PeerDriver
 from agent.facts.ovsdb import Ovsdb
 from agent.model.flow import Flow, Group, Meter, Output, Resubmit, SetField, ToController, ToGroup, Track, match
-from agent.model.host import Bridge, DhcpServer, OvsPort, Peer, PortName, ServiceNamespace
+from agent.model.host import Bridge, DhcpServer, OvsPort, Peer, PortName, ServiceNamespace, Uplink
 from agent.model.item import Failure, Item, Key
 from agent.model.pipeline import CookieKind, Table, cookie, is_our_group, is_our_meter, is_ours
 from agent.reconcile.drift import Drifts
@@ -27,7 +27,9 @@ NETWORK = "0192f0c4-7a3e-7c1d-8f2a-5b6c7d8e9f00"
 NAMESPACE = f"kumi-{NETWORK}"
 PORT_A, PORT_B = "0192f0c4-0000-7000-8000-00000000000a", "0192f0c4-0000-7000-8000-00000000000b"
 
-# What the peers' addresses need.
+# Kinds of which a fresh process cannot know what it has made: entries that peers share, interfaces that it only put up.
+UNSEEN = {"peer", "uplink"}
+# What the peers' addresses need; and an interface to a provider's wire.
 UNDERLAY = """
 ip netns add other
 ip link add v0 type veth peer name v1 netns other
@@ -36,6 +38,7 @@ ip link set v0 up
 ip -n other address add 192.0.2.2/24 dev v1
 ip -n other address add 192.0.2.3/24 dev v1
 ip -n other link set v1 up
+ip link add nic0 type veth peer name wire0
 """
 CONFIG = """\
 port=0
@@ -80,6 +83,7 @@ def everything() -> list[Item]:
         DhcpServer(NETWORK, NAMESPACE, CONFIG, ((PORT_A, "fa:16:3e:00:01:0a,10.0.0.5"),)),
         PortName(NETWORK, PORT_A, ("10.0.0.5 a",)),
         Peer("192.0.2.2"),
+        Uplink("nic0"),
         *flows(),
     ]
 
@@ -154,7 +158,7 @@ class Node:
         return {key: failure for lane in self.lanes for found in lane.failures().values() for key, failure in found.items()}
 
     async def there(self) -> dict[Key, Item]:
-        """What a fresh process would find, peers apart (it cannot know which of them share a next hop)."""
+        """What a fresh process would find, UNSEEN apart."""
         found: dict[Key, Item] = {}
         for driver in self._others:
             found.update(await driver.read_owned())

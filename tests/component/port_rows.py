@@ -304,7 +304,6 @@ PORT = [
     ),
     Row("Port", pair(("10.7.0.1/32", "x")), "MAC_INVALID", "allowed_address_pairs[0].mac_address", "such as"),
     Row("Port", option(*[f"{number}" for number in range(1, 66)]), "TOO_MANY_VALUES", "extra_dhcp_opts", "at most 64"),
-    Row("Port", option("a", "a"), "DUPLICATE_VALUE", "extra_dhcp_opts[1]", "twice"),
     Row("Port", option(""), "MISSING_FIELD", "extra_dhcp_opts[0].name", "missing"),
     Row(
         "Port",

@@ -66,9 +66,6 @@ class SimulatedAgent:
     def on_change(self, callback: Callable[[], None]) -> None:
         self._changed = callback
 
-    def look_again(self) -> None:
-        """Nothing changes here."""
-
     async def host_facts(self) -> HostFacts:
         """What is plugged, and what the agent has made: every port of a bridge gets a number."""
         made = {

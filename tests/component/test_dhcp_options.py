@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.dhcpoptions import BY_CODE, BY_NAME, MOST, REFUSED, written
+from controlplane.dhcpoptions import MOST, V4, V6, Family
 from controlplane.values import Invalid
-from tests.component.dhcp import ACCEPTED
+from tests.component.dhcp import ACCEPTED, ACCEPTED6
 
 SEED = int(os.environ.get("KUMI_SEED", "4"))
 ROUNDS = 20_000 if os.environ.get("KUMI_FULL") else 1_000
-ALPHABETS = ("0123456789", "0123456789.", "0123456789.,/", "0123456789abcdef:", string.printable[:-5], '",\\#: ')
+DIGITS, HEX = "0123456789", "0123456789abcdef:"
+ALPHABETS = (DIGITS, f"{DIGITS}.", f"{DIGITS}.,/", HEX, f"{HEX}[],", string.printable[:-5], '",\\#: ')
 
 
 def reads(tmp_path: Path, lines: list[str]) -> str:
@@ -28,29 +29,37 @@ def reads(tmp_path: Path, lines: list[str]) -> str:
     return "" if done.returncode == 0 else done.stderr
 
 
-def test_b_sub_05_names_and_codes_are_dnsmasqs() -> None:
-    listed = subprocess.run(["dnsmasq", "--help", "dhcp"], capture_output=True, text=True, timeout=10, check=True).stdout
+@pytest.mark.parametrize(("family", "topic", "one"), [(V4, "dhcp", (3, "router")), (V6, "dhcp6", (23, "dns-server"))])
+def test_b_sub_05_names_and_codes_are_dnsmasqs(family: Family, topic: str, one: tuple[int, str]) -> None:
+    listed = subprocess.run(["dnsmasq", "--help", topic], capture_output=True, text=True, timeout=10, check=True).stdout
     theirs = {int(code): name for code, name in re.findall(r"^ *(\d+) (\S+)$", listed, re.MULTILINE)}
-    assert theirs[3] == "router"
-    assert {code: option.name for code, option in BY_CODE.items()} == theirs
-    assert not set(BY_CODE) & set(REFUSED)
+    assert one in theirs.items()
+    assert {code: option.name for code, option in family.by_code.items()} == theirs
+    assert not set(family.by_code) & set(family.refused)
 
 
-@pytest.mark.parametrize("option", ACCEPTED, ids=lambda option: f"{option[0]}={option[1][:20]}")
-def test_b_sub_05_dnsmasq_reads_what_is_accepted(tmp_path: Path, option: tuple[str, str]) -> None:
-    assert reads(tmp_path, [written(*option)]) == ""
+# family, name, value
+GIVEN = [(V4, *option) for option in ACCEPTED] + [(V6, *option) for option in ACCEPTED6]
 
 
-def test_b_sub_05_dnsmasq_reads_whatever_is_accepted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "name", "value"), GIVEN, ids=[f"{of.title}-{name}={value[:20]}" for of, name, value in GIVEN]
+)
+def test_b_sub_05_dnsmasq_reads_what_is_accepted(tmp_path: Path, family: Family, name: str, value: str) -> None:
+    assert reads(tmp_path, [family.written(name, value)]) == ""
+
+
+@pytest.mark.parametrize("family", [V4, V6], ids=["v4", "v6"])
+def test_b_sub_05_dnsmasq_reads_whatever_is_accepted(tmp_path: Path, family: Family) -> None:
     """Values of every look for every option: one that it could not read would keep the network's DHCP from starting."""
     chance = random.Random(SEED)
-    names = [*BY_NAME, *map(str, range(1, 255))]
+    names = [*family.by_name, *map(str, range(1, 255)), str(family.last)]
     lines = []
     for _ in range(ROUNDS):
         alphabet = chance.choice(ALPHABETS)
         value = "".join(chance.choice(alphabet) for _ in range(chance.choice((1, 2, 5, 12, 40, MOST))))
         try:
-            lines.append(written(chance.choice(names), value))
+            lines.append(family.written(chance.choice(names), value))
         except Invalid:
             continue
     assert len(lines) > ROUNDS / 4

@@ -1,10 +1,14 @@
 """dnsmasq as the DHCP driver runs it for IPv6: leases by DHCPv6 and advertisements, beside IPv4, asked by real clients."""
 
+import sys
+from ipaddress import ip_address
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from agent.model.host import DhcpServer, ServiceNamespace
+from controlplane.dhcpoptions import V6
 from tests.component.private_host import on_private_host, sh
 from tests.component.segment import A, B, ask4, segment
 from tests.waiting import until
@@ -83,6 +87,49 @@ async def test_b_sub_08_an_address_is_free_at_once_for_another_mac(driver):
     assert " 10.0.0.5 " in LEASES.read_text(), "the other family's lease is kept"
     assert await ask6("b") == "fd00:2::5"
     assert LEASES.read_text().partition("duid ")[2].splitlines()[0] == duid, "clients know the server by it"
+
+
+GIVEN = {
+    "dns-server": "fd00::53,2001:db8::53",
+    "domain-search": "a.org,b.example",
+    "information-refresh-time": "600",
+    "bootfile-url": "tftp://[fd00::3]/x, #1",
+    "224": "01:02:ff",
+    "31": "fd00::3",
+    "ntp-server": "fd00::4",
+}
+OPTIONS = "".join(f"dhcp-option-force=tag:p1,{V6.written(*option)}\n" for option in GIVEN.items())
+OF_SUBNET = "dhcp-option=tag:s6,option6:dns-server,[fd00::1]\n"
+STATELESS = CONFIG.replace("fd00:2::,static,64", "fd00:2::,ra-stateless,64")
+
+
+async def told6(client: str, mac: str, *, stateful: bool) -> dict[int, bytes]:
+    """The options, by code, of the answer to a question by DHCPv6: a solicitation, or one for options alone."""
+    await until(lambda: "fe80" in sh(f"ip -n {client} -6 -o address show dev eth0 scope link -tentative"))
+    asked = sh(f"ip netns exec {client} {sys.executable} {Path(__file__).with_name('ask6.py')} {mac} {int(stateful)}")
+    return {int(code): bytes.fromhex(value) for code, value in (line.split(" ") for line in asked.splitlines())}
+
+
+@on_private_host
+async def test_b_sub_05_options_of_dhcpv6_are_told_to_their_port_alone(driver):
+    """With a file of IPv4 beside it, made before and after: whichever dnsmasq takes has the tag."""
+    for own, stateful in product(("a", "z"), (True, False)):
+        lines = {f"{own}.6": f"{A},set:p1,[fd00:2::5]", "m": f"{A},set:p1,10.0.0.5", "n.6": f"{B},[fd00:2::6]"}
+        config = CONFIG if stateful else STATELESS
+        item = DhcpServer("n1", "kumi-n1", config + OPTIONS + OF_SUBNET, tuple(sorted(lines.items())))
+        assert not await driver.apply([item], [])
+        assert ask4("a", 5) == "10.0.0.5"
+        told = await told6("a", A, stateful=stateful)
+        assert told[23] == b"".join(ip_address(ip).packed for ip in ("fd00::53", "2001:db8::53"))
+        assert told[59] == b"tftp://[fd00::3]/x, #1"
+        assert told[24] == b"\1a\3org\0\1b\7example\0"
+        assert told[32] == (600).to_bytes(4, "big")
+        assert (told[224], told[31]) == (b"\1\2\xff", ip_address("fd00::3").packed)
+        assert ip_address("fd00::4").packed in told[56], "within an option of its own (RFC 5908)"
+        others = await told6("b", B, stateful=stateful)
+        assert others[23] == ip_address("fd00::1").packed, "what the subnet says"
+        assert not others.keys() & {24, 31, 56, 59, 224}, "nobody else is told"
+        assert not await driver.apply([], [item])
 
 
 @on_private_host

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from kumihimo.v1 import node_pb2
-from tests.component.node import NAMESPACE, NETWORK, PORT_A, UNDERLAY, Node, everything, running_node
+from tests.component.node import NAMESPACE, NETWORK, PORT_A, UNDERLAY, UNSEEN, Node, everything, running_node
 from tests.component.private_host import on_private_host, sh
 from tests.waiting import until
 
@@ -59,6 +59,7 @@ DAMAGES = {
     "port's options": Damage(
         "ovs-vsctl set interface kumi-vxlan options:local_ip=192.0.2.99", "ovs-port", "local_ip=192.0.2.99"
     ),
+    "port's VLAN": Damage("ovs-vsctl set port kd000005 tag=5 vlan_mode=access", "ovs-port", "tag was 5, vlan_mode was access"),
     "veth deleted": Damage("ip link del kd000005", "namespace", "no veth leads to it"),
     "inner end down": Damage(f"ip -n {NAMESPACE} link set dhcp0 down", "namespace", "dhcp0 is down"),
     "outer end down": Damage("ip link set kd000005 down", "namespace", "kd000005 is down"),
@@ -67,7 +68,16 @@ DAMAGES = {
     ),
     "address removed": Damage(f"ip -n {NAMESPACE} address flush dev dhcp0 scope global", "namespace", "addresses was none"),
     "address added": Damage(f"ip -n {NAMESPACE} address add 10.9.9.9/24 dev dhcp0", "namespace", "10.9.9.9/24"),
+    "sysctl": Damage(
+        f"ip netns exec {NAMESPACE} sysctl -w net.ipv6.conf.dhcp0.accept_ra=2", "namespace", "dhcp0 has accept_ra 2"
+    ),
+    "IPv6 switched off": Damage(
+        f"ip netns exec {NAMESPACE} sysctl -w net.ipv6.conf.dhcp0.disable_ipv6=1", "namespace", "dhcp0 has disable_ipv6 1"
+    ),
+    "outer offload": Damage("ethtool -K kd000005 tx on", "namespace", "kd000005 leaves checksums to hardware"),
+    "inner offload": Damage(f"ip netns exec {NAMESPACE} ethtool -K dhcp0 tx on", "namespace", "dhcp0 leaves checksums"),
     "namespace deleted": Damage(f"ip netns del {NAMESPACE}", "namespace", "missing"),
+    "uplink down": Damage("ip link set nic0 down", "uplink", "it was down"),
     "neighbour deleted": Damage("ip neigh del 192.0.2.2 dev v0", "peer", "missing"),
     "dnsmasq killed": Damage(f"kill -9 $(cat {PID})", "dhcp", "not running"),
     "dnsmasq's configuration": Damage(f"echo dhcp-option=3,9.9.9.9 >>{FOLDER}/dnsmasq.conf", "dhcp", "config was"),
@@ -82,6 +92,9 @@ DAMAGES = {
     ),
 }
 
+
+# Done at once after something was put, before it can have been looked at.
+AT_ONCE = ["uplink down", "names deleted", "dnsmasq's folder deleted", "namespace deleted", "neighbour deleted"]
 
 KINDS = sorted({done.kind for done in DAMAGES.values()})
 
@@ -112,7 +125,7 @@ async def damage(node: Node, done: Damage) -> float:
 
     await until(told, f"{done.kind}: {done.told!r}; told is {list(drifts(node).values())[:3]}")
 
-    wanted = {item.key: item for item in everything() if item.key[0] != "peer"}
+    wanted = {item.key: item for item in everything() if item.key[0] not in UNSEEN}
     wrong: list[object] = []
 
     async def whole() -> bool:
@@ -121,6 +134,8 @@ async def damage(node: Node, done: Damage) -> float:
         wrong.extend(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
         if "managed" not in sh("ip neigh show to 192.0.2.2"):
             wrong.append("neighbour")
+        if not sh("ip -o link show nic0 up"):
+            wrong.append("nic0")
         return not wrong
 
     try:
@@ -151,6 +166,13 @@ async def test_c_08_b_ops_14_whatever_somebody_changes_is_told_and_put_right_wit
     assert flow.owner == f"Network {NETWORK}"
     assert flow.count >= 3
     assert flow.first_time.ToNanoseconds() < flow.last_time.ToNanoseconds()
+
+
+@on_private_host
+async def test_c_08_what_is_put_back_and_taken_away_again_at_once_is_noticed(node: Node) -> None:
+    for _ in range(2):
+        for name in AT_ONCE:
+            await damage(node, DAMAGES[name])
 
 
 @on_private_host

@@ -13,8 +13,10 @@ from pyroute2 import AsyncIPRoute
 from agent.drivers.exec import ExecError, run
 from agent.drivers.netlink import NetlinkDriver
 from agent.drivers.ovsdb import OvsdbDriver
-from agent.facts.model import Interface
-from agent.facts.ovsdb import Ovsdb, OvsdbError, underlay_bridges
+from agent.facts import links
+from agent.facts.links import Links
+from agent.facts.model import Interface, Link
+from agent.facts.ovsdb import Ovsdb, OvsdbError
 from agent.model.host import Bridge, OvsPort, ServiceNamespace
 from tests.component.private_host import on_private_host, sh, start_ovsdb
 from tests.waiting import until
@@ -228,13 +230,70 @@ async def test_interface_error_is_reported(driver):
 
 
 @on_private_host
-async def test_underlay_addresses(driver):
+async def test_underlay_addresses(ovsdb, driver):
     await driver.apply([INT, Bridge("br-b", "netdev"), Bridge("br-a", "netdev")], [])
     for bridge, address in (("br-b", "192.0.2.2/24"), ("br-a", "2001:db8::1/64"), ("br-int", "192.0.2.3/24")):
         sh(f"ip addr add {address} dev {bridge}; ip link set {bridge} up")
     sh("ip addr add 192.0.2.4/32 dev lo")
-    found = await underlay_bridges(["br-int", "br-b", "br-a", "br-gone"])
-    assert list(found.items()) == [("2001:db8::1", "br-a"), ("192.0.2.2", "br-b")]
+
+    async def found():
+        facts = await ovsdb.host_facts()
+        return list(facts.underlay_bridges.items()), sorted(facts.addresses)
+
+    bridges = [("2001:db8::1", "br-a"), ("192.0.2.2", "br-b")]
+    addresses = ["192.0.2.2", "192.0.2.3", "192.0.2.4", "2001:db8::1"]
+
+    async def all_found():
+        return await found() == (bridges, addresses)
+
+    await until(all_found, "all addresses but those of the links' own are known")
+
+
+@on_private_host
+async def test_b_net_12_addresses_and_what_bears_them_are_told_as_they_change(ovsdb):
+    told = []
+    ovsdb.on_change(lambda: told.append(1))
+
+    async def borne(address, link):
+        async def known():
+            return (await ovsdb.host_facts()).addresses.get(address) == link
+
+        await until(known, f"{address} is on {link}")
+
+    sh("ip link add eth5 mtu 1400 type veth peer name wire5; ip addr add 198.51.100.1/24 dev eth5")
+    await borne("198.51.100.1", Link("eth5", 1400))
+    sh("ip link set eth5 mtu 1300")
+    await borne("198.51.100.1", Link("eth5", 1300))
+    sh("ip link set eth5 name eth6; ip addr add 2001:db8:5::1/64 dev eth6 nodad")
+    await borne("2001:db8:5::1", Link("eth6", 1300))
+    await borne("198.51.100.1", Link("eth6", 1300))
+    sh("ip addr del 198.51.100.1/24 dev eth6")
+    await borne("198.51.100.1", None)
+    assert told
+    told.clear()
+    sh("ip link add m1 type veth peer name m2; ip link set m1 up; ip link del m1; ip link del eth6")
+    await borne("2001:db8:5::1", None)
+    assert len(told) == 1, "links without an address are nobody's matter"
+
+
+@on_private_host
+async def test_addresses_are_asked_for_anew_when_the_kernel_had_more_to_say_than_there_was_room_for(monkeypatch):
+    monkeypatch.setattr(links, "_BUFFER", 1)  # the kernel makes the least of it: a message or two
+    asked = []
+    monkeypatch.setattr(Links, "_begin", lambda self, begin=Links._begin: (asked.append(1), begin(self)))
+    known = Links(lambda: None)
+    await known.start()
+    sh("ip link add eth5 type veth peer name wire5; for n in $(seq 40); do ip addr add 198.51.100.$n/32 dev eth5; done")
+    sh("for n in $(seq 20 40); do ip addr del 198.51.100.$n/32 dev eth5; done")
+    wanted = {f"198.51.100.{n}": Link("eth5", 1500) for n in range(1, 20)}
+    try:
+        await until(
+            lambda: {at: link for at, link in known.addresses.items() if link.name == "eth5"} == wanted, "all are known"
+        )
+        assert len(asked) > 1
+    finally:
+        known.close()
+        sh("ip link del eth5")
 
 
 @on_private_host

@@ -81,9 +81,6 @@ class Host:
     def on_change(self, callback: Callable[[], None]) -> None:
         self.changed = callback
 
-    def look_again(self) -> None:
-        """Nothing is kept."""
-
     async def host_facts(self) -> HostFacts:
         return HostFacts(dict(self.interfaces), ("netdev",), "3.1.0", ("192.0.2.1",))
 

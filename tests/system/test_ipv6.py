@@ -69,6 +69,24 @@ def test_b_sub_01_b_sub_07_b_net_20_slaac_over_hosts_and_no_discovery_between_th
     assert "default" not in first.workload.run("ip -6 route"), "nobody routes, so nobody says that he does"
 
 
+def test_b_sub_07_a_subnet_that_comes_later_reaches_guests_that_run_and_goes_again(
+    scene: Scene, cloud: Cloud, h1: Host, h2: Host
+) -> None:
+    network = scene.network()
+    one, two = (scene.vm(network, host) for host in (h1, h2))
+    assert one.sees(two)
+    later = subnet(cloud, network, "fd00:1::/64")
+    cloud.admin.wait(later.revision)
+    for vm in (one, two):
+        vm.port = cloud.admin.get(vm.port)
+        vm.workload.speak6()
+    assert [vm.workload.slaac() for vm in (one, two)] == [[ip6(vm)] for vm in (one, two)]
+    assert one.workload.ping(ip6(two), count=3, interval=0.05).received == 3
+    cloud.admin.delete(later)
+    assert [len(cloud.admin.get(vm.port).fixed_ips) for vm in (one, two)] == [1, 1]
+    assert one.sees(two), "IPv4 is as it was"
+
+
 def test_b_sub_10_an_advertisement_within_3_s_of_port_up(scene: Scene, cloud: Cloud, h1: Host) -> None:
     network = scene.network(mtu=1400)
     subnet(cloud, network, "fd00:1::/64", dns_nameservers=["fd00:53::1"])

@@ -18,7 +18,7 @@ import pytest
 from controlplane.values import eui64
 from deploy.lab import Host, wait_until
 from deploy.lab.place import Place
-from kumihimo.v1 import network_pb2, node_pb2, port_pb2, segment_pb2
+from kumihimo.v1 import network_pb2, node_pb2, operations_pb2, port_pb2, segment_pb2
 from tests.system import frames, frames6
 from tests.system.cloud import PATIENCE, Cloud, Guest, Scene, Vm, bridges
 from tests.system.test_outages import durations, state, wait_compiled
@@ -409,6 +409,28 @@ def test_b_net_12_an_underlay_that_is_too_narrow_is_told_by_the_network(
         finally:
             h2.run(f"ip link set {nic} mtu 1600; ip link set br-phy mtu 1600")
         wait_until(lambda made=made: not told(made), "it is taken back", PATIENCE)  # type: ignore[misc]
+
+
+def test_b_net_02_a_mapped_interface_that_is_down_is_brought_up_and_stays_up(
+    scene: Scene, cloud: Cloud, wire: None, h1: Host, h2: Host
+) -> None:
+    map_bridges(cloud, h2)
+    h2.run("ip link set phy1 down")
+    map_bridges(cloud, h2, phys="phy1")
+    one, two = workloads(scene, network(scene, "flat"), (h1, h2))
+    assert one.sees(two), "naming it is all that it takes"
+    began = time.monotonic()
+    h2.run("ip link set phy1 down")
+
+    def told() -> bool:
+        request = operations_pb2.ListDriftRequest(node="h2")
+        found = cloud.admin.client.call("Operations", "ListDrift", request).items
+        return any((drift.kind, drift.object) == ("uplink", "phy1") for drift in found)
+
+    wait_until(told, "it is told", PATIENCE)
+    wait_until(lambda: "UP" in h2.run("ip -o link show phy1 up"), "it is up again", PATIENCE)
+    assert time.monotonic() - began < 10
+    assert one.sees(two)
 
 
 def test_a_75_a_changed_tunnel_address_converges_all_peers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from cli.kinds import kinds
 from deploy.lab import Host, wait_until
@@ -45,6 +46,31 @@ def test_a_73_a_75_another_tunnel_ip_converges_all_peers(cloud: Cloud, scene: Sc
         h1.run(f"ip address del {OTHER}/24 dev br-phy")
     print(f"\ntwo changes of tunnel_ip: {result.lost} of {result.sent} pings lost, the longest gap {result.gap * 1000:.0f} ms")
     assert result.gap < 1.0
+
+
+def test_b_net_12_a_tunnel_ip_that_the_host_does_not_have_is_told_and_so_is_what_bears_it(
+    cloud: Cloud, scene: Scene, h1: Host
+) -> None:
+    network = scene.network()
+    scene.vm(network, h1)
+
+    def told(reason: str, message: Any) -> str:
+        return "; ".join(item.message for item in cloud.admin.get(message).conditions if item.reason == reason)
+
+    node = node_pb2.Node(id="h1")
+    assert not told("TUNNEL_IP_NOT_HERE", node)
+    try:
+        cloud.admin.update(node_pb2.Node(id="h1", tunnel_ip=OTHER), "tunnel_ip")
+        wait_until(lambda: "no interface of this host has it" in told("TUNNEL_IP_NOT_HERE", node), "it is missed", PATIENCE)
+        assert h1.underlay in told("TUNNEL_IP_NOT_HERE", node), "what could be used"
+        h1.run(f"ip link add plain0 mtu 1400 type veth peer name plain1; ip address add {OTHER}/32 dev plain0")
+        wait_until(lambda: "plain0 has it, which is no bridge" in told("TUNNEL_IP_NOT_HERE", node), "it is found", PATIENCE)
+        wait_until(lambda: "bytes on plain0, which carries 1400" in told("UNDERLAY_MTU", network), "its MTU too", PATIENCE)
+        h1.run(f"ip link del plain0; ip address add {OTHER}/24 dev br-phy")
+        wait_until(lambda: not told("TUNNEL_IP_NOT_HERE", node) + told("UNDERLAY_MTU", network), "all is well", PATIENCE)
+    finally:
+        cloud.admin.update(node_pb2.Node(id="h1", tunnel_ip=h1.underlay), "tunnel_ip")
+        h1.run(f"ip link del plain0 || true; ip address del {OTHER}/24 dev br-phy || true")
 
 
 def test_a_74_roles_and_the_rest_are_told_at_once(cloud: Cloud, h1: Host) -> None:

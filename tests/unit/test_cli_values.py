@@ -76,6 +76,11 @@ def test_private_vlan_kind_keeps_its_underscores() -> None:
         ("allowed_address_pairs", f"::1,{MAC}", port_pb2.AddressPair(ip_address="::1", mac_address=MAC)),
         ("allowed_address_pairs", f"mac_address={MAC},ip_address=::1", port_pb2.AddressPair(ip_address="::1", mac_address=MAC)),
         ("extra_dhcp_opts", "name=114,value=a,b=c", port_pb2.DhcpOption(name="114", value="a,b=c")),
+        (
+            "extra_dhcp_opts",
+            "option6:ntp-server=fd00::3",
+            port_pb2.DhcpOption(name="ntp-server", value="fd00::3", ip_version=network_pb2.IP_VERSION_IPV6),
+        ),
         ("extra_dhcp_opts", "ntp-server=10.0.0.3,10.0.0.4", port_pb2.DhcpOption(name="ntp-server", value="10.0.0.3,10.0.0.4")),
     ],
 )
@@ -104,7 +109,7 @@ def test_what_is_shown_can_be_typed(field: str, text: str) -> None:
     [
         ("fixed_ips", "colour=blue", "is not ADDRESS or SUBNET or subnet=...,ip_address=..."),
         ("fixed_ips", "subnet=a,subnet=b", "gives subnet_id more than once"),
-        ("extra_dhcp_opts", "6", "is not NAME=VALUE or name=...,value=...,ip_version=..."),
+        ("extra_dhcp_opts", "6", "is not NAME=VALUE or option6:NAME=VALUE or name=...,value=...,ip_version=..."),
         ("extra_dhcp_opts", "name=6,ip_version=5", "'5' is not one of ipv4, ipv6"),
         ("allowed_address_pairs", "", "is not ADDRESS"),
         ("hints", "=x", "is not KEY=VALUE"),

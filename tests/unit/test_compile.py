@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from agent.compile.dhcp import config, host_line, options
+from agent.compile.dhcp import config, host_line
 from agent.compile.dns import dns_flows
+from agent.compile.lease import options
 from agent.model.flow import Flow, Group, Meter, Output, Resubmit, SetField, ToController
 from agent.model.host import DhcpServer, Peer, PortName, ServiceNamespace
 from agent.model.pipeline import (
@@ -178,8 +179,10 @@ def test_b_sub_05_a_port_is_told_its_own_options_before_those_of_its_subnet() ->
     assert options(port) == [
         f'dhcp-option-force=tag:{mark},option:domain-name,"mine.example"',
         f"dhcp-option-force=tag:{mark},option:domain-search,other.example",
+        f"dhcp-option-force=tag:{mark},option6:domain-search,other.example",
         f"dhcp-option-force=tag:{mark},option:ntp-server,10.0.0.3,10.0.0.4",
         f"dhcp-option-force=tag:{mark},option:router",
+        f"dhcp-option-force=tag:{mark},option6:dns-server,[fd00::1]",
     ]
     assert host_line(port, fixed) == f"fa:16:3e:00:00:01,set:{mark},10.0.0.5,web"
 

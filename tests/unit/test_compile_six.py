@@ -6,7 +6,7 @@ import pytest
 
 from agent.compile.base import link_local
 from agent.compile.dhcp import config
-from agent.compile.dhcp6 import flows
+from agent.compile.dhcp6 import flows, hosts
 from agent.compile.guard import guard
 from agent.compile.neighbour import floating, neighbour
 from agent.model.flow import Flow, Output, Resubmit, SetField
@@ -70,6 +70,30 @@ def test_b_sub_08_hosts_of_both_families_have_a_file_each() -> None:
     mine = {name: line for name, line in server.hosts if name.startswith(PORTS[3])}
     assert set(mine) == {PORTS[3], f"{PORTS[3]}.6"}
     assert mine[f"{PORTS[3]}.6"] == "fa:16:3e:00:00:03,[fd00::f816:3eff:fe00:3]"
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"), [(pb.IPV6_MODE_SLAAC, False), (pb.IPV6_MODE_DHCPV6_STATELESS, True), (pb.IPV6_MODE_DHCPV6_STATEFUL, True)]
+)
+def test_b_sub_05_a_port_with_options_is_known_to_dhcpv6_where_guests_ask_by_it(mode: int, told: bool) -> None:
+    served = subnet(mode, ipv6_address_mode=mode)
+    port = port_pb2.Port(id=PORTS[0], mac_address=MAC)
+    port.fixed_ips.add(subnet_id=served.id, ip_address="fd00:1::5")
+
+    class Plugged:
+        def local_ports(self, network_id: str) -> list[str]:
+            return [PORTS[0]]
+
+        def port(self, network_id: str, port_id: str) -> port_pb2.Port:
+            return port
+
+    def lines() -> list[tuple[str, str]]:
+        return list(hosts(Plugged(), "n", [served]))  # type: ignore[arg-type]
+
+    assert bool(lines()) == (mode == pb.IPV6_MODE_DHCPV6_STATEFUL), "else it has nothing to tell"
+    port.extra_dhcp_opts.add(name="ntp-server", value="10.0.0.3")
+    mark = f"set:s{PORTS[0][-12:]}"
+    assert lines() == ([(f"{PORTS[0]}.6", f"{MAC},{mark},[fd00:1::5]")] if told else [])
 
 
 def guarded(**fields: object) -> list[Flow]:

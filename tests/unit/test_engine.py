@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from agent.compile import FEATURES
 from agent.compile.engine import Conflict, Engine
 from agent.compile.tunnel import TUNNELS
-from agent.facts.model import HostFacts, Interface
+from agent.facts.model import HostFacts, Interface, Link
 from agent.mirror.state import State
 from agent.model.item import Item, Key
 from controlplane.store import keys
@@ -109,7 +109,8 @@ class Cloud:
 
     def facts(self) -> None:
         underlay = {"192.168.50.1": "br-phy"}
-        facts = HostFacts(dict(self.interfaces), ("netdev",), "3.1.0", tuple(underlay), underlay, self.foreign)
+        borne = {address: Link(bridge, 1500) for address, bridge in underlay.items()}
+        facts = HostFacts(dict(self.interfaces), ("netdev",), "3.1.0", tuple(underlay), underlay, self.foreign, borne)
         self.engine.touch(self.state.take_facts(facts))
         self.follow()
 

@@ -70,9 +70,6 @@ class Cloud:
     async def host_facts(self) -> HostFacts:
         return HostFacts(dict(self.interfaces), ("netdev",), "3.1.0", ())
 
-    def look_again(self) -> None:
-        """Nothing changes here."""
-
     def plug(self, name: str, ofport: int, port_id: str | None) -> None:
         self.interfaces[name] = Interface(name, "br-int", ofport, port_id, "", "")
         self._changed()

@@ -14,10 +14,10 @@ from agent.compile.engine import Engine
 from agent.compile.port import verdict
 from agent.compile.tunnel import TUNNELS
 from agent.compile.view import View
-from agent.facts.model import HostFacts, Interface
+from agent.facts.model import HostFacts, Interface, Link
 from agent.mirror.state import State
 from agent.model.flow import Flow, Group, Output, PopVlan, PushVlan, Resubmit, SetField, match
-from agent.model.host import Bridge, OvsPort
+from agent.model.host import Bridge, OvsPort, Uplink
 from agent.model.pipeline import FLAGS, FROM_PROVIDER, FROM_TUNNEL, Table
 from agent.model.remark import Remark
 from controlplane.store import keys
@@ -56,7 +56,10 @@ class Host:
         node: dict[str, Any] | None = None,
         tunnel_ip: str = UNDERLAY4,
         mtu: int = 0,
+        link: Link | None = None,
+        datapath: str = "netdev",
     ) -> None:
+        """link: what bears the tunnel_ip; by default it is br-phy."""
         self.state = State("h1")
         self.networks = list(networks)
         own = {"tunnel_ip": tunnel_ip, "bridge_mappings": {wire: f"eth-{wire}" for wire in WIRES}} | (node or {})
@@ -73,7 +76,9 @@ class Host:
             tap = f"tap{number}"
             interfaces[tap] = Interface(tap, "br-int", FIRST_TAP + number, name(2, number), "", "")
         foreign = frozenset({"br-phy", "br-foreign"})
-        facts = HostFacts(interfaces, ("netdev",), "3.1.0", (tunnel_ip,), {tunnel_ip: "br-phy"}, foreign)
+        bears = link or Link("br-phy", mtu)
+        underlay = {tunnel_ip: "br-phy"} if bears.name == "br-phy" else {}
+        facts = HostFacts(interfaces, (datapath,), "3.1.0", tuple(underlay), underlay, foreign, {tunnel_ip: bears})
         self.engine = Engine(self.state, FEATURES)
         self.engine.touch(self.state.take_facts(facts))
         self._list(keys.NODES, {keys.node(node.id): node for node in nodes})
@@ -189,6 +194,7 @@ def test_a_61_the_name_of_a_bridge_is_short_and_never_somebody_elses(mapped: dic
     used = bridge or "br-foreign"
     assert [(item.name, item.fail_mode) for item in made] == ([(bridge, "standalone")] if bridge else [])
     assert len(used) <= 15
+    assert host.of(Uplink) == [], "it is not there yet"
     patches = {(port.bridge, port.name) for port in host.of(OvsPort) if port.type == "patch"}
     assert patches == {("br-int", f"int-{used}"), (used, f"phy-{used}")}
 
@@ -208,6 +214,15 @@ def test_a_port_whose_segment_is_not_here_is_not_wired_and_says_why(node: dict[s
     assert [remark.port_id for remark in host.remarks()] == [name(2, 0)]
     assert [group.group_id for group in host.of(Group)] == [2], "the other network is as ever"
     assert verdict(View(host.state), name(1, 2), name(2, 1)).wired
+
+
+def test_b_net_02_a_mapped_interface_is_brought_up_and_one_of_a_foreign_bridge_is_not() -> None:
+    assert host_uplinks({wire: f"eth-{wire}" for wire in WIRES}) == {f"eth-{wire}" for wire in WIRES}
+    assert host_uplinks({"p": "br-foreign"}) == set()
+
+
+def host_uplinks(mapped: dict[str, str]) -> set[str]:
+    return {item.name for item in Host([], node={"bridge_mappings": mapped}).of(Uplink)}
 
 
 @pytest.mark.parametrize(
@@ -231,3 +246,25 @@ def test_b_net_12_a_wire_that_carries_one_byte_too_little_is_told(kind: str, tun
     assert f"mtu is 1400, and such a packet takes {1400 + overhead} bytes on br-p" in told.message
     assert f"which carries {1399 + overhead}: it is lost. An mtu of at most 1399," in told.message
     assert Host([made], tunnel_ip=tunnel_ip, mtu=0).remarks() == [], "not known"
+
+
+def test_b_net_12_so_is_that_of_an_ordinary_interface_which_has_the_tunnel_ip() -> None:
+    made = network(1, "VXLAN", 7)
+    assert Host([made], link=Link("bond0", 1450), datapath="system").remarks() == []
+    (told,) = Host([made], link=Link("bond0", 1449), datapath="system").remarks()
+    assert told.reason == "UNDERLAY_MTU"
+    assert "takes 1450 bytes on bond0, which carries 1449" in told.message
+
+
+def test_a_tunnel_ip_from_which_no_tunnel_can_start_is_told() -> None:
+    (told,) = Host([], node={"tunnel_ip": "192.0.2.9"}).remarks()
+    assert (told.scope, told.reason) == ("", "TUNNEL_IP_NOT_HERE")
+    assert told.message == (
+        "tunnel_ip is 192.0.2.9, and no interface of this host has it; nothing passes by tunnel."
+        f" What could be used: {UNDERLAY4}"
+    )
+    (told,) = Host([], link=Link("eth0", 1500)).remarks()
+    assert "eth0 has it, which is no bridge of Open vSwitch but br-int" in told.message
+    assert told.message.endswith("What could be used: none")
+    assert Host([], link=Link("eth0", 1500), datapath="system").remarks() == []
+    assert Host([], node={"tunnel_ip": ""}).remarks() == []
