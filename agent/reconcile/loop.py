@@ -135,7 +135,7 @@ class Loop:
                     self._ovsdb.look_again()
                     self._facts_changed = True
                 tokens |= await self._take_facts()
-                tokens |= self._remember()
+                tokens |= self._remember() | self._state.forget()
                 self._follow_interest()
                 if self._sparing and self._following and self._state.is_complete and not self._unlisted():
                     self._confirm()

@@ -18,6 +18,7 @@ from agent.model.pipeline import SOURCE, TARGET, CookieKind, Reason, Table, cook
 from agent.model.remark import PENDING, Remark
 from agent.model.rule import ranged
 from controlplane.store import keys
+from controlplane.store.feed import Changed
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
 from kumihimo.v1 import security_pb2 as pb
 from tests.fakes.switch import Packet, Switch
@@ -295,6 +296,35 @@ def test_b_sg_01_a_rule_compiles_itself_and_its_list() -> None:
     assert len(removed.delete) >= 2
     # The generation: of each port that has the group.
     assert removed.compiled == 1 + len(PORTS)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_what_a_rule_named_is_still_known_when_another_rule_names_it_at_once(together: bool) -> None:
+    """One transaction, or two that are taken in before it is decided what to watch."""
+    estate = Estate()
+    for number in (0, 1):
+        estate.put_group(number)
+        estate.put_port(number, number)
+    estate.put_port(2, 1)
+    estate.put_rule(0, 0, OUT)
+    estate.put_rule(1, 0, IN, protocol="tcp", remote_group_id=GROUPS[0])
+    cloud, prefix = estate.cloud, keys.scope(GROUPS[1], "secgroup")
+    # Only the rule is why the first group concerns the node.
+    cloud.interfaces.pop("tap0")
+    estate.run()
+    old = keys.rules(GROUPS[1]) + estate.rules.popitem()[0]
+    estate.put_rule(1, 1, IN, protocol="udp", remote_group_id=GROUPS[0])
+    (told,) = cloud.pending.pop(prefix)
+    assert isinstance(told, Changed)
+    put = told.changes[0]
+    taken = [[(old, None), put]] if together else [[(old, None)], [put]]
+    for changes in taken:
+        cloud.engine.touch(cloud.state.take(Changed(prefix, cloud.revision, changes)))
+    cloud.follow()
+    estate.run()
+    assert not [item for item in cloud.engine.items().values() if isinstance(item, Remark) and item.reason == PENDING]
+    came = packet(0, 1, Probe("10.0.0.1", "10.0.0.2", 17, (5, 80))) | {"tun_id": 7}
+    assert Switch(estate.flows).send(1, came).out == [FIRST + 1]
 
 
 def test_b_sg_09_a_thousand_rules_replaced_compile_in_half_a_second() -> None:
