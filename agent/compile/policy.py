@@ -28,6 +28,7 @@ from agent.model.flow import (
     CT_RELATED,
     CT_REPLY,
     CT_TRACKED,
+    FRAGMENT,
     Action,
     Flow,
     Move,
@@ -40,6 +41,7 @@ from agent.model.item import Item
 from agent.model.pipeline import (
     ALLOWED,
     BY_CONNECTION,
+    COMPLETE,
     FLAGS,
     FROM_SERVICE,
     GENERATION,
@@ -66,7 +68,7 @@ from controlplane.store import keys
 # do without, and connection tracking does not know.
 ALWAYS = (130, 131, 132, 143, 133, 134, 135, 136)
 FAMILIES = (ETH_IPV4, ETH_IPV6)
-WHOLE = (1 << 32) - 1
+INVALID = (CT_TRACKED | CT_INVALID, CT_TRACKED | CT_INVALID)
 NO_GENERATION = 0  # of connections that only pass because a group observes
 
 
@@ -104,6 +106,8 @@ def compile_filter(_: View) -> Iterable[Item]:
         yield flow(side.track, 105, match(eth_type=ETH_IPV4, ip_proto=IGMP), onward, cookie=base)
         for kind in ALWAYS:
             yield flow(side.track, 105, match(eth_type=ETH_IPV6, ip_proto=ICMPV6, icmpv6_type=kind), onward, cookie=base)
+        broken = match(**{FLAGS: (COMPLETE, COMPLETE)}, ct_state=INVALID)
+        yield flow(side.track, 103, broken, *drop(Reason.FRAGMENT), cookie=base)
         yield flow(side.track, 0, match(), *drop(side.refused), cookie=base)
         yield from _states(side, base)
         yield from _decisions(side, base)
@@ -136,6 +140,9 @@ def _states(side: Side, base: int) -> Iterator[Flow]:
             cookie=base,
         )
     yield flow(side.state, 0, match(), *drop(Reason.CT_INVALID), cookie=base)
+    for family in FAMILIES:
+        broken = match(ct_state=INVALID, eth_type=family, ip_frag=(FRAGMENT, FRAGMENT))
+        yield flow(side.state, 20, broken, *drop(Reason.FRAGMENT), cookie=base)
     # No packet comes here untracked. But when the switch checks what it has cached of a port that is gone, by the flows of the
     # port that has its number now, it takes it for that, and would count the other's packets: nobody is to be blamed.
     nobody = (SetField(SOURCE, 0), SetField(TARGET, 0))
@@ -147,7 +154,7 @@ _CLEAN = tuple(SetField(register, 0) for register in (JUDGED, REMOTE, GENERATION
 
 
 def _decisions(side: Side, base: int) -> Iterator[Flow]:
-    onward: tuple[Action, ...] = (SetField(FLAGS, 0, ALLOWED | OBSERVED), *_CLEAN, Resubmit(side.onward))
+    onward: tuple[Action, ...] = (SetField(FLAGS, 0, ALLOWED | OBSERVED | COMPLETE), *_CLEAN, Resubmit(side.onward))
     for family in FAMILIES:
         allowed = match(**{FLAGS: (ALLOWED, ALLOWED)}, eth_type=family)
         observed = match(**{FLAGS: (OBSERVED, OBSERVED)}, eth_type=family)
@@ -155,7 +162,13 @@ def _decisions(side: Side, base: int) -> Iterator[Flow]:
         noted = Track(side.port, commit=True, actions=(SetField("ct_mark", NO_GENERATION),))
         yield flow(side.decide, 100, allowed, commit, *onward, cookie=base)
         yield flow(side.decide, 50, observed, noted, *_observe(), *onward, cookie=base)
+        # Fragments once more: those whose first was refused wait here for it, as they do where a connection is committed.
+        fragment = match(**{FLAGS: (ALLOWED | COMPLETE, ALLOWED | COMPLETE)}, eth_type=family)
+        again = Track(side.port, side.stateless)
+        yield flow(side.stateless, 120, fragment, SetField(FLAGS, 0, COMPLETE), *_CLEAN, again, cookie=base)
     yield flow(side.decide, 0, match(), *drop(side.refused), cookie=base)
+    broken = match(**{FLAGS: (ALLOWED, ALLOWED)}, ct_state=INVALID)
+    yield flow(side.stateless, 115, broken, *drop(Reason.FRAGMENT), cookie=base)
     yield flow(side.stateless, 110, match(**{FLAGS: (ALLOWED, ALLOWED)}), *onward, cookie=base)
     yield flow(side.stateless, 50, match(**{FLAGS: (OBSERVED, OBSERVED)}), *_observe(), *onward, cookie=base)
     yield flow(side.stateless, 0, match(), *drop(side.refused), cookie=base)
@@ -209,6 +222,9 @@ def _judge(side: Side, ofport: int, stateless: bool, tracked: bool, mark: int) -
         if not stateless:
             yield flow(side.track, 100, where, track, cookie=mark)
             continue
+        # Tracking is where fragments wait until their packet is whole. No connection comes of it.
+        fragment = match(**{side.port: ofport}, **{FLAGS: (0, COMPLETE)}, eth_type=family, ip_frag=(FRAGMENT, FRAGMENT))
+        yield flow(side.track, 102, fragment, SetField(FLAGS, COMPLETE, COMPLETE), Track(ofport, side.track), cookie=mark)
         yield flow(
             side.track,
             100,
@@ -220,7 +236,7 @@ def _judge(side: Side, ofport: int, stateless: bool, tracked: bool, mark: int) -
             cookie=mark,
         )
         if tracked:
-            yield flow(side.stateless, 100, where, *_CLEAN, track, cookie=mark)
+            yield flow(side.stateless, 100, where, SetField(FLAGS, 0, COMPLETE), *_CLEAN, track, cookie=mark)
 
 
 def _generation(view: View, scopes: Iterable[str], named: Iterable[str]) -> int:

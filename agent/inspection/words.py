@@ -74,6 +74,7 @@ WHY: Mapping[Reason, str] = {
     Reason.SG_INGRESS: "no rule of the receiver's security groups allows it",
     Reason.CT_INVALID: "it belongs to no connection, and none can begin with it",
     Reason.OBSERVED: "no rule allows it, and a security group that only observes lets it pass",
+    Reason.FRAGMENT: "it is a fragment that is too small, or lies over another one, or whose packet belongs to no connection",
 }
 # Because no rule of a port allows it, and in which register that port is.
 BY_GROUPS: Mapping[int, str] = {Reason.SG_EGRESS: SOURCE, Reason.SG_INGRESS: TARGET}

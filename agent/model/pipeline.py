@@ -80,14 +80,16 @@ NEXT: dict[Table, frozenset[Table]] = {
     Table.CLASSIFY: frozenset({Table.PORT_SECURITY, Table.SERVICES, Table.FROM_PROVIDER, Table.L2, Table.DROP}),
     Table.PORT_SECURITY: frozenset({Table.ND_GUARD, Table.SERVICES, Table.DROP}),
     Table.ND_GUARD: frozenset({Table.SERVICES, Table.DROP}),
-    Table.EGRESS_TRACK: frozenset({Table.EGRESS_STATE, Table.POLICY, Table.EGRESS_STATELESS, Table.L2, Table.DROP}),
+    Table.EGRESS_TRACK: frozenset(
+        {Table.EGRESS_TRACK, Table.EGRESS_STATE, Table.POLICY, Table.EGRESS_STATELESS, Table.L2, Table.DROP}
+    ),
     Table.EGRESS_STATE: frozenset({Table.POLICY, Table.EGRESS_DECIDE, Table.L2, Table.DROP}),
     Table.POLICY: frozenset({Table.GROUP}),
     Table.EGRESS_DECIDE: frozenset({Table.L2, Table.DROP}),
     Table.GROUP: frozenset({Table.MEMBERS, Table.RULES}),
     Table.MEMBERS: frozenset({Table.RULES}),
     Table.RULES: frozenset(),
-    Table.EGRESS_STATELESS: frozenset({Table.EGRESS_STATE, Table.L2, Table.DROP}),
+    Table.EGRESS_STATELESS: frozenset({Table.EGRESS_STATELESS, Table.EGRESS_STATE, Table.L2, Table.DROP}),
     Table.SERVICES: frozenset(
         {Table.NEIGHBOURS, Table.ARP_REPLY, Table.NEIGHBOURS_6, Table.ND_REPLY, Table.EGRESS_TRACK, Table.L2, Table.DROP}
     ),
@@ -98,10 +100,12 @@ NEXT: dict[Table, frozenset[Table]] = {
     Table.NEIGHBOURS_6: frozenset(),
     Table.FROM_PROVIDER: frozenset({Table.L2, Table.DROP}),
     Table.L2: frozenset({Table.INGRESS, Table.NODE, Table.PROVIDER, Table.DROP}),
-    Table.INGRESS: frozenset({Table.INGRESS_STATE, Table.POLICY, Table.INGRESS_STATELESS, Table.LOCAL, Table.DROP}),
+    Table.INGRESS: frozenset(
+        {Table.INGRESS, Table.INGRESS_STATE, Table.POLICY, Table.INGRESS_STATELESS, Table.LOCAL, Table.DROP}
+    ),
     Table.INGRESS_STATE: frozenset({Table.POLICY, Table.INGRESS_DECIDE, Table.LOCAL, Table.DROP}),
     Table.INGRESS_DECIDE: frozenset({Table.LOCAL, Table.DROP}),
-    Table.INGRESS_STATELESS: frozenset({Table.INGRESS_STATE, Table.LOCAL, Table.DROP}),
+    Table.INGRESS_STATELESS: frozenset({Table.INGRESS_STATELESS, Table.INGRESS_STATE, Table.LOCAL, Table.DROP}),
     Table.LOCAL: frozenset({Table.DROP}),
     Table.NODE: frozenset({Table.VXLAN, Table.GENEVE, Table.GRE, Table.DROP}),
     Table.PROVIDER: frozenset({Table.DROP}),
@@ -137,6 +141,7 @@ STATELESS = 1 << 29  # by the stateless groups of the port; else by the others
 FROM_TUNNEL = 1 << 0  # also set for what must not leave the host
 FROM_PROVIDER = 1 << 1
 ALLOWED = 1 << 3  # a rule allows it
+COMPLETE = 1 << 4  # a fragment of a packet whose other fragments are there too
 NEIGHBOUR_FOUND = 1 << 5
 FROM_SERVICE = 1 << 6
 NEIGHBOUR_FLOATS = 1 << 7  # an address that moves between ports: its owner answers, not we
@@ -172,6 +177,7 @@ class Reason(IntEnum):
     SG_INGRESS = 24  # no rule of the receiver allows it
     CT_INVALID = 25  # of no connection, and none that can begin with it
     OBSERVED = 26  # not dropped: a group that only observes let it pass
+    FRAGMENT = 27  # too small, over another of its packet, or of a packet as CT_INVALID
 
 
 # What guests have that do nothing wrong: probes for their own address, IPv6 by default.
@@ -199,9 +205,10 @@ REASONS_OF_SENDER = (
     Reason.SG_EGRESS,
     Reason.CT_INVALID,
     Reason.OBSERVED,
+    Reason.FRAGMENT,
 )
 # And to a packet on its way to a given local port.
-REASONS_OF_RECEIVER = (Reason.SG_INGRESS, Reason.CT_INVALID, Reason.OBSERVED)
+REASONS_OF_RECEIVER = (Reason.SG_INGRESS, Reason.CT_INVALID, Reason.OBSERVED, Reason.FRAGMENT)
 
 # Of what is dropped the first bytes are told of some packets: so many a second of each port, and so many at once.
 SAMPLE_BYTES = 128

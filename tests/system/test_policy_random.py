@@ -127,10 +127,11 @@ class Estate:
         for vm in self.vms:
             for group in vm.port.security_group_ids:
                 members[group] += [fixed.ip_address for fixed in vm.port.fixed_ips]
-        known = {group.id for group in self.groups}
-        rules = [rule for rule in self.cloud.admin.list(pb.SecurityGroupRule) if rule.security_group_id in known]
+        # That of the project too, which a port gets with its port security.
+        groups = {group.id: group for group in self.cloud.admin.list(pb.SecurityGroup)}
         places = {place.id: place.addresses for place in self.places}
-        return Policies({vm.id: vm.port for vm in self.vms}, {group.id: group for group in self.groups}, rules, members, places)
+        rules = self.cloud.admin.list(pb.SecurityGroupRule)
+        return Policies({vm.id: vm.port for vm in self.vms}, groups, rules, members, places)
 
     def shots(self, chance: random.Random) -> Iterator[Shot]:
         """Every pair of ports with some packets of each family. Without ports in one direction alone: of two such packets the
@@ -168,9 +169,10 @@ class Estate:
         assert not reply.partial, reply
         return reply
 
-    def is_of_one_kind(self, vm: Vm) -> bool:
-        """Whether the groups of a port are all stateful, or none is: of others' answers the model knows too little."""
-        return len({group.stateful for group in self.groups if group.id in vm.port.security_group_ids}) < 2
+
+def is_of_one_kind(policies: Policies, vm: Vm) -> bool:
+    """Whether the groups of a port are all stateful, or none is: of others' answers the model knows too little."""
+    return len({policies.groups[group].stateful for group in vm.port.security_group_ids}) < 2
 
 
 def refusal(policies: Policies, sender: Vm, receiver: Vm, probe: Probe) -> str:
@@ -245,7 +247,7 @@ def one_round(estate: Estate, chance: random.Random, name: str) -> Counter[str]:
     begun = [
         (shot, reply)
         for shot, reply, came in zip(shots, replies, arrived, strict=True)
-        if came and probes.is_answered(shot[2]) and all(map(estate.is_of_one_kind, shot[:2]))
+        if came and probes.is_answered(shot[2]) and all(is_of_one_kind(policies, vm) for vm in shot[:2])
     ]
     answers = [(receiver, sender, probes.answer(probe)) for (sender, receiver, probe), _ in begun]
     expected = [passes_back(policies, *answer) for answer in answers]
