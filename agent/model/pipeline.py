@@ -14,17 +14,19 @@ Stages, in the order a packet meets them:
     20 EGRESS_TRACK  security groups of the sender: connection tracking in the port's zone → 21
     21 EGRESS_STATE  connections that the port's policy of now has allowed pass; of others the rules are asked: 22, then 23
     22 POLICY       subroutine: of a port, its generation, and its groups in turn → 24
-    23 EGRESS_DECIDE  what was allowed is committed with the generation as its mark; what was not is dropped
+    23 EGRESS_DECIDE  what was allowed is committed with the generation as its mark, and goes to 28; what was not is dropped
     24 GROUP        subroutine: of a group, direction and family, the remotes that its rules name, in turn → 26, or by 25
     25 MEMBERS      subroutine: (remote, address) → 26
     26 RULES        subroutine: what a rule allows gets the flag
     27 EGRESS_STATELESS  after the rules of stateless groups, before 21
+    28 EGRESS_KNOWN  what connection tracking has sent on once more: only what it has tracked for this port
     55 FROM_PROVIDER  patch port and VLAN tag → network; the tag goes
     60 L2           (network, MAC) → local port, node, provider network, or group of all members
     70 INGRESS      before a local port: never back to the sender; security groups of the receiver: as 20
     71 INGRESS_STATE  as 21
     73 INGRESS_DECIDE  as 23
     77 INGRESS_STATELESS  as 27
+    78 INGRESS_KNOWN  as 28
     80 LOCAL        output
     81 NODE         network → segment on the wire
     82 PROVIDER     network → VLAN tag, patch port; never what came from there
@@ -53,6 +55,7 @@ class Table(IntEnum):
     MEMBERS = 25
     RULES = 26
     EGRESS_STATELESS = 27
+    EGRESS_KNOWN = 28
     SERVICES = 30
     ARP_REPLY = 31
     ND_REPLY = 32
@@ -65,6 +68,7 @@ class Table(IntEnum):
     INGRESS_STATE = 71
     INGRESS_DECIDE = 73
     INGRESS_STATELESS = 77
+    INGRESS_KNOWN = 78
     LOCAL = 80
     NODE = 81
     PROVIDER = 82
@@ -85,11 +89,12 @@ NEXT: dict[Table, frozenset[Table]] = {
     ),
     Table.EGRESS_STATE: frozenset({Table.POLICY, Table.EGRESS_DECIDE, Table.L2, Table.DROP}),
     Table.POLICY: frozenset({Table.GROUP}),
-    Table.EGRESS_DECIDE: frozenset({Table.L2, Table.DROP}),
+    Table.EGRESS_DECIDE: frozenset({Table.EGRESS_KNOWN, Table.DROP}),
     Table.GROUP: frozenset({Table.MEMBERS, Table.RULES}),
     Table.MEMBERS: frozenset({Table.RULES}),
     Table.RULES: frozenset(),
-    Table.EGRESS_STATELESS: frozenset({Table.EGRESS_STATELESS, Table.EGRESS_STATE, Table.L2, Table.DROP}),
+    Table.EGRESS_STATELESS: frozenset({Table.EGRESS_STATE, Table.EGRESS_KNOWN, Table.L2, Table.DROP}),
+    Table.EGRESS_KNOWN: frozenset({Table.L2, Table.DROP}),
     Table.SERVICES: frozenset(
         {Table.NEIGHBOURS, Table.ARP_REPLY, Table.NEIGHBOURS_6, Table.ND_REPLY, Table.EGRESS_TRACK, Table.L2, Table.DROP}
     ),
@@ -104,8 +109,9 @@ NEXT: dict[Table, frozenset[Table]] = {
         {Table.INGRESS, Table.INGRESS_STATE, Table.POLICY, Table.INGRESS_STATELESS, Table.LOCAL, Table.DROP}
     ),
     Table.INGRESS_STATE: frozenset({Table.POLICY, Table.INGRESS_DECIDE, Table.LOCAL, Table.DROP}),
-    Table.INGRESS_DECIDE: frozenset({Table.LOCAL, Table.DROP}),
-    Table.INGRESS_STATELESS: frozenset({Table.INGRESS_STATELESS, Table.INGRESS_STATE, Table.LOCAL, Table.DROP}),
+    Table.INGRESS_DECIDE: frozenset({Table.INGRESS_KNOWN, Table.DROP}),
+    Table.INGRESS_STATELESS: frozenset({Table.INGRESS_STATE, Table.INGRESS_KNOWN, Table.LOCAL, Table.DROP}),
+    Table.INGRESS_KNOWN: frozenset({Table.LOCAL, Table.DROP}),
     Table.LOCAL: frozenset({Table.DROP}),
     Table.NODE: frozenset({Table.VXLAN, Table.GENEVE, Table.GRE, Table.DROP}),
     Table.PROVIDER: frozenset({Table.DROP}),

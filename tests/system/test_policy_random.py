@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import pytest
+
 from agent.model.pipeline import Reason
 from deploy.lab import Host, LabError, wait_until
 from kumihimo.v1 import inspect_pb2, network_pb2, operations_pb2, port_pb2
@@ -208,6 +210,7 @@ def told(policies: Policies, shot: Shot, verdicts: Verdicts) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.timeout(3600)
 def test_b_sg_01_model_flows_and_packets_agree_on_random_policies(scene: Scene, cloud: Cloud, h1: Host, h2: Host) -> None:
     estate = Estate(scene, cloud, h1, h2)
     seed = random.randrange(1 << 32) if FULL else 1507

@@ -49,14 +49,15 @@ def exchange(shots: Sequence[Shot], expected: Sequence[bool], flags: int) -> lis
         for number in again:
             by_sender[shots[number][0]].append(number)
         for sender, mine in by_sender.items():
-            _send(sender, shots[mine[0]][1], [made[number] for number in mine])
-        seen = _fence({shots[number][:2] for number in again})
+            send(sender, shots[mine[0]][1], [made[number] for number in mine])
+        seen = settle({shots[number][:2] for number in again})
         for number in again:
             arrived[number] |= markers[number] in seen[shots[number][1]]
     return arrived
 
 
-def _send(sender: Vm, other: Vm, made: Sequence[bytes]) -> None:
+def send(sender: Vm, other: Vm, made: Sequence[bytes]) -> None:
+    """Send frames, no more at once than the switch takes. other: of the same network."""
     for begin in range(0, len(made), BURST):
         # The switch answers the question behind them when it has taken them all.
         asked = frames.arp(sender.mac, sender.ip, other.ip)
@@ -64,7 +65,7 @@ def _send(sender: Vm, other: Vm, made: Sequence[bytes]) -> None:
         assert answered["taken"]
 
 
-def _fence(pairs: set[tuple[Vm, Vm]]) -> dict[Vm, bytes]:
+def settle(pairs: set[tuple[Vm, Vm]]) -> dict[Vm, bytes]:
     """All that each receiver has seen once a last frame of each sender has come to it."""
     # An answer to a question of ARP: nothing but the guards of ARP looks at it.
     last = {pair: os.urandom(12) for pair in pairs}

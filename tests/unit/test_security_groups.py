@@ -13,7 +13,7 @@ import pytest
 from agent.compile.engine import Changes
 from agent.compile.policy import compile_filter
 from agent.facts.model import Interface
-from agent.model.flow import CT_TRACKED, Flow, Resubmit, SetField, match
+from agent.model.flow import CT_TRACKED, Flow, Resubmit, SetField, Track, match
 from agent.model.pipeline import SOURCE, TARGET, CookieKind, Reason, Table, cookie
 from agent.model.remark import PENDING, Remark
 from agent.model.rule import ranged
@@ -458,6 +458,23 @@ def test_what_is_not_tracked_is_dropped_and_counts_for_no_port() -> None:
         (found,) = (flow for flow in flows if (flow.table, flow.match) == (table, match(ct_state=(0, CT_TRACKED))))
         assert found.actions[:2] == (SetField(SOURCE, 0), SetField(TARGET, 0))
         assert found.actions[-1] == Resubmit(Table.DROP)
+
+
+@pytest.mark.parametrize("stateful", [True, False])
+def test_only_what_is_tracked_for_a_port_goes_on_behind_its_filter(stateful: bool) -> None:
+    """When Open vSwitch gives up waiting for a packet's rest, it sends fragments on in the place of another port's."""
+    estate = simple(stateful)
+    for table, register in ((Table.EGRESS_KNOWN, SOURCE), (Table.INGRESS_KNOWN, TARGET)):
+        onward = [flow for flow in estate.flows if flow.table == table and flow.actions[-1] != Resubmit(Table.DROP)]
+        assert len(onward) == len(PORTS)
+        for each in onward:
+            where = {name: value for name, value, _ in each.match}
+            assert (where["ct_zone"], where["ct_state"]) == (where[register], CT_TRACKED)
+    for each in estate.flows:
+        for number, action in enumerate(each.actions):
+            if isinstance(action, Track):
+                assert action.table is not None, "nothing goes on as it came"
+                assert number == len(each.actions) - 1
 
 
 def test_a_group_that_observes_lets_pass_and_counts() -> None:
