@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.compile.base import drop, flow, is_up
 from agent.compile.port import verdict
@@ -28,6 +28,7 @@ from agent.model.flow import (
     CT_RELATED,
     CT_REPLY,
     CT_TRACKED,
+    FRAGMENT,
     Action,
     Flow,
     Move,
@@ -40,6 +41,7 @@ from agent.model.item import Item
 from agent.model.pipeline import (
     ALLOWED,
     BY_CONNECTION,
+    COMPLETE,
     FLAGS,
     FROM_SERVICE,
     GENERATION,
@@ -66,7 +68,9 @@ from controlplane.store import keys
 # do without, and connection tracking does not know.
 ALWAYS = (130, 131, 132, 143, 133, 134, 135, 136)
 FAMILIES = (ETH_IPV4, ETH_IPV6)
-WHOLE = (1 << 32) - 1
+UNTRACKED = (0, CT_TRACKED)
+VALID = (CT_TRACKED, CT_TRACKED | CT_INVALID)
+INVALID = (CT_TRACKED | CT_INVALID, CT_TRACKED | CT_INVALID)
 NO_GENERATION = 0  # of connections that only pass because a group observes
 
 
@@ -80,19 +84,26 @@ class Side:
     state: Table
     decide: Table
     stateless: Table
+    known: Table
     onward: Table
     refused: Reason
 
 
 EGRESS = Side(
     *(0, SOURCE, Table.EGRESS_TRACK, Table.EGRESS_STATE, Table.EGRESS_DECIDE, Table.EGRESS_STATELESS),
-    *(Table.L2, Reason.SG_EGRESS),
+    *(Table.EGRESS_KNOWN, Table.L2, Reason.SG_EGRESS),
 )
 INGRESS = Side(
     *(OF_INGRESS, TARGET, Table.INGRESS, Table.INGRESS_STATE, Table.INGRESS_DECIDE, Table.INGRESS_STATELESS),
-    *(Table.LOCAL, Reason.SG_INGRESS),
+    *(Table.INGRESS_KNOWN, Table.LOCAL, Reason.SG_INGRESS),
 )
 SIDES = (EGRESS, INGRESS)
+
+
+# What is not tracked where everything is. When the switch gives up waiting for the rest of a packet, it sends on the fragments
+# that it has with whatever it tracks next, as if they were of that port: they go nowhere. And when it checks what it has cached
+# of a port that is gone, by the flows of the port that has its number now, it would count the other's packets.
+_NOBODYS = (SetField(SOURCE, 0), SetField(TARGET, 0), *drop(Reason.CT_INVALID))
 
 
 def compile_filter(_: View) -> Iterable[Item]:
@@ -104,6 +115,8 @@ def compile_filter(_: View) -> Iterable[Item]:
         yield flow(side.track, 105, match(eth_type=ETH_IPV4, ip_proto=IGMP), onward, cookie=base)
         for kind in ALWAYS:
             yield flow(side.track, 105, match(eth_type=ETH_IPV6, ip_proto=ICMPV6, icmpv6_type=kind), onward, cookie=base)
+        for state, actions in ((INVALID, drop(Reason.FRAGMENT)), (UNTRACKED, _NOBODYS)):
+            yield flow(side.track, 103, match(**{FLAGS: (COMPLETE, COMPLETE)}, ct_state=state), *actions, cookie=base)
         yield flow(side.track, 0, match(), *drop(side.refused), cookie=base)
         yield from _states(side, base)
         yield from _decisions(side, base)
@@ -136,29 +149,39 @@ def _states(side: Side, base: int) -> Iterator[Flow]:
             cookie=base,
         )
     yield flow(side.state, 0, match(), *drop(Reason.CT_INVALID), cookie=base)
-    # No packet comes here untracked. But when the switch checks what it has cached of a port that is gone, by the flows of the
-    # port that has its number now, it takes it for that, and would count the other's packets: nobody is to be blamed.
-    nobody = (SetField(SOURCE, 0), SetField(TARGET, 0))
-    yield flow(side.state, 10, match(ct_state=(0, CT_TRACKED)), *nobody, *drop(Reason.CT_INVALID), cookie=base)
+    for family in FAMILIES:
+        broken = match(ct_state=INVALID, eth_type=family, ip_frag=(FRAGMENT, FRAGMENT))
+        yield flow(side.state, 20, broken, *drop(Reason.FRAGMENT), cookie=base)
+    yield flow(side.state, 10, match(ct_state=UNTRACKED), *_NOBODYS, cookie=base)
 
 
 # What judging leaves behind, and would have the rest of the way cached once for each policy.
-_CLEAN = tuple(SetField(register, 0) for register in (JUDGED, REMOTE, GENERATION, POLICY_PORT))
+_JUDGED = tuple(SetField(register, 0) for register in (JUDGED, REMOTE, POLICY_PORT))
+_CLEAN = (*_JUDGED, SetField(GENERATION, 0))
 
 
 def _decisions(side: Side, base: int) -> Iterator[Flow]:
-    onward: tuple[Action, ...] = (SetField(FLAGS, 0, ALLOWED | OBSERVED), *_CLEAN, Resubmit(side.onward))
+    onward = Track(side.port, side.known)
+    unflagged = SetField(FLAGS, 0, ALLOWED | OBSERVED | COMPLETE)
     for family in FAMILIES:
         allowed = match(**{FLAGS: (ALLOWED, ALLOWED)}, eth_type=family)
         observed = match(**{FLAGS: (OBSERVED, OBSERVED)}, eth_type=family)
-        commit = Track(side.port, commit=True, actions=(Move(GENERATION, "ct_mark", 32),))
-        noted = Track(side.port, commit=True, actions=(SetField("ct_mark", NO_GENERATION),))
-        yield flow(side.decide, 100, allowed, commit, *onward, cookie=base)
-        yield flow(side.decide, 50, observed, noted, *_observe(), *onward, cookie=base)
+        commit = replace(onward, commit=True, actions=(Move(GENERATION, "ct_mark", 32),))
+        noted = replace(onward, commit=True, actions=(SetField("ct_mark", NO_GENERATION),))
+        yield flow(side.decide, 100, allowed, unflagged, *_JUDGED, commit, cookie=base)
+        yield flow(side.decide, 50, observed, unflagged, *_observe(), *_JUDGED, noted, cookie=base)
+        # Fragments once more: those whose first was refused wait there for it, as they do where a connection is committed.
+        fragment = match(**{FLAGS: (ALLOWED | COMPLETE, ALLOWED | COMPLETE)}, eth_type=family)
+        yield flow(side.stateless, 120, fragment, unflagged, *_JUDGED, onward, cookie=base)
     yield flow(side.decide, 0, match(), *drop(side.refused), cookie=base)
-    yield flow(side.stateless, 110, match(**{FLAGS: (ALLOWED, ALLOWED)}), *onward, cookie=base)
-    yield flow(side.stateless, 50, match(**{FLAGS: (OBSERVED, OBSERVED)}), *_observe(), *onward, cookie=base)
+    yield flow(
+        side.stateless, 110, match(**{FLAGS: (ALLOWED, ALLOWED)}), unflagged, *_CLEAN, Resubmit(side.onward), cookie=base
+    )
+    passed = (unflagged, *_observe(), *_CLEAN, Resubmit(side.onward))
+    yield flow(side.stateless, 50, match(**{FLAGS: (OBSERVED, OBSERVED)}), *passed, cookie=base)
     yield flow(side.stateless, 0, match(), *drop(side.refused), cookie=base)
+    yield flow(side.known, 50, match(ct_state=INVALID), *drop(Reason.FRAGMENT), cookie=base)
+    yield flow(side.known, 0, match(), *_NOBODYS, cookie=base)
 
 
 def _observe() -> tuple[Action, ...]:
@@ -191,8 +214,10 @@ def compile_policy(view: View, network_id: str, port_id: str) -> Iterable[Item]:
         yield from _judge(side, ofport, stateless, tracked, mark)
         if tracked:
             allowed = (CT_TRACKED, CT_TRACKED | CT_NEW | CT_INVALID)
-            current = match(ct_state=allowed, ct_mark=generation, **{side.port: ofport})
+            current = match(ct_state=allowed, ct_mark=generation, ct_zone=ofport, **{side.port: ofport})
             yield flow(side.state, 90, current, Resubmit(side.onward), cookie=mark)
+        own = match(ct_state=VALID, ct_zone=ofport, **{side.port: ofport})
+        yield flow(side.known, 100, own, SetField(GENERATION, 0), Resubmit(side.onward), cookie=mark)
     observes = (SetField(FLAGS, OBSERVED, OBSERVED),) if any(group.observes for group in groups) else ()
     for bit in (0, STATELESS) if stateless else (0,):
         turns = [group.key for group in groups if group.stateful == (not bit)]
@@ -209,6 +234,9 @@ def _judge(side: Side, ofport: int, stateless: bool, tracked: bool, mark: int) -
         if not stateless:
             yield flow(side.track, 100, where, track, cookie=mark)
             continue
+        # Tracking is where fragments wait until their packet is whole. No connection comes of it.
+        fragment = match(**{side.port: ofport}, **{FLAGS: (0, COMPLETE)}, eth_type=family, ip_frag=(FRAGMENT, FRAGMENT))
+        yield flow(side.track, 102, fragment, SetField(FLAGS, COMPLETE, COMPLETE), Track(ofport, side.track), cookie=mark)
         yield flow(
             side.track,
             100,
@@ -220,7 +248,7 @@ def _judge(side: Side, ofport: int, stateless: bool, tracked: bool, mark: int) -
             cookie=mark,
         )
         if tracked:
-            yield flow(side.stateless, 100, where, *_CLEAN, track, cookie=mark)
+            yield flow(side.stateless, 100, where, SetField(FLAGS, 0, COMPLETE), *_CLEAN, track, cookie=mark)
 
 
 def _generation(view: View, scopes: Iterable[str], named: Iterable[str]) -> int:

@@ -22,7 +22,7 @@ from agent.inspection import conntrack, packet, words
 from agent.inspection.names import Names
 from agent.inspection.traced import parse
 from agent.mirror.state import State
-from agent.model.evaluate import Connection, Tables, TooLong, Tracker, evaluate, of_connection
+from agent.model.evaluate import Connection, Tables, TooLong, evaluate, of_connection
 from agent.model.flow import CT_ESTABLISHED, CT_REPLY, CT_TRACKED, Flow, SetField
 from agent.model.host import INTEGRATION_BRIDGE
 from agent.model.item import Item
@@ -160,12 +160,12 @@ class Tracer:
         self, reply: pb.NodeTrace, fields: Mapping[str, int], connections: Mapping[int, Connection]
     ) -> tuple[Journey | None, Journey | None, bool]:
         """What is installed, what is desired, and whether the two part for longer than a change takes."""
-        # A trace of the switch has one mark for all zones.
-        alike = len({known.mark for known in connections.values()}) < 2
         for tries in reversed(range(TRIES)):
-            desired = await asyncio.to_thread(_evaluate, Tables(list(self._desired())), fields, connections.get)
+            desired, met = await asyncio.to_thread(_evaluate, Tables(list(self._desired())), fields, connections)
+            # A trace of the switch has one mark for all zones: that of the first which the packet comes to.
+            alike = len({known.mark for known in met.values()}) < 2
             try:
-                installed = await self._installed(fields, connections)
+                installed = await self._installed(fields, next(iter((met or connections).values()), None))
             except (TimeoutError, OSError) as error:
                 why = str(error) or f"not told within {SECONDS:g} s"
                 reply.notes.append(f"what is installed: {why}; this is by what is desired")
@@ -176,9 +176,9 @@ class Tracer:
                 await asyncio.sleep(PAUSE)
         return installed, desired, True
 
-    async def _installed(self, fields: Mapping[str, int], connections: Mapping[int, Connection]) -> Journey:
+    async def _installed(self, fields: Mapping[str, int], known: Connection | None) -> Journey:
         """What the switch says. Of a connection it is told what it cannot look up in a trace."""
-        asked = question(fields, next(iter(connections.values()), None))
+        asked = question(fields, known)
         async with asyncio.timeout(SECONDS), unixctl.connect(self._rundir, timeout=SECONDS) as control:
             return parse(await control.call("ofproto/trace", INTEGRATION_BRIDGE, *asked), fields)
 
@@ -277,11 +277,22 @@ def generations(items: Iterable[Item]) -> dict[int, int]:
     return found
 
 
-def _evaluate(tables: Tables, fields: Mapping[str, int], tracker: Tracker) -> Journey | None:
+def _evaluate(
+    tables: Tables, fields: Mapping[str, int], connections: Mapping[int, Connection]
+) -> tuple[Journey | None, dict[int, Connection]]:
+    """What is desired, and what the packet is known as in the zones that it comes to, in their order."""
+    met: dict[int, Connection] = {}
+
+    def track(zone: int) -> Connection | None:
+        known = connections.get(zone)
+        if known is not None:
+            met.setdefault(zone, known)
+        return known
+
     try:
-        return evaluate(tables, fields, tracker)
+        return evaluate(tables, fields, track), met
     except (TooLong, RecursionError):
-        return None
+        return None, met
 
 
 def differ(installed: Journey, desired: Journey) -> bool:

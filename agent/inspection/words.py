@@ -24,6 +24,7 @@ STAGES: Mapping[Table, str] = {
     Table.MEMBERS: "members of a group",
     Table.RULES: "rule",
     Table.EGRESS_STATELESS: "verdict of the sender's stateless groups",
+    Table.EGRESS_KNOWN: "what the sender's groups let go on",
     Table.SERVICES: "services of the host",
     Table.ARP_REPLY: "answer to ARP",
     Table.ND_REPLY: "answer to neighbour discovery",
@@ -36,6 +37,7 @@ STAGES: Mapping[Table, str] = {
     Table.INGRESS_STATE: "connection at the receiver",
     Table.INGRESS_DECIDE: "verdict of the receiver's groups",
     Table.INGRESS_STATELESS: "verdict of the receiver's stateless groups",
+    Table.INGRESS_KNOWN: "what the receiver's groups let go on",
     Table.LOCAL: "to a workload",
     Table.NODE: "to another node",
     Table.PROVIDER: "to a physical network",
@@ -74,6 +76,7 @@ WHY: Mapping[Reason, str] = {
     Reason.SG_INGRESS: "no rule of the receiver's security groups allows it",
     Reason.CT_INVALID: "it belongs to no connection, and none can begin with it",
     Reason.OBSERVED: "no rule allows it, and a security group that only observes lets it pass",
+    Reason.FRAGMENT: "it is a fragment that is too small, or lies over another one, or whose packet belongs to no connection",
 }
 # Because no rule of a port allows it, and in which register that port is.
 BY_GROUPS: Mapping[int, str] = {Reason.SG_EGRESS: SOURCE, Reason.SG_INGRESS: TARGET}

@@ -126,7 +126,7 @@ class Groups:
                 del self._users[scope]
                 tokens |= self._name(scope, -1)
                 tokens.add(("group", scope))
-        return tokens | self._forget()
+        return tokens
 
     def _name(self, scope: str, times: int) -> set[Token]:
         """Count, or count off, what the rules of a group name."""
@@ -150,8 +150,9 @@ class Groups:
             del self.named[remote]
         return {("named", remote)} if before != after else set()
 
-    def _forget(self) -> set[Token]:
-        """Forget the groups that concern nobody here any more."""
+    def forget(self) -> set[Token]:
+        """Forget the groups that concern nobody here any more. Not while notices are taken in: one of them may take away what
+        the next one brings back, and what was forgotten meanwhile would not be listed again."""
         tokens: set[Token] = set()
         for scope in self.states.keys() - self.wanted():
             tokens |= set(_tokens(scope, self.states.pop(scope)))
@@ -166,7 +167,7 @@ class Groups:
 
     def begin(self, scope: str) -> GroupState | None:
         """The state that a notice of a scope goes into; None when it is of no interest."""
-        return self.states.setdefault(scope, GroupState()) if scope in self.wanted() else None
+        return self.states.setdefault(scope, GroupState()) if scope in self.states or scope in self.wanted() else None
 
     def complete(self, scope: str) -> set[Token]:
         """It is known as a whole now."""
@@ -221,7 +222,7 @@ class Groups:
                 tokens |= _index(scope, state, rule, number)
                 if self.is_used(scope):
                     tokens |= self._count(rule.remote, rule.direction, number)
-        return tokens | self._forget()
+        return tokens
 
 
 def _settle(scope: str, state: GroupState, key: int, stateful: bool, observes: bool) -> set[Token]:

@@ -86,6 +86,10 @@ class State:
         """Scopes that a port plugged here belongs to, and those that decide how it is filtered."""
         return {keys.scope(network) for network in self.wanted_networks()} | self.groups.wanted()
 
+    def forget(self) -> set[Token]:
+        """Let go of what is of no interest any more: once all notices at hand are taken in, before what to watch is decided."""
+        return self.groups.forget()
+
     def wanted_networks(self) -> set[str]:
         """Networks with a port plugged here."""
         return {network for network in self.located.values() if network}

@@ -36,7 +36,7 @@ from agent.model.item import Item
 from agent.model.journey import NO_FLOW, End, Fate, Journey, Step
 from agent.model.wire import TAGGED, WITH_PORTS
 
-CT_STATE, CT_MARK = "ct_state", "ct_mark"
+CT_STATE, CT_MARK, CT_ZONE = "ct_state", "ct_mark", "ct_zone"
 MOST = 4096  # look-ups of one packet; Open vSwitch gives up at as many
 DEEPEST = 64
 # Where connection tracking puts the fields of a connection's first packet (ovs-fields(7)).
@@ -236,7 +236,7 @@ class _Walk:
                 apply(told, action)
             self.journey.commits[number] = told.get(CT_MARK, 0)
         if table is not None:
-            self._tracked.append((table, packet | of_connection(packet, self._tracker(number))))
+            self._tracked.append((table, packet | of_connection(packet, self._tracker(number)) | {CT_ZONE: number}))
         for name in [name for name in packet if name.startswith("ct_")]:
             del packet[name]
 

@@ -31,9 +31,9 @@ FIELD_BITS: Mapping[str, int] = MappingProxyType(
     {name: bits for bits, names in _NAMES.items() for name in names.split()} | {f"reg{n}": 32 for n in range(16)}
 )
 
-# Bits of ct_state, and the bit of ip_frag that a fragment has which is not the first of its packet.
+# Bits of ct_state; the bit of ip_frag that every fragment has, and that of one which is not the first of its packet.
 CT_NEW, CT_ESTABLISHED, CT_RELATED, CT_REPLY, CT_INVALID, CT_TRACKED = (1 << bit for bit in range(6))
-LATER = 2
+FRAGMENT, LATER = 1, 2
 
 # One matched field: name, value, mask; mask None means every bit.
 FieldMatch = tuple[str, int, int | None]

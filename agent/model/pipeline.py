@@ -14,17 +14,19 @@ Stages, in the order a packet meets them:
     20 EGRESS_TRACK  security groups of the sender: connection tracking in the port's zone → 21
     21 EGRESS_STATE  connections that the port's policy of now has allowed pass; of others the rules are asked: 22, then 23
     22 POLICY       subroutine: of a port, its generation, and its groups in turn → 24
-    23 EGRESS_DECIDE  what was allowed is committed with the generation as its mark; what was not is dropped
+    23 EGRESS_DECIDE  what was allowed is committed with the generation as its mark, and goes to 28; what was not is dropped
     24 GROUP        subroutine: of a group, direction and family, the remotes that its rules name, in turn → 26, or by 25
     25 MEMBERS      subroutine: (remote, address) → 26
     26 RULES        subroutine: what a rule allows gets the flag
     27 EGRESS_STATELESS  after the rules of stateless groups, before 21
+    28 EGRESS_KNOWN  what connection tracking has sent on once more: only what it has tracked for this port
     55 FROM_PROVIDER  patch port and VLAN tag → network; the tag goes
     60 L2           (network, MAC) → local port, node, provider network, or group of all members
     70 INGRESS      before a local port: never back to the sender; security groups of the receiver: as 20
     71 INGRESS_STATE  as 21
     73 INGRESS_DECIDE  as 23
     77 INGRESS_STATELESS  as 27
+    78 INGRESS_KNOWN  as 28
     80 LOCAL        output
     81 NODE         network → segment on the wire
     82 PROVIDER     network → VLAN tag, patch port; never what came from there
@@ -53,6 +55,7 @@ class Table(IntEnum):
     MEMBERS = 25
     RULES = 26
     EGRESS_STATELESS = 27
+    EGRESS_KNOWN = 28
     SERVICES = 30
     ARP_REPLY = 31
     ND_REPLY = 32
@@ -65,6 +68,7 @@ class Table(IntEnum):
     INGRESS_STATE = 71
     INGRESS_DECIDE = 73
     INGRESS_STATELESS = 77
+    INGRESS_KNOWN = 78
     LOCAL = 80
     NODE = 81
     PROVIDER = 82
@@ -80,14 +84,17 @@ NEXT: dict[Table, frozenset[Table]] = {
     Table.CLASSIFY: frozenset({Table.PORT_SECURITY, Table.SERVICES, Table.FROM_PROVIDER, Table.L2, Table.DROP}),
     Table.PORT_SECURITY: frozenset({Table.ND_GUARD, Table.SERVICES, Table.DROP}),
     Table.ND_GUARD: frozenset({Table.SERVICES, Table.DROP}),
-    Table.EGRESS_TRACK: frozenset({Table.EGRESS_STATE, Table.POLICY, Table.EGRESS_STATELESS, Table.L2, Table.DROP}),
+    Table.EGRESS_TRACK: frozenset(
+        {Table.EGRESS_TRACK, Table.EGRESS_STATE, Table.POLICY, Table.EGRESS_STATELESS, Table.L2, Table.DROP}
+    ),
     Table.EGRESS_STATE: frozenset({Table.POLICY, Table.EGRESS_DECIDE, Table.L2, Table.DROP}),
     Table.POLICY: frozenset({Table.GROUP}),
-    Table.EGRESS_DECIDE: frozenset({Table.L2, Table.DROP}),
+    Table.EGRESS_DECIDE: frozenset({Table.EGRESS_KNOWN, Table.DROP}),
     Table.GROUP: frozenset({Table.MEMBERS, Table.RULES}),
     Table.MEMBERS: frozenset({Table.RULES}),
     Table.RULES: frozenset(),
-    Table.EGRESS_STATELESS: frozenset({Table.EGRESS_STATE, Table.L2, Table.DROP}),
+    Table.EGRESS_STATELESS: frozenset({Table.EGRESS_STATE, Table.EGRESS_KNOWN, Table.L2, Table.DROP}),
+    Table.EGRESS_KNOWN: frozenset({Table.L2, Table.DROP}),
     Table.SERVICES: frozenset(
         {Table.NEIGHBOURS, Table.ARP_REPLY, Table.NEIGHBOURS_6, Table.ND_REPLY, Table.EGRESS_TRACK, Table.L2, Table.DROP}
     ),
@@ -98,10 +105,13 @@ NEXT: dict[Table, frozenset[Table]] = {
     Table.NEIGHBOURS_6: frozenset(),
     Table.FROM_PROVIDER: frozenset({Table.L2, Table.DROP}),
     Table.L2: frozenset({Table.INGRESS, Table.NODE, Table.PROVIDER, Table.DROP}),
-    Table.INGRESS: frozenset({Table.INGRESS_STATE, Table.POLICY, Table.INGRESS_STATELESS, Table.LOCAL, Table.DROP}),
+    Table.INGRESS: frozenset(
+        {Table.INGRESS, Table.INGRESS_STATE, Table.POLICY, Table.INGRESS_STATELESS, Table.LOCAL, Table.DROP}
+    ),
     Table.INGRESS_STATE: frozenset({Table.POLICY, Table.INGRESS_DECIDE, Table.LOCAL, Table.DROP}),
-    Table.INGRESS_DECIDE: frozenset({Table.LOCAL, Table.DROP}),
-    Table.INGRESS_STATELESS: frozenset({Table.INGRESS_STATE, Table.LOCAL, Table.DROP}),
+    Table.INGRESS_DECIDE: frozenset({Table.INGRESS_KNOWN, Table.DROP}),
+    Table.INGRESS_STATELESS: frozenset({Table.INGRESS_STATE, Table.INGRESS_KNOWN, Table.LOCAL, Table.DROP}),
+    Table.INGRESS_KNOWN: frozenset({Table.LOCAL, Table.DROP}),
     Table.LOCAL: frozenset({Table.DROP}),
     Table.NODE: frozenset({Table.VXLAN, Table.GENEVE, Table.GRE, Table.DROP}),
     Table.PROVIDER: frozenset({Table.DROP}),
@@ -137,6 +147,7 @@ STATELESS = 1 << 29  # by the stateless groups of the port; else by the others
 FROM_TUNNEL = 1 << 0  # also set for what must not leave the host
 FROM_PROVIDER = 1 << 1
 ALLOWED = 1 << 3  # a rule allows it
+COMPLETE = 1 << 4  # a fragment of a packet whose other fragments are there too
 NEIGHBOUR_FOUND = 1 << 5
 FROM_SERVICE = 1 << 6
 NEIGHBOUR_FLOATS = 1 << 7  # an address that moves between ports: its owner answers, not we
@@ -172,6 +183,7 @@ class Reason(IntEnum):
     SG_INGRESS = 24  # no rule of the receiver allows it
     CT_INVALID = 25  # of no connection, and none that can begin with it
     OBSERVED = 26  # not dropped: a group that only observes let it pass
+    FRAGMENT = 27  # too small, over another of its packet, or of a packet as CT_INVALID
 
 
 # What guests have that do nothing wrong: probes for their own address, IPv6 by default.
@@ -199,9 +211,10 @@ REASONS_OF_SENDER = (
     Reason.SG_EGRESS,
     Reason.CT_INVALID,
     Reason.OBSERVED,
+    Reason.FRAGMENT,
 )
 # And to a packet on its way to a given local port.
-REASONS_OF_RECEIVER = (Reason.SG_INGRESS, Reason.CT_INVALID, Reason.OBSERVED)
+REASONS_OF_RECEIVER = (Reason.SG_INGRESS, Reason.CT_INVALID, Reason.OBSERVED, Reason.FRAGMENT)
 
 # Of what is dropped the first bytes are told of some packets: so many a second of each port, and so many at once.
 SAMPLE_BYTES = 128

@@ -131,7 +131,7 @@ class Loop:
                         tokens |= self._take(self._feed.notices.get_nowait())
                     notice = asyncio.create_task(self._feed.notices.get())
                 tokens |= await self._take_facts()
-                tokens |= self._remember()
+                tokens |= self._remember() | self._state.forget()
                 self._follow_interest()
                 if self._sparing and self._following and self._state.is_complete and not self._unlisted():
                     self._confirm()

@@ -117,7 +117,8 @@ class Switch:
                     raise NotImplementedError(action)
 
     def _track(self, action: Track, packet: Packet, fate: Fate) -> None:
-        zone = self.zones[action.zone if isinstance(action.zone, int) else packet[action.zone] & 0xFFFF]
+        number = action.zone if isinstance(action.zone, int) else packet[action.zone] & 0xFFFF
+        zone = self.zones[number]
         ends = _ends(packet)
         found = next((known for known in zone if (known.source, known.target, known.protocol, known.ports) == ends), None)
         back = _back(*ends)
@@ -144,7 +145,7 @@ class Switch:
         source, target, protocol, ports = (known.source, known.target, known.protocol, known.ports) if known else ends
         names = ("ct_nw_src", "ct_nw_dst") if packet["eth_type"] == 0x0800 else ("ct_ipv6_src", "ct_ipv6_dst")
         tracked = packet | dict(zip(names, (source, target), strict=True))
-        tracked |= {"ct_state": state, "ct_mark": known.mark if known else 0, "ct_nw_proto": protocol}
+        tracked |= {"ct_zone": number, "ct_state": state, "ct_mark": known.mark if known else 0, "ct_nw_proto": protocol}
         tracked |= {"ct_tp_src": ports[0], "ct_tp_dst": ports[1]}
         self._look_up(action.table, tracked, fate)
 

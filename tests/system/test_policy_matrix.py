@@ -9,19 +9,17 @@ has not come when that has come does not come. What is expected is said by `test
 from __future__ import annotations
 
 import itertools
-import os
 from collections import defaultdict
 from typing import Any
 
-from deploy.lab import Host, wait_until
+from deploy.lab import Host
 from kumihimo.v1 import network_pb2, port_pb2
 from kumihimo.v1 import security_pb2 as pb
 from tests.policymodel import Policies, Probe
-from tests.system import frames, probes
-from tests.system.cloud import PATIENCE, Cloud, Scene, Vm
+from tests.system import probes
+from tests.system.cloud import Cloud, Scene, Vm
+from tests.system.volley import Shot, exchange, ip, passes_back
 
-BURST = 25  # frames that the switch is given at once
-ATTEMPTS = 3
 # Rules by what they say of protocol and ports. Of one subject no rule says what another says too.
 KINDS: dict[str, dict[str, Any]] = {
     "any": {},
@@ -46,10 +44,6 @@ SENT = {
     4: [(6, (0, 80)), (6, (0, 83)), (6, (0, 84)), (17, (0, 53)), (17, (0, 54)), (1, (8, 0)), (1, (13, 0)), (89, (0, 0))],
     6: [(6, (0, 80)), (6, (0, 83)), (6, (0, 84)), (17, (0, 53)), (17, (0, 54)), (58, (128, 0)), (89, (0, 0))],
 }
-
-
-def ip(vm: Vm, family: int) -> str:
-    return next(str(fixed.ip_address) for fixed in vm.port.fixed_ips if (":" in fixed.ip_address) == (family == 6))
 
 
 class Matrix:
@@ -115,7 +109,7 @@ class Matrix:
             found.append(rule)
         return found
 
-    def probes(self) -> list[tuple[Vm, Vm, Probe]]:
+    def probes(self) -> list[Shot]:
         """Every subject with every peer, in the direction of its rules and in the other one. Without ports in its own alone: of
         two such packets the second is an answer."""
         found = []
@@ -128,53 +122,6 @@ class Matrix:
                     found.append((sender, receiver, Probe(ip(sender, family), ip(receiver, family), protocol, ports)))
         return found
 
-    def exchange(self, sent: list[tuple[Vm, Vm, Probe]], expected: list[bool], flags: int) -> list[bool]:
-        """Send all of it at once; what has arrived. What was expected and has not is sent again: a busy machine loses some."""
-        markers = [os.urandom(12) for _ in sent]
-        made = [
-            probes.frame(sender.mac, receiver.mac, probe, marker, flags)
-            for (sender, receiver, probe), marker in zip(sent, markers, strict=True)
-        ]
-        for vm in {receiver for _, receiver, _ in sent}:
-            vm.guest.clear()
-        arrived = [False] * len(sent)
-        for attempt in range(ATTEMPTS):
-            again = [number for number, found in enumerate(arrived) if not attempt or (expected[number] and not found)]
-            by_sender: dict[Vm, list[bytes]] = defaultdict(list)
-            for number in again:
-                by_sender[sent[number][0]].append(made[number])
-            for sender, mine in by_sender.items():
-                self._send(sender, mine)
-            seen = self._fence({sent[number][:2] for number in again})
-            for number in again:
-                arrived[number] |= markers[number] in seen[sent[number][1]]
-        return arrived
-
-    def _send(self, sender: Vm, made: list[bytes]) -> None:
-        other = next(peer for peer in self.peers if peer is not sender)
-        for begin in range(0, len(made), BURST):
-            # The switch answers the question behind them when it has taken them all.
-            asked = frames.arp(sender.mac, sender.ip, other.ip)
-            answered = sender.guest.probe([*made[begin : begin + BURST], asked], {"taken": [(12, "0806"), (20, "0002")]})
-            assert answered["taken"]
-
-    def _fence(self, pairs: set[tuple[Vm, Vm]]) -> dict[Vm, bytes]:
-        """All that each receiver has seen once a last frame of each sender has come to it."""
-        # An answer to a question of ARP: nothing but the guards of ARP looks at it.
-        last = {pair: os.urandom(12) for pair in pairs}
-        seen: dict[Vm, bytes] = {}
-
-        def ended() -> bool:
-            missing = [pair for pair in pairs if last[pair] not in seen.get(pair[1], b"")]
-            for sender, receiver in missing:
-                said = {"op": frames.ARP_REPLY, "target": receiver.mac, "target_mac": receiver.mac}
-                sender.guest.send(frames.arp(sender.mac, sender.ip, receiver.ip, **said) + last[sender, receiver])
-            seen.update((vm, b"".join(vm.guest.seen())) for vm in {receiver for _, receiver in missing})
-            return not missing
-
-        wait_until(ended, "the last frames arrive", PATIENCE)
-        return seen
-
 
 def test_b_sg_01_every_cell_of_the_matrix(scene: Scene, cloud: Cloud, h1: Host, h2: Host) -> None:
     assert CELLS >= 500
@@ -182,30 +129,21 @@ def test_b_sg_01_every_cell_of_the_matrix(scene: Scene, cloud: Cloud, h1: Host, 
     policies = matrix.policies
     sent = matrix.probes()
     expected = [policies.passes(sender.id, receiver.id, probe) for sender, receiver, probe in sent]
-    arrived = matrix.exchange(sent, expected, probes.SYN)
+    arrived = exchange(sent, expected, probes.SYN)
     assert_as_expected(matrix, sent, expected, arrived)
     begun = [(receiver, sender, probe) for (sender, receiver, probe), came in zip(sent, arrived, strict=True) if came]
     answers = [(receiver, sender, probes.answer(probe)) for receiver, sender, probe in begun if probes.is_answered(probe)]
     assert len(answers) > 100
     expected = [passes_back(policies, *each) for each in answers]
-    assert_as_expected(matrix, answers, expected, matrix.exchange(answers, expected, probes.SYN_ACK))
+    assert_as_expected(matrix, answers, expected, exchange(answers, expected, probes.SYN_ACK))
     print(f"{len(matrix.subjects)} subjects, {len(sent)} packets, {sum(arrived)} arrived, {len(answers)} answers")
 
 
-def assert_as_expected(matrix: Matrix, sent: list[tuple[Vm, Vm, Probe]], expected: list[bool], found: list[bool]) -> None:
+def assert_as_expected(matrix: Matrix, sent: list[Shot], expected: list[bool], found: list[bool]) -> None:
     wrong = [
         (describe(matrix, *each), came) for each, should, came in zip(sent, expected, found, strict=True) if should != came
     ]
     assert not wrong, (len(wrong), len(sent), wrong[:10])
-
-
-def passes_back(policies: Policies, sender: Vm, receiver: Vm, probe: Probe) -> bool:
-    """Whether an answer passes: at an end whose groups are stateful because of what it answers, else by its own rules."""
-    by_rule = {sender: policies.may_send(sender.id, probe), receiver: policies.may_receive(receiver.id, probe)}
-    return all(
-        by_rule[vm] or all(policies.groups[group].stateful for group in policies.ports[vm.id].security_group_ids)
-        for vm in (sender, receiver)
-    )
 
 
 def describe(matrix: Matrix, sender: Vm, receiver: Vm, probe: Probe) -> str:

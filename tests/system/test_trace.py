@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from agent.model.pipeline import Reason
+from agent.model.pipeline import Reason, Table
 from controlplane.values import eui64
 from deploy.lab import Host, LabError, wait_until
 from kumihimo.v1 import inspect_pb2, network_pb2, node_pb2, operations_pb2, port_pb2, security_pb2
@@ -492,6 +492,21 @@ def test_a_packet_of_a_connection_that_is_there_is_traced_as_such(
     emptied = security_pb2.ReplaceSecurityGroupRulesRequest(id=opening.id)
     cloud.admin.wait(cloud.admin.client.call("SecurityGroups", "ReplaceRules", emptied).revision)
     assert walks() == known(inspect_pb2.PACKET_FATE_DROPPED), "what only that rule allowed ends"
+
+
+def test_an_answer_is_traced_as_one_of_its_own_policies(cloud: Cloud, scene: Scene, h1: Host) -> None:
+    """Whatever other ports of the host have: a switch's trace has one mark, and it is not theirs."""
+    made = scene.network()
+    a, b = scene.vm(made, h1), scene.vm(made, h1)
+    for _ in range(3):
+        scene.vm(made, h1, security_group_ids=[scene.group().id])
+    for sender, receiver in ((a, b), (b, a)):
+        request = operations_pb2.TraceRequest(from_port_id=sender.id, to_port_id=receiver.id)
+        reply = cloud.admin.client.call("Operations", "Trace", request)
+        assert reply.back.passes, reply.back.summary
+        assert {step.table for node in reply.back.nodes for step in node.walks[0].steps}.isdisjoint({Table.RULES}), (
+            "by its mark"
+        )
 
 
 def test_a_trace_over_two_hosts_takes_no_time(stage: Stage) -> None:

@@ -118,6 +118,7 @@ class Agent:
         self.follow()
 
     def follow(self) -> None:
+        self.engine.touch(self.state.forget())
         while wanted := self.state.interest() - self.watched:
             for prefix in wanted:
                 entries = dict(self.world.entries[prefix])

@@ -88,6 +88,7 @@ class Cloud:
         return Listed(prefix, self.revision, {key: entry for key, entry in self.entries.items() if key.startswith(prefix)})
 
     def follow(self) -> None:
+        self.engine.touch(self.state.forget())
         wanted = self.state.interest()
         for prefix in self.watched - wanted:
             self.pending.pop(prefix, None)

@@ -13,11 +13,12 @@ import pytest
 from agent.compile.engine import Changes
 from agent.compile.policy import compile_filter
 from agent.facts.model import Interface
-from agent.model.flow import CT_TRACKED, Flow, Resubmit, SetField, match
+from agent.model.flow import CT_TRACKED, Flow, Resubmit, SetField, Track, match
 from agent.model.pipeline import SOURCE, TARGET, CookieKind, Reason, Table, cookie
 from agent.model.remark import PENDING, Remark
 from agent.model.rule import ranged
 from controlplane.store import keys
+from controlplane.store.feed import Changed
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
 from kumihimo.v1 import security_pb2 as pb
 from tests.fakes.switch import Packet, Switch
@@ -297,6 +298,35 @@ def test_b_sg_01_a_rule_compiles_itself_and_its_list() -> None:
     assert removed.compiled == 1 + len(PORTS)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_what_a_rule_named_is_still_known_when_another_rule_names_it_at_once(together: bool) -> None:
+    """One transaction, or two that are taken in before it is decided what to watch."""
+    estate = Estate()
+    for number in (0, 1):
+        estate.put_group(number)
+        estate.put_port(number, number)
+    estate.put_port(2, 1)
+    estate.put_rule(0, 0, OUT)
+    estate.put_rule(1, 0, IN, protocol="tcp", remote_group_id=GROUPS[0])
+    cloud, prefix = estate.cloud, keys.scope(GROUPS[1], "secgroup")
+    # Only the rule is why the first group concerns the node.
+    cloud.interfaces.pop("tap0")
+    estate.run()
+    old = keys.rules(GROUPS[1]) + estate.rules.popitem()[0]
+    estate.put_rule(1, 1, IN, protocol="udp", remote_group_id=GROUPS[0])
+    (told,) = cloud.pending.pop(prefix)
+    assert isinstance(told, Changed)
+    put = told.changes[0]
+    taken = [[(old, None), put]] if together else [[(old, None)], [put]]
+    for changes in taken:
+        cloud.engine.touch(cloud.state.take(Changed(prefix, cloud.revision, changes)))
+    cloud.follow()
+    estate.run()
+    assert not [item for item in cloud.engine.items().values() if isinstance(item, Remark) and item.reason == PENDING]
+    came = packet(0, 1, Probe("10.0.0.1", "10.0.0.2", 17, (5, 80))) | {"tun_id": 7}
+    assert Switch(estate.flows).send(1, came).out == [FIRST + 1]
+
+
 def test_b_sg_09_a_thousand_rules_replaced_compile_in_half_a_second() -> None:
     estate = simple()
     for number in range(1000):
@@ -428,6 +458,23 @@ def test_what_is_not_tracked_is_dropped_and_counts_for_no_port() -> None:
         (found,) = (flow for flow in flows if (flow.table, flow.match) == (table, match(ct_state=(0, CT_TRACKED))))
         assert found.actions[:2] == (SetField(SOURCE, 0), SetField(TARGET, 0))
         assert found.actions[-1] == Resubmit(Table.DROP)
+
+
+@pytest.mark.parametrize("stateful", [True, False])
+def test_only_what_is_tracked_for_a_port_goes_on_behind_its_filter(stateful: bool) -> None:
+    """When Open vSwitch gives up waiting for a packet's rest, it sends fragments on in the place of another port's."""
+    estate = simple(stateful)
+    for table, register in ((Table.EGRESS_KNOWN, SOURCE), (Table.INGRESS_KNOWN, TARGET)):
+        onward = [flow for flow in estate.flows if flow.table == table and flow.actions[-1] != Resubmit(Table.DROP)]
+        assert len(onward) == len(PORTS)
+        for each in onward:
+            where = {name: value for name, value, _ in each.match}
+            assert (where["ct_zone"], where["ct_state"]) == (where[register], CT_TRACKED)
+    for each in estate.flows:
+        for number, action in enumerate(each.actions):
+            if isinstance(action, Track):
+                assert action.table is not None, "nothing goes on as it came"
+                assert number == len(each.actions) - 1
 
 
 def test_a_group_that_observes_lets_pass_and_counts() -> None:
