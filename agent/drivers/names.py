@@ -68,8 +68,7 @@ class NamesDriver:
                 if isinstance(item, PortName):
                     file = self._state / item.network_id / NAMES / _file_of(item.port_id)
                     files[file][item.port_id] = None if deleting else item
-        failures = await asyncio.to_thread(_write_all, files)
-        return failures
+        return await asyncio.to_thread(_write_all, files)
 
 
 def _write_all(files: Mapping[Path, Mapping[str, PortName | None]]) -> dict[Key, Failure]:
