@@ -24,7 +24,7 @@ class Store:
         self.written: list[set[str]] = []
 
     async def transact(self, _: Sequence[Any], operations: Sequence[Any]) -> None:
-        self.written.append({each.request_put.key.decode() for each in operations})
+        self.written.append({each["request_put"]["key"].decode() for each in operations})
 
 
 async def _others() -> None:
