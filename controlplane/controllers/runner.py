@@ -134,7 +134,8 @@ async def _absent(store: Store, cache: Cache, key: str) -> None:
     looked_at = ""
     while (entry := cache.get(key)) is not None:
         holder = entry.value.decode(errors="replace")
-        if holder != looked_at and process.has_ended(holder):
+        # What a store says of nodes that was restored just now is old: they have the time of the lease to speak.
+        if holder != looked_at and process.has_ended(holder) and cache.get(keys.RESTORED) is None:
             written = await store.transact([client.modified_at(key, entry.mod_revision)], [client.delete(key)])
             await cache.reach(written.revision)
         else:

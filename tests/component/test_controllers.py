@@ -60,6 +60,12 @@ async def test_a_killed_holder_is_followed_at_once_and_one_that_lives_is_not(sto
             holder.kill()
             if reaped:
                 holder.wait()
+            await cache.reach((await store.transact([], [client.put(keys.RESTORED, b"")])).revision)
+            async with running(runner.run(Idle(store, cache), process.this())):
+                for turn in range(20):
+                    await cache.reach((await store.transact([], [client.put("/turn", str(turn).encode())])).revision)
+                assert await held_by(name), "nodes have not had the time to speak"
+            await cache.reach((await store.transact([], [client.delete(keys.RESTORED)])).revision)
             async with running(runner.run(Idle(store, cache), process.this())):
                 await until(lambda: held_by(process.this()), "the next one holds it")
     finally:

@@ -268,7 +268,9 @@ async def test_no_log_line_holds_a_token(strict: Cloud, issuer: Issuer) -> None:
     assert not [digest for digest in digests if digest in text]
 
 
-async def test_kumi_says_in_one_line_that_its_token_has_expired(strict: Cloud, issuer: Issuer, tmp_path: Path) -> None:
+async def test_kumi_says_in_one_line_that_its_token_has_expired(
+    strict: Cloud, issuer: Issuer, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """The real command against the real API: exit code 5, the reason, the file to change, and not the token."""
     file, config = tmp_path / "token", tmp_path / "client.toml"
     config.write_text(
@@ -280,7 +282,9 @@ async def test_kumi_says_in_one_line_that_its_token_has_expired(strict: Cloud, i
     async def begin(*words: str) -> asyncio.subprocess.Process:
         path = str(Path(sys.executable).parent / "kumi")
         env = {**os.environ, "KUMI_CONFIG": str(config)}
-        return await asyncio.create_subprocess_exec(path, *words, env=env, stdout=pipe, stderr=pipe)
+        started = await asyncio.create_subprocess_exec(path, *words, env=env, stdout=pipe, stderr=pipe)
+        request.addfinalizer(lambda: started.kill() if started.returncode is None else None)
+        return started
 
     async def kumi(*words: str) -> tuple[int | None, str, str]:
         done = await begin(*words)

@@ -18,7 +18,7 @@ from controlplane.errors import ApiError, Code, StoreUnavailable
 from controlplane.store import client, keys
 from controlplane.store.cache import NOT_KEPT, Cache
 from controlplane.store.client import Entry, Store
-from controlplane.store.commit import Committer, Repeat
+from controlplane.store.commit import LONGEST_TRANSACTION, Committer, Repeat
 from controlplane.store.feed import Changed, Feed, Listed, Lost
 from controlplane.store.leases import RollingLease
 from controlplane.store.txn import Origin, Transaction
@@ -503,6 +503,29 @@ async def test_c_13_a_statement_without_a_record_is_unavailable_when_its_outcome
         finally:
             running.cancel()
             await behind.close()
+
+
+async def test_writes_that_wait_together_share_no_more_than_a_request_to_etcd_holds(store: Store) -> None:
+    """Eighty of 0.2 MB at once go in several; one that is too long for any is refused, and no other with it."""
+    large = bytes(200_000)
+    async with followed(store) as (cache, _):
+        committer = Committer(store, cache)
+
+        def write(number: int, times: int = 1) -> asyncio.Task[Any]:
+            def attempt(transaction: Transaction) -> None:
+                for part in range(times):
+                    transaction.put_bytes(f"{PLACE}large/{number}/{part}", large)
+
+            return asyncio.create_task(committer.commit(attempt, ORIGIN))
+
+        written = [write(number) for number in range(80)]
+        too_long = write(80, LONGEST_TRANSACTION // len(large))
+        await asyncio.sleep(0)  # all of them wait
+        async with running(committer.run()):
+            revisions = {revision for _, revision in await asyncio.gather(*written)}
+            with pytest.raises(ApiError, match=f"bytes of a request to the store; {LONGEST_TRANSACTION} are accepted"):
+                await too_long
+    assert 80 * len(large) / LONGEST_TRANSACTION < len(revisions) < 80
 
 
 async def test_c_13_clients_of_an_api_that_loses_answers_get_one_object_each(cloud: Cloud) -> None:
