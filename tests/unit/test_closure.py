@@ -159,7 +159,7 @@ def test_a_node_holds_exactly_what_concerns_it(world: World) -> None:
         mine = world.members(agent.node)
         assert set(agent.state.networks) == mine
         for net in mine:
-            assert agent.state.networks[net].keys == set(world.entries[keys.scope(net)])
+            assert set(agent.state.networks[net].keys) == set(world.entries[keys.scope(net)])
         marks = {cookie(CookieKind.NETWORK, net) for net in mine}
         marks |= {cookie(CookieKind.PORT, port) for port, net in world.net.items() if net in mine}
         kinds = {CookieKind.NETWORK, CookieKind.PORT}
