@@ -169,11 +169,19 @@ class State:
                 tokens |= self._unplug(port)
             elif port not in self.interface_of:
                 self.located[port] = None
-            network = self.located.get(port)
-            if network:
-                tokens.update({("port", network, port), ("local", network)})
+                for network, state in self.networks.items():
+                    if state.listed and port in state.ports:
+                        self._find(port, network)
+            if found := self.located.get(port):
+                tokens.update({("port", found, port), ("local", found)})
         self.interface_of = plugged
         return self._follow(tokens | self._drop_networks())
+
+    def _find(self, port: str, network: str) -> set[Token]:
+        """A port plugged here is of a network that is known, whether the index has been read or not; it will confirm it."""
+        self.located[port] = network
+        self._local.setdefault(network, set()).add(port)
+        return {("port", network, port), ("local", network)}
 
     def _unplug(self, port: str) -> set[Token]:
         network = self.located.pop(port, None)
@@ -246,6 +254,8 @@ class State:
             if listed and not state.listed:
                 state.listed = True
                 tokens |= {(what, network) for what in ("network", "subnets", "local", "members", "domains", "floating")}
+                for port in [port for port, found in self.located.items() if found is None and port in state.ports]:
+                    tokens |= self._find(port, network)
             _reach(state, notice)
         elif keys.is_scope(prefix) and (group := self.groups.begin(prefix)) is not None:
             for key, entry in changes:
@@ -297,8 +307,7 @@ class State:
             tokens |= {("port", old, port), ("local", old)}
         self.located[port] = network
         if network:
-            self._local.setdefault(network, set()).add(port)
-            tokens |= {("port", network, port), ("local", network)}
+            tokens |= self._find(port, network)
         return tokens | (self._drop_networks() if old else set())
 
     def _take_network(self, network: str, state: NetworkState, key: str, entry: Entry | None) -> set[Token]:

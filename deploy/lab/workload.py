@@ -51,7 +51,7 @@ LEASE6_SCRIPT = """\
 echo "event=$reason"
 case "$reason" in
 BOUND6 | RENEW6 | REBIND6)
-    for name in ip6_address dhcp6_name_servers dhcp6_domain_search max_life dhcp6_server_id; do
+    for name in ip6_address dhcp6_name_servers dhcp6_domain_search dhcp6_sntp_servers max_life dhcp6_server_id; do
         eval "value=\\${new_$name-}"
         [ -z "$value" ] || echo "$name=$value"
     done
@@ -112,8 +112,8 @@ class Workload(Place):
     def dhcp6(self, interface: str = "eth0", information: bool = False, timeout: float = 20.0) -> dict[str, str]:
         """Ask for an address by DHCPv6, set it, and return what was told; with `information` ask for that alone.
 
-        The names are dhclient's: ip6_address, dhcp6_name_servers, dhcp6_domain_search, max_life (seconds), dhcp6_server_id
-        (a DUID). LabError when no server answers.
+        The names are dhclient's: ip6_address, dhcp6_name_servers, dhcp6_domain_search, dhcp6_sntp_servers, max_life
+        (seconds), dhcp6_server_id (a DUID). LabError when no server answers.
         """
         self.link_local(interface)
         folder = self.host.lab.directory / "dhclient"

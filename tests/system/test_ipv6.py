@@ -121,13 +121,16 @@ def test_b_sub_08_dhcpv6_gives_addresses_or_options_alone(
             assert lease["dhcp6_name_servers"] == "fd00:53::1 fd00:53::2"
             assert lease["dhcp6_domain_search"] == "lab.example."
         assert vm.workload.ping(ip6(far), count=3, interval=0.05).received == 3
-        other = scene.vm(stateless, h1)
+        own = {"name": "sntp-server", "value": "fd00:53::3", "ip_version": pb.IP_VERSION_IPV6}
+        other = scene.vm(stateless, h1, extra_dhcp_opts=[own])
         says = solicited(other)
         assert (says.managed, says.other, says.prefixes) == (False, True, {"fd00:3::/64": (True, True)})
         assert other.workload.slaac() == [ip6(other)]
         options = other.workload.dhcp6(information=True)
         assert options["dhcp6_name_servers"] == "fd00:53::1 fd00:53::2"
+        assert options["dhcp6_sntp_servers"] == "fd00:53::3", "B-SUB-05: its own"
         assert "ip6_address" not in options
+        assert "dhcp6_sntp_servers" not in vm.workload.dhcp6()
     assert len(frames.tunnelled(path)) > 3
     assert frames6.discovery_across(path) == []
     # Deleted and made again with another MAC: the address is its own at once.

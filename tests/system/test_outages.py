@@ -62,6 +62,36 @@ def test_a_27_c_07_kill_9_loses_nothing_and_changes_go_on_after_the_restart(
     assert pair[0].sees(third)
 
 
+def test_c_07_a_port_of_a_known_network_is_wired_while_etcd_is_away(scene: Scene, cloud: Cloud, h1: Host, h2: Host) -> None:
+    network, elsewhere = scene.network(), scene.network()
+    near = scene.vm(network, h1)
+    scene.vm(elsewhere, h2)
+    first, second = (scene.vm(network, h1, plug=False) for _ in range(2))
+    unknown = scene.vm(elsewhere, h1, plug=False)
+    cloud.admin.wait(0)
+    wait_until(lambda: second.id in snapshot(h1), "the host has it in its snapshot", PATIENCE)
+    cloud.lab.kill_etcd()
+    first.plug()
+    assert first.workload.dhcp()["ip"] == first.ip
+    assert first.sees(near)
+    # The same from the snapshot.
+    h1.kill_agent()
+    h1.start_agent()
+    second.plug()
+    unknown.plug()
+    assert second.workload.dhcp()["ip"] == second.ip
+    assert second.sees(first)
+    cloud.ensure()
+    for vm in (first, second, unknown):
+        assert vm.active().binding[0].node == "h1"
+    assert unknown.workload.dhcp()["ip"] == unknown.ip
+
+
+def snapshot(host: Host) -> str:
+    """What the agent has on its disk, as text."""
+    return host.run("tr -cd '[:print:]' </var/lib/kumihimo/agent/mirror")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_c_07_a_restarted_agent_finds_everything_as_it_should_be(
     number: int, scene: Scene, cloud: Cloud, control: ControlFlow, pair: tuple[Vm, Vm], h1: Host, h2: Host

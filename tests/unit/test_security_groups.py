@@ -393,10 +393,10 @@ def test_what_is_named_and_not_known_allows_nothing_and_is_pending() -> None:
     estate = simple()
     cloud = estate.cloud
     plugged = cloud.interfaces.pop("tap5")
-    estate.run()
-    cloud.interfaces["tap5"] = plugged
     estate.put_group(1)
     estate.put_port(5, 1)
+    estate.run()
+    cloud.interfaces["tap5"] = plugged
     estate.put_rule(0, 30, IN, remote_group_id=GROUPS[1])
     deliver_all_but(cloud, keys.scope(GROUPS[1], "secgroup"))
     remarks = {item.scope for item in cloud.engine.items().values() if isinstance(item, Remark) and item.reason == PENDING}

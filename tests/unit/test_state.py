@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agent.model.pipeline import CookieKind, Table, cookie
 from controlplane.store import keys
 from controlplane.store.client import Entry
 from controlplane.store.feed import Changed
@@ -23,6 +24,46 @@ def test_interest_is_the_ports_plugged_here_their_networks_and_all_nodes() -> No
     machine.cloud.settle()
     assert machine.cloud.state.interest() == {keys.NODES}
     assert machine.cloud.state.networks == {}
+
+
+def test_c_07_a_port_of_a_known_network_is_wired_before_the_store_has_said_where_it_is() -> None:
+    machine = small()
+    machine.plug(4, True)
+    machine.cloud.facts()
+    machine.cloud.engine.run()
+    state = machine.cloud.state
+    assert state.located[PORTS[4]] == NETWORKS[0]
+    assert keys.index("Port", PORTS[4]) in state.interest(), "it is asked for all the same"
+    to_it = [item for item in machine.cloud.engine.items().values() if getattr(item, "cookie", 0) == mine(PORTS[4])]
+    assert any(item.table == Table.LOCAL for item in to_it)
+    assert machine.cloud.engine.items() == machine.cloud.engine.full()
+    before = dict(machine.cloud.engine.items())
+    machine.cloud.settle()
+    machine.cloud.engine.run()
+    assert machine.cloud.engine.items() == before, "the index changes nothing"
+    # A port that the network does not have is looked for as ever.
+    machine.plug(7, True)
+    machine.cloud.facts()
+    assert state.located[PORTS[7]] is None
+
+
+def test_c_07_so_is_one_that_was_there_before_its_network_was_known() -> None:
+    machine = small()
+    for number in (1, 2):
+        machine.unplug(number)
+    machine.cloud.settle()
+    machine.plug(1, True)
+    machine.plug(4, True)
+    machine.cloud.facts()
+    machine.cloud.deliver(keys.index("Port", PORTS[1]))
+    machine.cloud.deliver(keys.scope(NETWORKS[0]))
+    assert machine.cloud.state.located == {PORTS[1]: NETWORKS[0], PORTS[4]: NETWORKS[0]}
+    machine.cloud.engine.run()
+    assert machine.cloud.engine.items() == machine.cloud.engine.full()
+
+
+def mine(port: str) -> int:
+    return cookie(CookieKind.PORT, port)
 
 
 def test_a_value_that_cannot_be_parsed_is_reported_and_everything_else_goes_on() -> None:
