@@ -26,7 +26,7 @@ from tests.system.cloud import PATIENCE, RECEIVED, SENT, Cloud, Scene, Vm, drops
 from tests.system.volley import Shot, exchange, ip, passes_back
 
 FULL = bool(os.environ.get("KUMI_FULL"))
-ROUNDS = 40 if FULL else 3
+ROUNDS = 40 if FULL else 2
 KINDS = 3  # of packets, for each pair and family
 AT_ONCE = 4  # traces
 PASSES, DROPPED = "passes", "dropped"

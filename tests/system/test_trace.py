@@ -497,9 +497,9 @@ def test_a_packet_of_a_connection_that_is_there_is_traced_as_such(
 def test_an_answer_is_traced_as_one_of_its_own_policies(cloud: Cloud, scene: Scene, h1: Host) -> None:
     """Whatever other ports of the host have: a switch's trace has one mark, and it is not theirs."""
     made = scene.network()
-    a, b = scene.vm(made, h1), scene.vm(made, h1)
     for _ in range(3):
         scene.vm(made, h1, security_group_ids=[scene.group().id])
+    a, b = scene.vm(made, h1), scene.vm(made, h1)
     for sender, receiver in ((a, b), (b, a)):
         request = operations_pb2.TraceRequest(from_port_id=sender.id, to_port_id=receiver.id)
         reply = cloud.admin.client.call("Operations", "Trace", request)
