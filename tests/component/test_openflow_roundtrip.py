@@ -123,6 +123,7 @@ async def test_every_action_comes_back_equal(driver: OpenFlowDriver) -> None:
         (match(**IPV4), (Track(7, 21),)),
         (match(**IPV4), (Track("reg14", 21), Resubmit(3))),
         (match(**IPV6), (Track("reg15", commit=True, actions=(Move("reg12", "ct_mark", 32),)), Resubmit(3))),
+        (match(**IPV6), (Track("reg15", 78, commit=True, actions=(Move("reg12", "ct_mark", 32),)),)),
         (match(**IPV6), (Track(9, commit=True, actions=(SetField("ct_mark", 5), SetField("ct_mark", 2, 6))),)),
     ]
     writable = [name for name in FIELD_BITS if name not in READ_ONLY]

@@ -174,7 +174,7 @@ def carry(me: Vm, to: Vm, cuts: list[Cut]) -> None:
 
 
 @pytest.mark.parametrize("kind", GROUPS)
-def test_b_sg_12_fragments_carry_nothing_that_rules_forbid(kind: str, scene: Scene, cloud: Cloud, h1: Host, h2: Host) -> None:
+def test_fragments_carry_nothing_that_rules_forbid(kind: str, scene: Scene, cloud: Cloud, h1: Host, h2: Host) -> None:
     network = dual(scene, cloud)
     sending, receiving = ([], [])  # type: ignore[var-annotated]
     for number, stateful in enumerate(GROUPS[kind]):
