@@ -31,7 +31,7 @@ async def test_peers_are_resolved_owned_and_let_go() -> None:
     failures = await driver.apply([Peer("198.51.100.1")], [])
     assert failures[("peer", "198.51.100.1")].reason == "NO_ROUTE"
     assert not await driver.apply([], [Peer("192.0.2.77")])
-    sh("ip link del v0; ip netns del other")
+    sh("ip link del v0; ip link del nic0; ip netns del other")
 
 
 @on_private_host
@@ -51,7 +51,7 @@ async def test_peers_of_an_ipv6_underlay_are_kept_the_same_way() -> None:
     assert not await driver.apply([], [peer])
     assert not await driver.read_owned()
     assert (await driver.apply([Peer("2001:db8:1::1")], []))[("peer", "2001:db8:1::1")].reason == "NO_ROUTE"
-    sh("ip link del v0; ip netns del other")
+    sh("ip link del v0; ip link del nic0; ip netns del other")
 
 
 @on_private_host

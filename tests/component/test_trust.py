@@ -55,6 +55,7 @@ FORBIDDEN: Mapping[str, tuple[str, ...]] = {
     "index": (keys.index("Port", OTHER), keys.bound_to("h1", OTHER)),
     "claim": (keys.claim("vxlan", 1), keys.claim("node-key", 1), keys.claim(keys.mac_pool(OTHER), "x")),
     "request": (keys.request("node-h1", "demo", "x"),),
+    "forming": (keys.forming(OTHER),),
     "apply": (keys.apply("demo"),),
     "change": (keys.change(OTHER, FAR),),
     "controller": (keys.controller("binder"),),
