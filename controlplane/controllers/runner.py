@@ -14,6 +14,7 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from itertools import islice
 from typing import Protocol
 
 import structlog
@@ -90,7 +91,7 @@ class Controller(ABC):
                 await self._woken.wait()
                 self._woken.clear()
                 while self._marked:
-                    marks = list(self._marked)[: self.batch]
+                    marks = list(islice(self._marked, self.batch))
                     for mark in marks:
                         del self._marked[mark]
                     await self.work(marks)

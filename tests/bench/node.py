@@ -42,6 +42,8 @@ def measure() -> list[Figure]:
 def plug(first: Vm, second: Vm) -> float:
     host, tap = second.host, second.tap
     host.run(["ovs-vsctl", "del-port", "br-int", tap])
+    # The end of what the unplug makes others do is not the plug's.
+    wait_until(lambda: not second.api.get(port_pb2.Port(id=second.id)).binding, "it is bound nowhere", PATIENCE)
     second.api.wait(0)
     add = ["ovs-vsctl", "--no-wait", "add-port", "br-int", tap]
     return _first_answer(first, second.ip, [*add, "--", "set", "interface", tap, f"external_ids:iface-id={second.id}"])
