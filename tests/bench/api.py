@@ -17,6 +17,7 @@ from controlplane.store import client, keys
 from controlplane.store.txn import time_ordered_id
 from kumihimo.v1 import operations_pb2, resource_pb2, security_pb2, store_pb2
 from tests.bench.figures import Figure
+from tests.bench.idle import wait_idle
 from tests.component.cloud import Client, Cloud
 from tests.waiting import until
 
@@ -159,7 +160,8 @@ async def _lists() -> list[Figure]:
         before = [await _each_ms(listed, 1) for _ in range(ROUNDS)]
         mine_before = [await _each_ms(mine, 1) for _ in range(ROUNDS)]
         await _stored(cloud, "other", MANY - PAGE)
-        await _calm(cloud)
+        # Its controllers look at each port that was stored past them.
+        await asyncio.to_thread(wait_idle, [cloud.replicas[0].pid])
         after = [await _each_ms(listed, 1) for _ in range(ROUNDS)]
         mine_after = [await _each_ms(mine, 1) for _ in range(ROUNDS)]
     beside = f"the same of {PAGE:,}"
@@ -190,23 +192,6 @@ async def _stored(cloud: Cloud, project: str, count: int) -> str:
         await cloud.store.transact([], operations)
     assert subnet.id
     return str(network.id)
-
-
-async def _calm(cloud: Cloud) -> None:
-    """Wait until the server has nothing to do: its controllers look at each port that was stored past them."""
-
-    async def calm() -> bool:
-        before = _ticks(cloud.replicas[0].pid)
-        await asyncio.sleep(0.5)
-        return _ticks(cloud.replicas[0].pid) - before <= 2
-
-    await until(calm, "the server is idle", 120)
-
-
-def _ticks(pid: int) -> int:
-    """Hundredths of a second of processor time that a process has taken."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
 
 
 async def _watches() -> list[Figure]:

@@ -12,6 +12,7 @@ from controlplane.store.client import Store
 from controlplane.tls import Tls
 from deploy.lab import Lab, wait_until
 from kumihimo.v1 import node_pb2, operations_pb2, port_pb2, quota_pb2, store_pb2
+from tests.bench.idle import wait_idle
 from tests.system.cloud import Cloud
 
 FEW, MANY = 10, 10_000
@@ -40,6 +41,9 @@ def fill(cloud: Cloud, network: Any, known: int) -> None:
     asyncio.run(_seen_elsewhere(cloud.lab, made))
     wait_until(lambda: all(port.binding for port in cloud.admin.list(port_pb2.Port)), "all are bound", PATIENCE)
     cloud.admin.wait(0, timeout=PATIENCE)
+    # To take in 10,000 names at once takes dnsmasq half a minute (agent/DESIGN.md).
+    server = ["dnsmasq", f"--conf-file=/var/lib/kumihimo/dhcp/{network.id}/dnsmasq.conf"]
+    wait_idle([pid for host in cloud.hosts for pid in host.find(server)])
 
 
 def apply(cloud: Cloud, network: Any, count: int) -> list[str]:
