@@ -10,16 +10,14 @@ import socket
 from collections.abc import Iterable, Mapping
 from struct import pack, unpack_from
 
-# linux/rtnetlink.h, linux/if_link.h
-RTM_NEWLINK, RTM_GETLINK, NLM_F_REQUEST = 16, 18, 1
-IFLA_IFNAME, IFLA_AF_SPEC, IFLA_EXT_MASK, IFLA_TARGET_NETNSID = 3, 26, 29, 46
-RTEXT_FILTER_SKIP_STATS = 8
+from agent.rtnetlink import IFINFO, IFLA_IFNAME, RTM_GETLINK, RTM_NEWLINK, attribute, attributes, messages, question
+
+# linux/if_link.h
+IFLA_AF_SPEC, IFLA_TARGET_NETNSID = 26, 46
 IFLA_INET6_CONF = 2
-NLA_TYPE_MASK = 0x3FFF
 # linux/ipv6.h: places in IFLA_INET6_CONF, by the name of the sysctl.
 PLACES = {"accept_ra": 3, "autoconf": 5, "disable_ipv6": 26, "accept_dad": 27}
 
-_HEADER, _IFINFO = 16, 16
 _PATIENCE = 5.0  # seconds for an answer of the kernel
 
 
@@ -32,29 +30,13 @@ def read(links: Iterable[tuple[int, str]]) -> dict[tuple[int, str], Mapping[str,
 
 
 def _ask(asked: socket.socket, namespace: int, name: str) -> Mapping[str, int]:
-    body = bytes(_IFINFO)
-    body += _attribute(IFLA_TARGET_NETNSID, pack("=i", namespace))
-    body += _attribute(IFLA_IFNAME, name.encode() + b"\0")
-    body += _attribute(IFLA_EXT_MASK, pack("=I", RTEXT_FILTER_SKIP_STATS))
-    asked.send(pack("=IHHII", _HEADER + len(body), RTM_GETLINK, NLM_F_REQUEST, 0, 0) + body)
-    answer = asked.recv(65536)
-    if unpack_from("=IH", answer)[1] != RTM_NEWLINK:
-        return {}
-    of_family = _find(_find(answer[_HEADER + _IFINFO :], IFLA_AF_SPEC), socket.AF_INET6)
-    values = _find(of_family, IFLA_INET6_CONF)
-    return {name: unpack_from("=I", values, 4 * place)[0] for name, place in PLACES.items() if len(values) >= 4 * place + 4}
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return pack("=HH", 4 + len(value), kind) + value.ljust((len(value) + 3) & ~3, b"\0")
-
-
-def _find(attributes: bytes, kind: int) -> bytes:
-    """The value of the first attribute of a kind; empty when there is none."""
-    place = 0
-    while place + 4 <= len(attributes):
-        size, found = unpack_from("=HH", attributes, place)
-        if found & NLA_TYPE_MASK == kind:
-            return attributes[place + 4 : place + size]
-        place += max(4, (size + 3) & ~3)
-    return b""
+    of = attribute(IFLA_TARGET_NETNSID, pack("=i", namespace)), attribute(IFLA_IFNAME, name.encode() + b"\0")
+    asked.send(question(RTM_GETLINK, *of))
+    for kind, body in messages(asked.recv(65536)):
+        if kind == RTM_NEWLINK:
+            of_family = attributes(attributes(body[IFINFO:]).get(IFLA_AF_SPEC, b"")).get(socket.AF_INET6, b"")
+            values = attributes(of_family).get(IFLA_INET6_CONF, b"")
+            return {
+                name: unpack_from("=I", values, 4 * place)[0] for name, place in PLACES.items() if len(values) >= 4 * place + 4
+            }
+    return {}

@@ -10,19 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import socket
-from struct import unpack_from
 
-# asm-generic/socket.h, linux/netlink.h, linux/rtnetlink.h
-SO_RCVBUFFORCE = 33
+from agent import rtnetlink
+from agent.rtnetlink import IFINFO, IFLA_IFNAME, RTM_DELLINK, RTM_NEWLINK, attributes, messages, name_of
+
+# linux/netlink.h
 SOL_NETLINK = 270
 NETLINK_LISTEN_ALL_NSID = 8
-RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
-RTM_NEWLINK, RTM_DELLINK = 16, 17
-IFLA_IFNAME = 3
-
-_HEADER, _IFINFO = 16, 16
-_BUFFER = 1 << 20  # of the socket: a thousand links may come at once
 
 
 class LinkWatch:
@@ -34,11 +28,7 @@ class LinkWatch:
         self.namespaces: set[int] = set()
         self.overrun = False
         self._event = asyncio.Event()
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
-        with contextlib.suppress(OSError):
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER)
-        self._socket.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
+        self._socket = rtnetlink.listen((SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1))
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket, self._receive)
 
@@ -83,15 +73,7 @@ class LinkWatch:
 def _links(data: bytes) -> set[str]:
     """Names of the links that messages of this host are about."""
     found = set()
-    offset = 0
-    while offset + _HEADER <= len(data):
-        length, kind = unpack_from("=IH", data, offset)
-        place, end = offset + _HEADER + _IFINFO, offset + length
-        while kind in (RTM_NEWLINK, RTM_DELLINK) and place + 4 <= end:
-            size, attribute = unpack_from("=HH", data, place)
-            if attribute == IFLA_IFNAME:
-                found.add(data[place + 4 : place + size].rstrip(b"\0").decode(errors="replace"))
-                break
-            place += max(4, (size + 3) & ~3)
-        offset += max(_HEADER, (length + 3) & ~3)
+    for kind, body in messages(data):
+        if kind in (RTM_NEWLINK, RTM_DELLINK) and (name := attributes(body[IFINFO:]).get(IFLA_IFNAME)):
+            found.add(name_of(name))
     return found

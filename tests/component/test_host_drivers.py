@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from pyroute2 import AsyncIPRoute
 
+from agent import rtnetlink
 from agent.drivers.exec import ExecError, run
 from agent.drivers.netlink import NetlinkDriver
 from agent.drivers.ovsdb import OvsdbDriver
-from agent.facts import links
 from agent.facts.links import Links
 from agent.facts.model import Interface, Link
 from agent.facts.ovsdb import Ovsdb, OvsdbError
@@ -278,7 +278,7 @@ async def test_b_net_12_addresses_and_what_bears_them_are_told_as_they_change(ov
 
 @on_private_host
 async def test_addresses_are_asked_for_anew_when_the_kernel_had_more_to_say_than_there_was_room_for(monkeypatch):
-    monkeypatch.setattr(links, "_BUFFER", 1)  # the kernel makes the least of it: a message or two
+    monkeypatch.setattr(rtnetlink, "_BUFFER", 1)  # the kernel makes the least of it: a message or two
     asked = []
     monkeypatch.setattr(Links, "_begin", lambda self, begin=Links._begin: (asked.append(1), begin(self)))
     known = Links(lambda: None)

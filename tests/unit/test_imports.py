@@ -112,6 +112,7 @@ RULES = {
     ),
     "controlplane.api": ("kumihimo.v1", "controlplane"),
     "agent.model": (),
+    "agent.rtnetlink": (),
     "agent.compile": (
         "kumihimo.v1",
         "agent.model",
@@ -128,12 +129,13 @@ RULES = {
         "controlplane.values.overhead",
         "controlplane.values.service_mac",
     ),
-    "agent.drivers": ("agent.model", "agent.facts.ovsdb", "agent.faults"),
+    "agent.drivers": ("agent.model", "agent.facts.ovsdb", "agent.faults", "agent.rtnetlink"),
     "agent.facts": (
         "kumihimo.v1",
         "agent.model",
         "agent.drivers.exec",
         "agent.drivers.unixctl",
+        "agent.rtnetlink",
         "controlplane.values.overhead",
     ),
     "agent.reconcile": (
