@@ -102,10 +102,10 @@ def _free(value: str) -> str:
     """dnsmasq takes it for addresses, a number or bytes (aa:bb) when it looks like that, else for text."""
     if set(value) <= set("0123456789.,/"):
         return _addresses(value) if "." in value or "," in value else _number(4)(value)
-    return value if _BYTES.fullmatch(value) else _text(value)
+    return _bytes_or_text(value)
 
 
-def _free6(value: str) -> str:
+def _bytes_or_text(value: str) -> str:
     """Bytes (aa:bb) where it looks like that, else text."""
     return value if _BYTES.fullmatch(value) else _text(value)
 
@@ -235,7 +235,7 @@ V6 = Family(
             39: "dns_name and dns_domain of the port say it",
         }
     ),
-    form=lambda code: _free6,
+    form=lambda code: _bytes_or_text,
 )
 
 
