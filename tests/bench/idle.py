@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +15,14 @@ STILL = 2  # hundredths of a second of processor time in a moment
 def wait_idle(pids: Sequence[int]) -> None:
     """Wait until processes take next to no processor time."""
 
-    def idle() -> bool:
-        before = _ticks(pids)
-        time.sleep(MOMENT)
-        return _ticks(pids) - before <= STILL * len(pids)
+    before = -1
 
-    wait_until(idle, f"processes {', '.join(map(str, pids))} are idle", PATIENCE)
+    def idle() -> bool:
+        nonlocal before
+        was, before = before, _ticks(pids)
+        return was >= 0 and before - was <= STILL * len(pids)
+
+    wait_until(idle, f"processes {', '.join(map(str, pids))} are idle", PATIENCE, interval=MOMENT)
 
 
 def _ticks(pids: Sequence[int]) -> int:

@@ -520,7 +520,7 @@ async def test_writes_that_wait_together_share_no_more_than_a_request_to_etcd_ho
 
         written = [write(number) for number in range(80)]
         too_long = write(80, LONGEST_TRANSACTION // len(large))
-        await asyncio.sleep(0)  # all of them wait
+        await until(lambda: len(committer._waiting) == 81, "all of them wait")
         async with running(committer.run()):
             revisions = {revision for _, revision in await asyncio.gather(*written)}
             with pytest.raises(ApiError, match=f"bytes of a request to the store; {LONGEST_TRANSACTION} are accepted"):
