@@ -264,7 +264,7 @@ class Store:
                 self.cluster = reply.header.cluster_id
                 return max(0, int(reply.TTL))
         except grpc.aio.AioRpcError as error:
-            raise self.failure(error) or StoreUnavailable(f"etcd at {self.endpoints}: {error.code().name}") from error
+            raise self.failure(error) from error
         return 0
 
 

@@ -8,7 +8,6 @@ command line of its process 1: there is no other record of it.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -239,10 +238,3 @@ class Host(Place):
         with contextlib.suppress(LabError):
             return [line.split()[0] for line in self.run(["ip", "netns", "list"]).splitlines() if line.strip()]
         return []
-
-    def wipe(self) -> None:
-        """Power off and give the host an empty disk, but for its configuration."""
-        self.power_off()
-        for folder in init.PERSISTENT:
-            if folder != "etc-kumihimo":
-                shutil.rmtree(self.directory / folder, ignore_errors=True)
