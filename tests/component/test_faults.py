@@ -116,6 +116,9 @@ SCENARIOS: dict[str, tuple[list[Item], list[Item]]] = {
 
 def dump() -> dict[str, str]:
     """The host as its own tools show it, without what counts or is numbered anew."""
+    # What the kernel finds out by itself and tells later (carrier, operational state, link-local addresses) is nobody's doing.
+    carrier = "sed -E 's/NO-CARRIER,//; s/,M-DOWN//; s/,LOWER_UP//; s/ state [A-Z]+//'"
+    link_local = "awk '{$2 = \"\"; print}' | sed -E 's/@if[0-9]+//; s/fe80:[^ ]+ *//'"
     commands = {
         "flows": f"{OFCTL} --no-stats --no-names dump-flows br-int | sort",
         "groups": f"{OFCTL} dump-groups br-int | tail -n +2 | sort",
@@ -123,8 +126,9 @@ def dump() -> dict[str, str]:
         "ports": "for b in $(ovs-vsctl list-br | sort); do echo $b $(ovs-vsctl list-ports $b | sort); done",
         "interfaces": "ovs-vsctl --columns=name,type,options,external_ids,error list interface | sort",
         "namespaces": "ls /run/netns",
-        "links": "ip -o link | sed -E 's/^[0-9]+: //; s/@if[0-9]+//; s/link-netns.*//; s/link.ether [^ ]+//' | sort",
-        "inside": f"[ ! -e /run/netns/{NAMESPACE} ] || ip -n {NAMESPACE} -br address | sed -E 's/@if[0-9]+//' | sort",
+        "links": "ip -o link | sed -E 's/^[0-9]+: //; s/@if[0-9]+//; s/link-netns.*//; s/link.ether [^ ]+//'"
+        f" | {carrier} | sort",
+        "inside": f"[ ! -e /run/netns/{NAMESPACE} ] || ip -n {NAMESPACE} -br address | {link_local} | sort",
         "dnsmasq": "pgrep -a dnsmasq | cut -d' ' -f2- | sort",
         "files": "cd /var/lib/kumihimo && find . -type f ! -name leases -exec sha256sum {} + | sort -k2; ls /run/kumihimo/dhcp",
         "neighbours": "ip neigh show | grep -E 'managed|PERM' | sed -E 's/(REACHABLE|STALE|DELAY|PROBE).*//' | sort",
