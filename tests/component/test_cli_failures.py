@@ -28,6 +28,7 @@ from controlplane.admin.authority import Authority
 from controlplane.errors import StoreUnavailable
 from controlplane.store.client import put
 from kumihimo.v1 import resource_pb2
+from tests.chaos.proxy import Proxy
 from tests.component.cloud import Cloud, freeze
 from tests.component.kumi import Kumi
 from tests.fakes.api import Result, make_certificate
@@ -187,6 +188,13 @@ async def test_another_program_has_the_port(kumi: Kumi) -> None:
         kumi.config.write_text(re.sub(r'endpoint = "[^"]*"', f'endpoint = "unix:{path}"', kumi.config.read_text()))
         for words in _all(kumi):
             one_line(await kumi(*words), UNAVAILABLE, "no API server answers at unix:")
+
+
+async def test_an_api_that_is_far_away_is_not_missing(kumi: Kumi, cloud: Cloud) -> None:
+    async with Proxy(cloud.replicas[0].target) as proxy:
+        proxy.latency = 0.2
+        kumi.config.write_text(re.sub(r'endpoint = "[^"]*"', f'endpoint = "{proxy.target}"', kumi.config.read_text()))
+        assert await kumi.told("network", "list") == []
 
 
 async def test_wrong_ca(kumi: Kumi) -> None:
