@@ -141,7 +141,7 @@ async def _work(settings: Settings) -> None:
                 peers.run(),
                 loop.run(),
                 recorder.run(),
-                _describe(status, settings.node, ovsdb),
+                _describe(status, state, settings.node, ovsdb),
                 _answer(
                     settings,
                     state,
@@ -204,7 +204,7 @@ def _introduce(status: Status, node: str) -> None:
     status.set(keys.agent_status(node), about)
 
 
-async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
+async def _describe(status: Status, state: State, node: str, ovsdb: Ovsdb) -> None:
     """What the host can do: now, whenever bridges or the switch change, and every `PROBE`, for not everything tells of it."""
     changed = asyncio.Event()
     ovsdb.on_change(changed.set)
@@ -212,10 +212,12 @@ async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
     due = True
     while True:
         facts = await ovsdb.host_facts()
-        now = (ovsdb.connected, ovsdb.bridges, ovsdb.interface_types, facts.datapath_types, facts.ovs_version, facts.addresses)
+        tunnel_ip = state.nodes[node].tunnel_ip if node in state.nodes else ""
+        switch = (ovsdb.connected, ovsdb.bridges, ovsdb.interface_types, facts.datapath_types, facts.ovs_version)
+        now = (switch, facts.addresses, tunnel_ip)
         if due or now != seen:
             seen = now
-            found = await probe(facts, ovsdb.interface_types, INTEGRATION_BRIDGE, RUNDIR)
+            found = await probe(facts, ovsdb.interface_types, INTEGRATION_BRIDGE, tunnel_ip, RUNDIR)
             about = store_pb2.AgentStatus.FromString(status.get(keys.agent_status(node)) or b"")
             del about.capabilities[:]
             for capability in found:
@@ -225,7 +227,7 @@ async def _describe(status: Status, node: str, ovsdb: Ovsdb) -> None:
             about.features["datapath_types"] = ",".join(facts.datapath_types)
             status.set(keys.agent_status(node), about)
         try:
-            async with asyncio.timeout(PROBE):
+            async with asyncio.timeout(PROBE if node in state.nodes else RETRY):
                 await changed.wait()
             due = False
         except TimeoutError:

@@ -57,8 +57,13 @@ def _kernel_has_it() -> bool:
     return True
 
 
-async def probe(facts: HostFacts, interface_types: Iterable[str], bridge: str, rundir: Path = RUNDIR) -> list[Capability]:
-    """Everything that can differ from host to host, in a fixed order. bridge: the integration bridge, if there is one yet."""
+async def probe(
+    facts: HostFacts, interface_types: Iterable[str], bridge: str, tunnel_ip: str, rundir: Path = RUNDIR
+) -> list[Capability]:
+    """Everything that can differ from host to host, in a fixed order.
+
+    bridge: the integration bridge, if there is one yet; tunnel_ip: the Node's, "" while it has none.
+    """
     version, features = await _switch(bridge, rundir)
     offered = set(interface_types)
     found = [Capability("openvswitch", bool(version), version or "ovs-vswitchd does not answer")]
@@ -71,7 +76,7 @@ async def probe(facts: HostFacts, interface_types: Iterable[str], bridge: str, r
     found.append(_ipv6())
     found.append(await _dnsmasq())
     found.append(_managed_neighbours())
-    found.append(_underlay(facts))
+    found.append(_underlay(facts, tunnel_ip))
     return found
 
 
@@ -138,12 +143,14 @@ def _managed_neighbours() -> Capability:
     return Capability("managed_neighbours", version >= MANAGED, text if version >= MANAGED else late)
 
 
-def _underlay(facts: HostFacts) -> Capability:
+def _underlay(facts: HostFacts, tunnel_ip: str) -> Capability:
     """Whether guests can have 1500 bytes through any tunnel."""
-    if not facts.underlay_ips:
-        return Capability("mtu_1500", False, "there is no underlay address: no bridge but the integration bridge has one")
-    address = facts.underlay_ips[0]
-    link = facts.addresses[address]
+    address = tunnel_ip or next(iter(facts.underlay_ips), "")
+    if not address:
+        text = "there is no underlay address: the Node has no tunnel_ip, and no bridge but the integration bridge an address"
+        return Capability("mtu_1500", False, text)
+    if (link := facts.addresses.get(address)) is None:
+        return Capability("mtu_1500", False, f"no interface of this host has the Node's tunnel_ip {address}")
     need = GUEST_MTU + max(overhead(network_type, ip_address(address).version) for network_type in TUNNELS.values())
     text = f"the underlay ({address} on {link.name}) has MTU {link.mtu}"
     return Capability("mtu_1500", link.mtu >= need, text if link.mtu >= need else f"{text}; {need} would be needed")
