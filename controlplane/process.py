@@ -1,4 +1,4 @@
-"""Names of processes that are unique over hosts and for ever, and whether one of this host has ended."""
+"""Processes: names that are unique over hosts and for ever, whether one of this host has ended, and that this one is ready."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ _START = 22 - 4  # of the fields behind the state
 def this() -> str:
     """The name of this process: host, pid, and what makes it unique."""
     return f"{socket.gethostname()} {_name(os.getpid())}"
+
+
+def ready() -> None:
+    """Tell whoever started this process that it serves (sd_notify(3)); nothing where nobody wants to know."""
+    if address := os.environ.get("NOTIFY_SOCKET"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+            told.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
 
 
 def has_ended(name: str) -> bool:

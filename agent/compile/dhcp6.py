@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from agent.compile.base import flow, is_ipv6, link_local, mac_number
+from agent.compile.base import flow, ip_number, is_ipv6, link_local, mac_number
 from agent.compile.lease import known_by, lease_time, options, tag
-from agent.compile.neighbour import neighbour
+from agent.compile.neighbour import ADVERTISEMENT, SOLICITATION
 from agent.compile.provider import PHYSICAL
 from agent.compile.view import View
 from agent.model.flow import Flow, Output, Resubmit, match
@@ -53,7 +53,9 @@ def config(network: pb.Network, served: Sequence[pb.Subnet], interface: str) -> 
 
 
 def flows(network: pb.Network, served: Sequence[pb.Subnet], ofport: int) -> Iterator[Flow]:
-    """Solicitations of routers and questions to DHCPv6 go to the service alone; the former also to routers on a wire."""
+    """What the service hears: solicitations of routers, which go to those on a wire too; questions to DHCPv6; solicitations
+    of neighbours that ask for it, and the advertisements that it has asked for.
+    """
     if not served:
         return
     mark, mac = cookie(CookieKind.NETWORK, network.id), service_mac(network.key)
@@ -64,7 +66,10 @@ def flows(network: pb.Network, served: Sequence[pb.Subnet], ofport: int) -> Iter
     question = match(**ipv6, ip_proto=UDP, udp_src=DHCP_CLIENT, udp_dst=DHCP_SERVER)
     yield flow(Table.SERVICES, 110, question, Output(ofport), cookie=mark)
     for ip in (link_local(mac), *(subnet.dhcp_server_ip for subnet in served)):
-        yield neighbour(network.key, ip, mac_number(mac), mark)
+        asked = match(metadata=network.key, **SOLICITATION, nd_target=ip_number(ip))
+        yield flow(Table.SERVICES, 110, asked, Output(ofport), cookie=mark)
+    told = match(metadata=network.key, eth_dst=mac_number(mac), **ADVERTISEMENT)
+    yield flow(Table.SERVICES, 110, told, Output(ofport), cookie=mark)
 
 
 def hosts(view: View, network_id: str, served: Sequence[pb.Subnet]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Neighbours: which MAC an address has, and the responders (ARP, ND) that answer for it on the host that asks."""
+"""Neighbours: which MAC an address has; ARP is answered for it on the host that asks, neighbour discovery led to it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,12 @@ MAC_MASK = ((1 << MAC_BITS) - 1) << FOUND_OFFSET
 ARP_REPLY = 2
 SOLICITATION = {"eth_type": ETH_IPV6, "ip_proto": ICMPV6, "icmpv6_type": SOLICIT, "icmpv6_code": 0}
 ADVERTISEMENT = {**SOLICITATION, "icmpv6_type": ADVERTISE}
-TARGET_LINK_LAYER = 2  # type of an option (RFC 4861, section 4.6.1)
-# Bits of an advertisement (section 4.4): it answers a solicitation; it is to replace what was known.
-SOLICITED, OVERRIDE = 1 << 30, 1 << 29
 FOUND_IT = SetField(FLAGS, NEIGHBOUR_FOUND, NEIGHBOUR_FOUND)
 ALL_NODES, ALL_NODES_MAC = ip_number("ff02::1"), 0x3333_0000_0001
 
 
 def neighbour(network_key: int, ip: str, mac: int, mark: int) -> Flow:
-    """(network, address) → MAC. One flow serves the answer to ARP or neighbour discovery, and routing when it comes."""
+    """(network, address) → MAC. One flow serves ARP or neighbour discovery, and routing when it comes."""
     table, asked = _place(ip)
     return flow(
         table,
@@ -113,7 +110,11 @@ def compile_arp(_: View) -> Iterable[Item]:
 
 
 def compile_nd(_: View) -> Iterable[Item]:
-    """The same for neighbour discovery (RFC 4861): looks the target up, and turns a solicitation into its advertisement."""
+    """Neighbour discovery (RFC 4861): looks the target up, and leads a solicitation to the one that it asks about.
+
+    Its owner answers: the kernel's datapath can write no options of an advertisement ("nd_options_type" in ovs-fields(7)),
+    and a solicitation needs none rewritten. It may go to the link-layer address of the owner alone (RFC 6085, section 3).
+    """
     base = cookie(CookieKind.BASE)
     yield flow(
         Table.SERVICES,
@@ -121,49 +122,33 @@ def compile_nd(_: View) -> Iterable[Item]:
         match(**SOLICITATION),
         Move("nd_target", ASKED_6, 128),
         Resubmit(Table.NEIGHBOURS_6),
-        Resubmit(Table.ND_REPLY),
+        Resubmit(Table.ND_TARGET),
         cookie=base,
-    )
-    from_owner = (
-        SetField(FLAGS, 0, NEIGHBOUR_FOUND),
-        Move(FOUND, "eth_src", MAC_BITS, source_offset=FOUND_OFFSET),
-        Move(ASKED_6, "ipv6_src", 128),
     )
     found: dict[str, int | tuple[int, int]] = {**SOLICITATION, FLAGS: (NEIGHBOUR_FOUND, NEIGHBOUR_FOUND)}
     # Who looks for a duplicate has no address yet: all are told, as the owner would, and there is no option to rewrite.
     yield flow(
-        Table.ND_REPLY,
+        Table.ND_TARGET,
         110,
         match(**found, ipv6_src=0),
-        *from_owner,
+        SetField(FLAGS, 0, NEIGHBOUR_FOUND),
+        Move(FOUND, "eth_src", MAC_BITS, source_offset=FOUND_OFFSET),
+        Move(ASKED_6, "ipv6_src", 128),
         SetField("eth_dst", ALL_NODES_MAC),
         SetField("ipv6_dst", ALL_NODES),
-        SetField("nd_reserved", OVERRIDE),
         SetField("icmpv6_type", ADVERTISE),
         InPort(),
         cookie=base,
     )
     yield flow(
-        Table.ND_REPLY,
+        Table.ND_TARGET,
         100,
         match(**found),
-        Move("eth_src", "eth_dst", MAC_BITS),
-        Move("ipv6_src", "ipv6_dst", 128),
-        *from_owner,
-        SetField("nd_reserved", SOLICITED | OVERRIDE),
-        SetField("icmpv6_type", ADVERTISE),
-        Resubmit(Table.ND_OPTION),
-        cookie=base,
-    )
-    yield flow(
-        Table.ND_OPTION,
-        100,
-        match(**ADVERTISEMENT),
-        SetField("nd_options_type", TARGET_LINK_LAYER),
-        Move(FOUND, "nd_tll", MAC_BITS, source_offset=FOUND_OFFSET),
-        InPort(),
+        SetField(FLAGS, 0, NEIGHBOUR_FOUND),
+        Move(FOUND, "eth_dst", MAC_BITS, source_offset=FOUND_OFFSET),
+        Resubmit(Table.L2),
         cookie=base,
     )
     floats = match(**{FLAGS: (NEIGHBOUR_FLOATS, NEIGHBOUR_FLOATS)})
-    yield flow(Table.ND_REPLY, 50, floats, SetField(FLAGS, 0, NEIGHBOUR_FLOATS), Resubmit(Table.L2), cookie=base)
-    yield flow(Table.ND_REPLY, 0, match(), *drop(Reason.ND_UNKNOWN), cookie=base)
+    yield flow(Table.ND_TARGET, 50, floats, SetField(FLAGS, 0, NEIGHBOUR_FLOATS), Resubmit(Table.L2), cookie=base)
+    yield flow(Table.ND_TARGET, 0, match(), *drop(Reason.ND_UNKNOWN), cookie=base)

@@ -120,5 +120,5 @@ def provider_items(view: View, network: network_pb2.Network, mark: int) -> Itera
     yield flow(Table.PROVIDER, 100, outward, *push, Output(interface.ofport), cookie=mark)
     local = match(metadata=network.key, reg0=(0, FROM_TUNNEL | FROM_PROVIDER))
     yield flow(Table.L2, 10, local, Resubmit(Table.PROVIDER), cookie=mark)
-    for table in (Table.ARP_REPLY, Table.ND_REPLY):
+    for table in (Table.ARP_REPLY, Table.ND_TARGET):
         yield flow(table, 40, match(metadata=network.key), Resubmit(Table.L2), cookie=mark)

@@ -205,8 +205,9 @@ class Tracer:
                 if register := words.BY_GROUPS.get(reason):
                     self._add_groups(told, names, end.fields.get(register, 0), register == TARGET)
             elif "eth_src" in end.fields:
-                told.mac = end.fields["eth_src"].to_bytes(6, "big").hex(":")
+                told.mac = _mac(end.fields["eth_src"])
             return told
+        told.mac = _mac(end.fields.get("eth_dst", 0))
         interface = names.interface(end.port)
         told.interface = interface.name if interface else f"port {end.port}"
         tunnels = {tunnel.port: tunnel.type for tunnel in TUNNELS.values()}
@@ -326,6 +327,10 @@ def _flow(step: Step) -> str:
         return f"table={step.table}: no flow"
     parts = [f"table={step.table}", f"priority={step.priority}", *([step.match] if step.match else [])]
     return f"{','.join(parts)} actions={','.join(step.actions)}"
+
+
+def _mac(number: int) -> str:
+    return number.to_bytes(6, "big").hex(":")
 
 
 def _decided(journey: Journey, end: End) -> Step:

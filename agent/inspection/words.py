@@ -27,8 +27,7 @@ STAGES: Mapping[Table, str] = {
     Table.EGRESS_KNOWN: "what the sender's groups let go on",
     Table.SERVICES: "services of the host",
     Table.ARP_REPLY: "answer to ARP",
-    Table.ND_REPLY: "answer to neighbour discovery",
-    Table.ND_OPTION: "link-layer address of the answer",
+    Table.ND_TARGET: "to whom neighbour discovery asks about",
     Table.NEIGHBOURS: "IPv4 neighbours",
     Table.NEIGHBOURS_6: "IPv6 neighbours",
     Table.FROM_PROVIDER: "from a physical network",
@@ -97,7 +96,8 @@ KINDS: Mapping[CookieKind, str] = {
 
 # What holds for every port and is asked for by nobody.
 DEFAULTS = (
-    "ARP and neighbour discovery are answered by the host for every address of the network; others are asked for nowhere",
+    "ARP is answered by the host for every address of the network, neighbour discovery led to its owner alone; others are"
+    " asked for nowhere",
     "DHCP, DHCPv6 and router solicitations go to the network's own service on the host and to nobody else",
     "DNS and echo requests to the service address of the network are answered on the host",
     "ARP, neighbour discovery, MLD and IGMP pass security groups, and so do answers of the network's own service",

@@ -20,10 +20,10 @@ _NAMES = {
     128: "xxreg0 xxreg1 xxreg2 xxreg3 ipv6_src ipv6_dst nd_target tun_ipv6_dst ct_ipv6_src ct_ipv6_dst",
     64: "metadata tun_id",
     48: "eth_src eth_dst arp_sha arp_tha nd_sll nd_tll",
-    32: "in_port tun_src tun_dst ip_src ip_dst arp_spa arp_tpa ct_state ct_mark ct_nw_src ct_nw_dst nd_reserved",
+    32: "in_port tun_src tun_dst ip_src ip_dst arp_spa arp_tpa ct_state ct_mark ct_nw_src ct_nw_dst",
     16: "eth_type arp_op tcp_src tcp_dst udp_src udp_dst sctp_src sctp_dst ct_zone ct_tp_src ct_tp_dst",
     13: "vlan_vid",
-    8: "ip_proto ip_ttl icmp_type icmp_code icmpv6_type icmpv6_code nd_options_type ct_nw_proto",
+    8: "ip_proto ip_ttl icmp_type icmp_code icmpv6_type icmpv6_code ct_nw_proto",
     2: "ip_frag",
 }
 # Every field that a flow of ours may name, with its width in bits (ovs-fields(7)).

@@ -7,8 +7,7 @@ Stages, in the order a packet meets them:
     11 ND_GUARD     what IPv6 neighbour discovery of a local port may say
     30 SERVICES     ARP request → 44, 31; neighbour solicitation → 45, 32; DHCP, RS → the service namespace; the rest → 20
     31 ARP_REPLY    turns the request into its answer
-    32 ND_REPLY     turns the solicitation into an advertisement
-    33 ND_OPTION    whose link-layer address it writes (a match on the type that 32 has just set)
+    32 ND_TARGET    leads the solicitation to the one that it asks about
     44 NEIGHBOURS   subroutine: (network, IPv4) → MAC
     45 NEIGHBOURS_6  the same for IPv6
     20 EGRESS_TRACK  security groups of the sender: connection tracking in the port's zone → 21
@@ -58,8 +57,7 @@ class Table(IntEnum):
     EGRESS_KNOWN = 28
     SERVICES = 30
     ARP_REPLY = 31
-    ND_REPLY = 32
-    ND_OPTION = 33
+    ND_TARGET = 32
     NEIGHBOURS = 44
     NEIGHBOURS_6 = 45
     FROM_PROVIDER = 55
@@ -96,11 +94,10 @@ NEXT: dict[Table, frozenset[Table]] = {
     Table.EGRESS_STATELESS: frozenset({Table.EGRESS_STATE, Table.EGRESS_KNOWN, Table.L2, Table.DROP}),
     Table.EGRESS_KNOWN: frozenset({Table.L2, Table.DROP}),
     Table.SERVICES: frozenset(
-        {Table.NEIGHBOURS, Table.ARP_REPLY, Table.NEIGHBOURS_6, Table.ND_REPLY, Table.EGRESS_TRACK, Table.L2, Table.DROP}
+        {Table.NEIGHBOURS, Table.ARP_REPLY, Table.NEIGHBOURS_6, Table.ND_TARGET, Table.EGRESS_TRACK, Table.L2, Table.DROP}
     ),
     Table.ARP_REPLY: frozenset({Table.L2, Table.DROP}),
-    Table.ND_REPLY: frozenset({Table.ND_OPTION, Table.L2, Table.DROP}),
-    Table.ND_OPTION: frozenset(),
+    Table.ND_TARGET: frozenset({Table.L2, Table.DROP}),
     Table.NEIGHBOURS: frozenset(),
     Table.NEIGHBOURS_6: frozenset(),
     Table.FROM_PROVIDER: frozenset({Table.L2, Table.DROP}),

@@ -76,19 +76,19 @@ class Follow:
         if not question.walks:
             return self._silent(way, question, source)
         ends = question.walks[0].ends
-        answered = next((end for end in ends if end.fate == pb.PACKET_FATE_ANSWERED), None)
+        led = next((end for end in ends if packets.unicast(end.mac)), None)
         lost = [end for end in ends if end.fate == pb.PACKET_FATE_DROPPED]
         if len(lost) == len(ends):
             self._add(way, question, source)
             await self._dropped(way, question.walks[0], lost[0], source, f"the question for {packet.ip_dst} is dropped")
             return False
-        if answered is None:
+        if led is None:
             text = f"the question for {packet.ip_dst} goes to all members: its owner answers"
             self._hop(way, source, "neighbour", pb.ObjectRef(), text)
         else:
-            packet.eth_dst = packet.eth_dst or answered.mac
-            text = f"{packet.ip_dst} has MAC {answered.mac or target.mac}: the host answers"
-            self._hop(way, source, "neighbour", answered.cause, text)
+            packet.eth_dst = packet.eth_dst or led.mac
+            who = "the host answers" if led.fate == pb.PACKET_FATE_ANSWERED else "its owner is asked"
+            self._hop(way, source, "neighbour", pb.ObjectRef(), f"{packet.ip_dst} has MAC {led.mac}: {who}")
         if not packet.eth_dst:
             way.reason = "ADDRESS_UNKNOWN"
             way.summary = f"nobody is known to have {packet.ip_dst}: whoever answers gets the packet"

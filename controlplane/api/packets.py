@@ -78,6 +78,11 @@ def question(packet: pb.Packet) -> pb.Packet:
     )
 
 
+def unicast(mac: str) -> bool:
+    """Whether a MAC is that of one interface; "" is none (IEEE 802, the first bit on the wire)."""
+    return bool(mac) and not int(mac[:2], 16) & 1
+
+
 def called(packet: pb.Packet) -> str:
     """The kind of a packet in a word: tcp/80, icmp."""
     name = PROTOCOLS.get(packet.protocol, f"protocol {packet.protocol}")

@@ -171,6 +171,7 @@ async def serve(settings: config.Config) -> None:
             _listen(server, address, credentials(Watched(Tls(None, settings.tls_certificate, settings.tls_key, prefix="tls"))))
         await server.start()
         _spare_the_collector()
+        process.ready()
         _log.info("serving", listen=", ".join(settings.listen), revision=cache.revision)
         await stop.wait()
         await server.stop(GRACE)

@@ -43,7 +43,7 @@ ovsdb-server /etc/openvswitch/conf.db --remote=punix:/run/openvswitch/db.sock \
     --remote=db:Open_vSwitch,Open_vSwitch,manager_options \
     --pidfile --detach --log-file -vconsole:off
 ovs-vsctl --no-wait -- init -- set Open_vSwitch . external_ids:system-id={name} external_ids:hostname={name} \
-    -- --may-exist add-br br-phy -- set bridge br-phy datapath_type=netdev fail_mode=standalone \
+    -- --may-exist add-br br-phy -- set bridge br-phy datapath_type={datapath} fail_mode=standalone \
        other_config:hwaddr=02:50:00:00:00:{number:02x} -- --may-exist add-port br-phy phy0
 ovs-vswitchd --pidfile --detach --log-file -vconsole:off
 # The kernel sees phy0's frames too, and must not answer ARP for br-phy's address there with another MAC.
@@ -141,6 +141,14 @@ class Host(Place):
         for folder in init.PERSISTENT:
             (self.directory / folder).mkdir(parents=True, exist_ok=True)
 
+    @property
+    def datapath(self) -> str:
+        """Type of the bridges that are not the agent's: the one that it takes too."""
+        # Not at the top: a lab is ended with the standard library alone.
+        from agent.facts.capability import usable_datapaths
+
+        return usable_datapaths(["netdev", "system"])[-1]
+
     def _ready(self) -> bool:
         return self.pid is not None and Path(f"/proc/{self.pid}/root{init.READY}").exists()
 
@@ -152,7 +160,8 @@ class Host(Place):
         lines.append(f"ip address add {self.management}/24 dev {LINKS['management'].nic}")
         self.run("\n".join(lines))
         if "underlay" in self.links:
-            text = OVS.format(name=self.name, number=self.number, underlay=UNDERLAY, underlay6=UNDERLAY6, mtu=MTU)
+            addresses = {"underlay": UNDERLAY, "underlay6": UNDERLAY6, "mtu": MTU}
+            text = OVS.format(name=self.name, number=self.number, datapath=self.datapath, **addresses)
             self.run(f"{text}\n{no_offload('br-phy')}")
 
     def power_off(self) -> None:

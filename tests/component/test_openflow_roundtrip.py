@@ -60,11 +60,10 @@ PREREQUISITES: dict[str, dict[str, int | tuple[int, int]]] = {
     "nd_target": NEIGHBOUR | {"icmpv6_type": 135},
     "nd_sll": NEIGHBOUR | {"icmpv6_type": 135},
     "nd_tll": NEIGHBOUR | {"icmpv6_type": 136},
-    **dict.fromkeys(("nd_reserved", "nd_options_type"), NEIGHBOUR | {"icmpv6_type": 135}),
 }
 WHOLE_ONLY = {
     *("in_port", "eth_type", "ip_proto", "ip_ttl", "arp_op", "ct_zone", "ct_nw_proto"),
-    *("icmp_type", "icmp_code", "icmpv6_type", "icmpv6_code", "nd_reserved", "nd_options_type"),
+    *("icmp_type", "icmp_code", "icmpv6_type", "icmpv6_code"),
 }
 # ct_mark can be written inside a ct action alone, and in_port not in its 32 bit (OXM) form.
 READ_ONLY = {"eth_type", "ip_proto", "ip_frag", "in_port", *(name for name in FIELD_BITS if name.startswith("ct_"))}

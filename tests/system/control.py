@@ -46,7 +46,7 @@ def _build(host: Host, peer: Host) -> Workload:
         ip -n ctl link set eth0 up
         ip -n ctl address add {ADDRESS.format(host.number)}/24 dev eth0
         ip netns exec ctl ethtool -K eth0 tx off >/dev/null
-        ovs-vsctl -- add-br {BRIDGE} -- set bridge {BRIDGE} datapath_type=netdev fail_mode=standalone \
+        ovs-vsctl -- add-br {BRIDGE} -- set bridge {BRIDGE} datapath_type={host.datapath} fail_mode=standalone \
             -- add-port {BRIDGE} vethctl -- add-port {BRIDGE} vxctl -- set interface vxctl type=vxlan options:key=7 \
                options:dst_port=4790 options:local_ip={host.underlay} options:remote_ip={peer.underlay}
     """)

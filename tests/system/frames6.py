@@ -102,9 +102,10 @@ def icmp_kind(frame: bytes) -> int:
 
 
 def stays_on_its_host(frame: bytes) -> bool:
-    """Whether it is of neighbour or router discovery, or of DHCPv6."""
-    if icmp_kind(frame) in DISCOVERY:
-        return True
+    """Whether it is of router discovery or DHCPv6, or of neighbour discovery and for more than one."""
+    kind = icmp_kind(frame)
+    if kind in DISCOVERY:
+        return kind not in (NS, NA) or bool(frame[0] & 1)
     if frame[12:14] != b"\x86\xdd" or frame[20] != UDP:
         return False
     return bool({546, 547} & set(struct.unpack("!HH", frame[54:58])))

@@ -222,8 +222,8 @@ def machine(cloud: Cloud, wire: None, h3: Host) -> Iterator[Place]:
     It hangs on a switch that is not ours, a bridge br-wire of h3, which is NIC phy1's.
     """
     made = h3.add_workload("machine")
-    h3.run("""
-        ovs-vsctl add-br br-wire -- set bridge br-wire datapath_type=netdev -- add-port br-wire phy1
+    h3.run(f"""
+        ovs-vsctl add-br br-wire -- set bridge br-wire datapath_type={h3.datapath} -- add-port br-wire phy1
         ip link add wire0 mtu 1600 type veth peer name eth0 mtu 1600 address 02:00:00:00:00:77 netns machine
         ip link set wire0 up
         ethtool -K wire0 tx off >/dev/null

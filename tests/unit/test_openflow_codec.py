@@ -52,7 +52,7 @@ ORACLE_NAMES = {
     "nd_sll": "ipv6_nd_sll",
     "nd_tll": "ipv6_nd_tll",
 }
-UNKNOWN_TO_ORACLE = {name for name in FIELD_BITS if name.startswith(("ct_", "xxreg"))} | {"nd_reserved", "nd_options_type"}
+UNKNOWN_TO_ORACLE = {name for name in FIELD_BITS if name.startswith(("ct_", "xxreg"))}
 NAMES = sorted(FIELD_BITS.keys() - UNKNOWN_TO_ORACLE)
 
 

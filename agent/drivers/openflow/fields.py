@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from agent.model.flow import FIELD_BITS
 
-NXM_OF, NXM_NX, ERICSSON, OXM, PACKET_REGISTERS, EXPERIMENTER = 0x0000, 0x0001, 0x1000, 0x8000, 0x8001, 0xFFFF
+NXM_OF, NXM_NX, OXM, PACKET_REGISTERS, EXPERIMENTER = 0x0000, 0x0001, 0x8000, 0x8001, 0xFFFF
 
 
 class Field:
@@ -89,12 +89,10 @@ _NXM_NX_NUMBERS = {
     "ct_tp_dst": 125,
     **{f"xxreg{n}": 111 + n for n in range(4)},
 }
-_ERICSSON_NUMBERS = {"nd_reserved": 1, "nd_options_type": 2}
 
 FIELDS = {
     **{name: Field(name, OXM, number, FIELD_BITS[name]) for name, number in _OXM_NUMBERS.items()},
     **{name: Field(name, NXM_NX, number, FIELD_BITS[name]) for name, number in _NXM_NX_NUMBERS.items()},
-    **{name: Field(name, ERICSSON, number, FIELD_BITS[name]) for name, number in _ERICSSON_NUMBERS.items()},
 }
 BY_NUMBER = {(field.oxm_class, field.number): field for field in FIELDS.values()}
 
