@@ -51,6 +51,10 @@ def _fields(protocol: int, text: str) -> dict[str, int]:
 
 def _parsed(protocol: int, given: Mapping[str, str]) -> Iterator[tuple[str, int]]:
     yield "ip_proto", protocol
+    if protocol in (ICMP, ICMPV6):
+        name = "icmp" if protocol == ICMP else "icmpv6"
+        yield f"{name}_type", int(given["type"])
+        yield f"{name}_code", int(given["code"])
     for end in ("src", "dst"):
         address = ip_address(given[end])
         yield f"{'ip' if address.version == 4 else 'ipv6'}_{end}", int(address)

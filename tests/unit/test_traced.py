@@ -126,9 +126,10 @@ def test_the_connection_of_a_packet_is_found_from_any_port_and_either_side() -> 
     assert answer is not None
     assert answer.connection.state & CT_REPLY
     echo = {"ip_proto": 58, "ipv6_src": int(IPv6Address("fd00::2")), "ipv6_dst": int(IPv6Address("fd00::3"))}
-    known = conntrack.find(LISTED, echo, any_source_port=True)
+    known = conntrack.find(LISTED, echo | {"icmpv6_type": 128, "icmpv6_code": 0}, any_source_port=True)
     assert known is not None
-    assert (known.state, known.connection.mark) == ("known", 8)
+    assert (known.state, known.connection.mark, known.connection.original["icmpv6_type"]) == ("known", 8, 128)
+    assert conntrack.find(LISTED, echo | {"icmpv6_type": 128, "icmpv6_code": 1}, any_source_port=True) is None
 
 
 def test_what_an_answer_answers() -> None:
