@@ -19,7 +19,7 @@ from agent.model.pipeline import Reason
 from deploy.lab import Host, LabError, wait_until
 from kumihimo.v1 import network_pb2, port_pb2
 from kumihimo.v1 import security_pb2 as pb
-from tests.policymodel import Probe
+from tests.policymodel import Probe, answer
 from tests.system import frames, probes
 from tests.system.cloud import DUMP, PATIENCE, Cloud, Scene, Vm
 
@@ -55,7 +55,7 @@ class Flow:
         """Of the client, and of the server."""
         client, server = self.ends
         there = probes.frame(client.mac, server.mac, self.probe, self.marks[0])
-        return there, probes.frame(server.mac, client.mac, probes.answer(self.probe), self.marks[1])
+        return there, probes.frame(server.mac, client.mac, answer(self.probe), self.marks[1])
 
     def counts(self) -> tuple[int, int]:
         """How many have arrived at the server, and at the client."""
