@@ -25,6 +25,8 @@ FAMILIES = (4, 6)
 OSPF = "89"  # a protocol without ports
 ICMP = {4: "icmp", 6: "icmpv6"}
 WITH_PORTS = ("tcp", "udp", "sctp")
+# Of these Open vSwitch 3.1 takes all packets between two addresses for one connection.
+TRACKED_AS_ONE = {int(OSPF), NAMES["sctp"]}
 # Of ICMP: requests for an echo and a time, which begin something; destination unreachable, which by itself does not.
 TYPES = {4: (8, 13, 3), 6: (128, 1)}
 LAST = 65535
@@ -35,6 +37,7 @@ MAC = "fa:16:3e:00:00:{:02x}"
 FIXED = {4: "10.0.0.{}", 6: "fd00:1::f816:3eff:fe00:{:x}"}
 SUBNETS = {4: "10.0.0.0/24", 6: "fd00:1::/64"}
 PAIRS = {4: "10.0.9.{}/29", 6: "fd00:9::{:x}/125"}
+Kind = tuple[int, tuple[int, int]]  # protocol; ports, of which that of the sender is 0 when there are some, or type and code
 _FIRST = 0x10  # the first port's number in all of these
 _SIX = FIXED[6].format
 PREFIXES = {
@@ -98,7 +101,7 @@ class Rule:
         """The same of all rules that the API takes for equal."""
         return replace(self, prefix="") if self.prefix.endswith("/0") else self
 
-    def edges(self) -> Iterator[tuple[int, tuple[int, int]]]:
+    def edges(self) -> Iterator[Kind]:
         """Packets (protocol, ports) on both sides of what the rule allows; those of ports come from 0."""
         if self.protocol in WITH_PORTS and self.low is not None and self.high is not None:
             inside = (self.low + min(self.high, BELOW)) // 2 if self.low < BELOW else LAST
@@ -157,26 +160,25 @@ class Policy:
 
     def packets(self, turn: int, each: int) -> Iterator[tuple[int, int, Probe]]:
         """First packets: of every pair of ports and both families at most `each`, by what the rules of the two say. turn: which
-        of them; the packets of a policy come by and by. None is another's answer: what has no ports goes one way alone."""
+        of them; all come by and by. None is of another's connection: what is tracked without ports (SCTP too)
+        goes once, one way alone."""
         sources = itertools.count(FIRST_SOURCE)
         ways = itertools.product(itertools.permutations(range(len(self.ports)), 2), FAMILIES)
         for number, ((sender, receiver), family) in enumerate(ways):
             kinds, ends = self._kinds(sender, receiver, family), self._ends(sender, receiver, family)
-            for step in range(min(each, len(kinds))):
-                at = turn + number * each + step
-                protocol, (kind, port) = kinds[at % len(kinds)]
+            first = (turn + number * each) % len(kinds)
+            for step, (protocol, (kind, port)) in enumerate(itertools.islice(_apart(kinds[first:] + kinds[:first]), each)):
                 ports = (next(sources), port) if port and not kind else (kind, port)
                 yield sender, receiver, Probe(*ends[(turn + number + step) % len(ends)], protocol, ports)
 
-    def _kinds(self, sender: int, receiver: int, family: int) -> list[tuple[int, tuple[int, int]]]:
+    def _kinds(self, sender: int, receiver: int, family: int) -> list[Kind]:
         found = [(NAMES[ICMP[family]], (TYPES[family][0], 0)), *((NAMES[protocol], (0, 80)) for protocol in WITH_PORTS)]
+        found.append((int(OSPF), (0, 0)))
         for rule in self.rules:
             judged = receiver if rule.direction == pb.DIRECTION_INGRESS else sender
             if rule.family == family and rule.group in self.ports[judged].groups:
                 found += rule.edges()
-        if sender < receiver:
-            found.append((int(OSPF), (0, 0)))
-        return list(dict.fromkeys(found))
+        return [kind for kind in dict.fromkeys(found) if sender < receiver or kind[0] not in TRACKED_AS_ONE]
 
     def _ends(self, sender: int, receiver: int, family: int) -> list[tuple[str, str]]:
         """From which address to which."""
@@ -204,6 +206,15 @@ class Policy:
             groups = f"groups {' '.join(map(str, sorted(port.groups))) or 'none'}" if port.guarded else "not filtered"
             ends = [address(number, family) for family in FAMILIES] + self.pairs(number)
             yield f"port {number}, {' '.join(ends)}: {groups}"
+
+
+def _apart(kinds: Iterable[Kind]) -> Iterator[Kind]:
+    """Without a second one of what is tracked without ports."""
+    met: set[int] = set()
+    for kind in kinds:
+        if kind[0] not in met & TRACKED_AS_ONE:
+            met.add(kind[0])
+            yield kind
 
 
 _NUMBERS = st.integers(1, BELOW - 1) | st.just(LAST)

@@ -72,6 +72,8 @@ class Estate:
         """Other rules, other addresses, other groups and pairs of ports; wait until all hosts have them."""
         admin = self.cloud.admin
         groups = [group.id for group in self.groups]
+        for vm in self.vms:  # a group that a port has stays stateful or stateless
+            admin.update(port_pb2.Port(id=vm.id), "security_group_ids")
         for number, addresses in enumerate(policy.places):
             place = pb.AddressGroup(id=self.places[number].id, addresses=addresses)
             self.places[number] = admin.update(place, "addresses")
