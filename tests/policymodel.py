@@ -97,6 +97,15 @@ class Policies:
     def may_receive(self, port: str, probe: Probe) -> bool:
         return self._allows(port, pb.DIRECTION_INGRESS, probe, probe.source)
 
+    def lives(self, sender: str, receiver: str, probe: Probe) -> bool:
+        """Whether what answers a first packet passes where both ends track: by the rules that allow what it answers; of SCTP
+        also as a packet of its own."""
+        back = answer(probe)
+        own = probe.protocol == SCTP
+        return (self.may_send(sender, probe) or (own and self.may_receive(sender, back))) and (
+            self.may_receive(receiver, probe) or (own and self.may_send(receiver, back))
+        )
+
     def _groups_of(self, port_id: str) -> set[str] | None:
         """None: the port is not filtered."""
         port = self.ports[port_id]

@@ -25,7 +25,7 @@ FAMILIES = (4, 6)
 OSPF = "89"  # a protocol without ports
 ICMP = {4: "icmp", 6: "icmpv6"}
 WITH_PORTS = ("tcp", "udp", "sctp")
-# Of these Open vSwitch 3.1 takes all packets between two addresses for one connection.
+# Of these Open vSwitch takes all packets between two addresses for one connection, in user space.
 TRACKED_AS_ONE = {int(OSPF), NAMES["sctp"]}
 # Of ICMP: requests for an echo and a time, which begin something; destination unreachable, which by itself does not.
 TYPES = {4: (8, 13, 3), 6: (128, 1)}
@@ -160,14 +160,14 @@ class Policy:
 
     def packets(self, turn: int, each: int) -> Iterator[tuple[int, int, Probe]]:
         """First packets: of every pair of ports and both families at most `each`, by what the rules of the two say. turn: which
-        of them; all come by and by. None is of another's connection: what is tracked without ports (SCTP too)
-        goes once, one way alone."""
+        of them; all come by and by. None is another's answer: what is tracked without ports (SCTP too) goes
+        one way alone."""
         sources = itertools.count(FIRST_SOURCE)
         ways = itertools.product(itertools.permutations(range(len(self.ports)), 2), FAMILIES)
         for number, ((sender, receiver), family) in enumerate(ways):
             kinds, ends = self._kinds(sender, receiver, family), self._ends(sender, receiver, family)
             first = (turn + number * each) % len(kinds)
-            for step, (protocol, (kind, port)) in enumerate(itertools.islice(_apart(kinds[first:] + kinds[:first]), each)):
+            for step, (protocol, (kind, port)) in enumerate((kinds[first:] + kinds[:first])[:each]):
                 ports = (next(sources), port) if port and not kind else (kind, port)
                 yield sender, receiver, Probe(*ends[(turn + number + step) % len(ends)], protocol, ports)
 
@@ -208,15 +208,6 @@ class Policy:
             yield f"port {number}, {' '.join(ends)}: {groups}"
 
 
-def _apart(kinds: Iterable[Kind]) -> Iterator[Kind]:
-    """Without a second one of what is tracked without ports."""
-    met: set[int] = set()
-    for kind in kinds:
-        if kind[0] not in met & TRACKED_AS_ONE:
-            met.add(kind[0])
-            yield kind
-
-
 _NUMBERS = st.integers(1, BELOW - 1) | st.just(LAST)
 _RANGES = st.tuples(st.integers(1, BELOW - 10), st.integers(0, 9)).map(lambda drawn: (drawn[0], sum(drawn))) | st.tuples(
     _NUMBERS, _NUMBERS
@@ -229,7 +220,7 @@ _TYPES = {family: st.tuples(st.sampled_from(kinds), st.sampled_from((None, 0, 1)
 def rules(draw: st.DrawFn) -> Rule:
     """Of any of the groups."""
     family = draw(st.sampled_from(FAMILIES))
-    protocol = draw(st.sampled_from(("", "tcp", "udp", "sctp", ICMP[family], "tcp", "udp", OSPF)))
+    protocol = draw(st.sampled_from(("", "tcp", "udp", "sctp", ICMP[family], "tcp", "udp", "", OSPF)))
     numbers = _NONE
     if protocol in WITH_PORTS:
         numbers |= _RANGES
@@ -238,6 +229,7 @@ def rules(draw: st.DrawFn) -> Rule:
     low, high = draw(numbers)
     remote = draw(
         st.fixed_dictionaries({})
+        | st.fixed_dictionaries({})
         | st.fixed_dictionaries({"member": st.integers(0, GROUPS - 1)})
         | st.fixed_dictionaries({"places": st.integers(0, PLACES - 1)})
         | st.fixed_dictionaries({"prefix": st.sampled_from(PREFIXES[family])})

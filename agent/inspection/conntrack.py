@@ -58,5 +58,6 @@ def _parsed(protocol: int, given: Mapping[str, str]) -> Iterator[tuple[str, int]
     for end in ("src", "dst"):
         address = ip_address(given[end])
         yield f"{'ip' if address.version == 4 else 'ipv6'}_{end}", int(address)
-        if name := WITH_PORTS.get(protocol):
-            yield f"{name}_{end}", int(given[f"{end[0]}port"])
+        # SCTP has none in user space.
+        if (name := WITH_PORTS.get(protocol)) and (number := int(given[f"{end[0]}port"])):
+            yield f"{name}_{end}", number

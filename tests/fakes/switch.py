@@ -33,8 +33,8 @@ from agent.model.pipeline import REASON, Reason, Table
 from tests.policymodel import ANSWERS
 
 Packet = dict[str, int]
-# Where a connection's ends stand in a packet.
-PORTS = {6: "tcp", 17: "udp", 132: "sctp"}
+# Where a connection's ends stand in a packet. SCTP is tracked without them, as by Open vSwitch in user space.
+PORTS = {6: "tcp", 17: "udp"}
 
 
 @dataclass

@@ -196,11 +196,11 @@ def begin_and_take_away(estate: Estate, packets: list[tuple[int, int, Probe]], t
     policies = estate.policies()
     for sender, receiver, probe in established:
         # Whoever goes on with it: the rules that let the connection begin are asked.
-        lives = policies.passes(PORTS[sender], PORTS[receiver], probe)
+        ends = PORTS[sender], PORTS[receiver]
         back = switch.send(FIRST + receiver, packet(receiver, sender, answer(probe)))
-        assert back.out == [FIRST + sender] * lives, (sender, receiver, probe, back)
+        assert back.out == [FIRST + sender] * policies.lives(*ends, probe), (sender, receiver, probe, back)
         forth = switch.send(FIRST + sender, packet(sender, receiver, probe))
-        assert forth.out == [FIRST + receiver] * lives, (sender, receiver, probe, forth)
+        assert forth.out == [FIRST + receiver] * policies.passes(*ends, probe), (sender, receiver, probe, forth)
 
 
 def simple(stateful: bool = True) -> Estate:
