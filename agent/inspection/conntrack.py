@@ -59,5 +59,5 @@ def _parsed(protocol: int, given: Mapping[str, str]) -> Iterator[tuple[str, int]
         address = ip_address(given[end])
         yield f"{'ip' if address.version == 4 else 'ipv6'}_{end}", int(address)
         # SCTP has none in user space.
-        if (name := WITH_PORTS.get(protocol)) and (number := int(given[f"{end[0]}port"])):
-            yield f"{name}_{end}", number
+        if protocol in WITH_PORTS and (number := int(given[f"{end[0]}port"])):
+            yield f"{WITH_PORTS[protocol]}_{end}", number

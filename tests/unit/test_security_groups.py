@@ -21,7 +21,7 @@ from kumihimo.v1 import network_pb2, node_pb2, port_pb2, store_pb2
 from kumihimo.v1 import security_pb2 as pb
 from tests import policystrategies as strategies
 from tests.fakes.switch import Packet, Switch
-from tests.policymodel import Policies, Probe, answer, is_answered
+from tests.policymodel import SCTP, Policies, Probe, answer, is_answered
 from tests.policystrategies import FAMILIES, SUBNETS, Policy, address, mac
 from tests.seeds import FULL, seed
 from tests.unit.test_engine import VXLAN_PORT, Cloud
@@ -259,6 +259,24 @@ def test_b_sg_01_a_rule_compiles_itself_and_its_list() -> None:
     assert len(removed.delete) >= 2
     # The generation: of each port that has the group.
     assert removed.compiled == 1 + len(PORTS)
+
+
+def test_what_one_association_of_sctp_may_another_may_not() -> None:
+    """All SCTP between two addresses is one connection of the switch: its ports are those of each packet."""
+    estate = simple()
+    estate.put_group(1)
+    estate.put_port(5, 1)
+    estate.put_rule(1, 0, IN, protocol="sctp", port_range_min=80, port_range_max=81)
+    estate.run()
+    switch = Switch(estate.flows)
+    there, back = (address(0, 4), address(5, 4)), (address(5, 4), address(0, 4))
+    for sender, ends, ports, passes in (
+        *((0, there, (40_000, 80), True), (5, back, (80, 40_000), True), (0, there, (40_000, 81), True)),
+        *((0, there, (40_000, 82), False), (5, back, (82, 40_000), False), (5, back, (40_000, 80), False)),
+    ):
+        receiver = 5 - sender
+        sent = switch.send(FIRST + sender, packet(sender, receiver, Probe(*ends, SCTP, ports)))
+        assert sent.out == [FIRST + receiver] * passes, (ends, ports)
 
 
 @pytest.mark.parametrize("together", [True, False])
