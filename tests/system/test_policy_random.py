@@ -31,7 +31,7 @@ ROUNDS = 30 if FULL else 2
 PORTS = 8
 RULES = 20  # of a policy, at least
 KINDS = 3  # of packets, for each pair and family
-AT_ONCE = 4  # traces
+AT_ONCE = 6  # traces
 PASSES, DROPPED = "passes", "dropped"
 REASONS = (Reason.SG_EGRESS, Reason.SG_INGRESS, Reason.CT_INVALID)
 
@@ -127,8 +127,13 @@ class Estate:
             request.source_port, request.destination_port = probe.ports
         elif probe.protocol in (ICMP, ICMPV6):
             request.icmp_type, request.icmp_code = probe.ports
-        reply: operations_pb2.TraceResponse = self.cloud.admin.client.call("Operations", "Trace", request)
-        assert not reply.partial, reply
+        reply = operations_pb2.TraceResponse()
+
+        def told() -> bool:
+            reply.CopyFrom(self.cloud.admin.client.call("Operations", "Trace", request))
+            return not reply.partial
+
+        wait_until(told, "all hosts say what becomes of a packet", PATIENCE)
         return reply
 
 
@@ -159,10 +164,11 @@ def test_b_sg_01_model_flows_and_packets_agree_on_random_policies(scene: Scene, 
 
     def each(policy: Policy, turn: int) -> None:
         count.update(one_round(estate, policy, turn))
+        count.update(policies=1)
+        print(dict(count), flush=True)
 
     # A failure is shown as it was drawn: to make it smaller takes hundreds of rounds.
     strategies.each_of(number, ROUNDS, each, ports=PORTS, least=RULES, phases=(Phase.explicit, Phase.generate))
-    print(f"seed {number}, {ROUNDS} policies: {dict(count)}")
     assert count["pairs"] == ROUNDS * PORTS * (PORTS - 1) * len(FAMILIES) * KINDS
     assert 0 < count["answers"] < count[PASSES] < count["pairs"]
     assert all(count[reason.name] for reason in REASONS)

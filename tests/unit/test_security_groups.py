@@ -121,8 +121,8 @@ class Estate:
 
     def policies(self) -> Policies:
         members: dict[str, list[str]] = {}
-        for number, port in enumerate(PORTS):
-            for group in self.ports[port].security_group_ids:
+        for number, port in enumerate(self.ports.values()):
+            for group in port.security_group_ids:
                 members.setdefault(group, []).extend(self.addresses(number))
         return Policies(self.ports, self.groups, list(self.rules.values()), members, self.places)
 
