@@ -159,9 +159,8 @@ class Policy:
         return [pair(port, family) for family in sorted(self.ports[port].pairs)]
 
     def packets(self, turn: int, each: int) -> Iterator[tuple[int, int, Probe]]:
-        """First packets: of every pair of ports and both families at most `each`, by what the rules of the two say. turn: which
-        of them; all come by and by. None is another's answer: what is tracked without ports (SCTP too) goes
-        one way alone."""
+        """First packets: of every pair of ports and both families at most `each`, by what the rules of the two say, and beside
+        it. turn: which of them; all come by and by. None is another's answer: what is tracked without ports goes one way."""
         sources = itertools.count(FIRST_SOURCE)
         ways = itertools.product(itertools.permutations(range(len(self.ports)), 2), FAMILIES)
         for number, ((sender, receiver), family) in enumerate(ways):
@@ -172,8 +171,8 @@ class Policy:
                 yield sender, receiver, Probe(*ends[(turn + number + step) % len(ends)], protocol, ports)
 
     def _kinds(self, sender: int, receiver: int, family: int) -> list[Kind]:
-        found = [(NAMES[ICMP[family]], (TYPES[family][0], 0)), *((NAMES[protocol], (0, 80)) for protocol in WITH_PORTS)]
-        found.append((int(OSPF), (0, 0)))
+        found = [(NAMES[ICMP[family]], (TYPES[family][0], 0)), (int(OSPF), (0, 0))]
+        found += [(NAMES[protocol], (0, 80)) for protocol in WITH_PORTS]
         for rule in self.rules:
             judged = receiver if rule.direction == pb.DIRECTION_INGRESS else sender
             if rule.family == family and rule.group in self.ports[judged].groups:

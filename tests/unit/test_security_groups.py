@@ -164,6 +164,7 @@ def is_stateful(estate: Estate, number: int) -> bool:
     return not port.filtered or all(estate.groups[group].stateful for group in port.security_group_ids)
 
 
+@pytest.mark.timeout(1800)  # five minutes of them to make a failure small
 def test_b_sg_01_flows_pass_what_the_rules_allow_and_nothing_else() -> None:
     """Random policies, every pair of ports: first packets by the rules, answers by what they answer; then rules go."""
 
