@@ -36,6 +36,8 @@ def is_address(text: str) -> bool:
 @click.option("--proto", default="", metavar="NAME|NUMBER", help="An IP protocol.  [default: an echo request]")
 @click.option("--dport", type=click.IntRange(0, 65535), default=0, help="Port at the receiver.")
 @click.option("--sport", type=click.IntRange(0, 65535), help="Port at the sender.  [default: 49152]")
+@click.option("--icmp-type", type=click.IntRange(0, 255), help="Type of ICMP.  [default: that of an echo request]")
+@click.option("--icmp-code", type=click.IntRange(0, 255), default=0, help="Code of ICMP.")
 @click.option("--source-ip", default="", metavar="ADDRESS", help="Sent from this address.  [default: the port's]")
 @click.option("--source-mac", default="", metavar="MAC", help="Sent from this MAC.  [default: the port's]")
 @click.option("--vlan", type=click.IntRange(0, 4094), help="Tagged with this VLAN.")
@@ -53,6 +55,8 @@ def trace(ctx: click.Context, /, sender: str, receiver: str, verbose: bool, outp
         protocol=described["proto"],
         destination_port=described["dport"],
         source_port=described["sport"],
+        icmp_type=described["icmp_type"],
+        icmp_code=described["icmp_code"],
         source_address=described["source_ip"],
         source_mac=described["source_mac"],
         vlan_id=described["vlan"],

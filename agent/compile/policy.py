@@ -61,7 +61,7 @@ from agent.model.pipeline import (
     cookie,
 )
 from agent.model.remark import pending
-from agent.model.wire import ETH_ARP, ETH_IPV4, ETH_IPV6, ICMPV6, IGMP
+from agent.model.wire import ETH_ARP, ETH_IPV4, ETH_IPV6, ICMPV6, IGMP, SCTP
 from controlplane.store import keys
 
 # Query, report and done of MLD, report of MLDv2; solicitations and advertisements of routers and neighbours: what IPv6 cannot
@@ -138,21 +138,27 @@ def _states(side: Side, base: int) -> Iterator[Flow]:
         (70, (CT_TRACKED | CT_RELATED, valid | CT_REPLY | CT_RELATED), side.judged | BY_CONNECTION),
         (70, (CT_TRACKED | CT_REPLY, valid | CT_REPLY), side.judged ^ OF_INGRESS | BY_CONNECTION),
     ):
-        yield flow(
-            side.state,
-            priority,
-            match(ct_state=state),
-            SetField(JUDGED, judged),
-            Move(side.port, POLICY_PORT, 32),
-            Resubmit(Table.POLICY),
-            Resubmit(side.decide),
-            cookie=base,
-        )
+        yield flow(side.state, priority, match(ct_state=state), *_judged(side, judged), cookie=base)
+    # In user space Open vSwitch tracks SCTP without its ports: all of it between two addresses is one connection, of which it
+    # is not known what was allowed. So every packet is judged, and one that may be an answer as one of its own as well.
+    as_answer = side.judged ^ OF_INGRESS | BY_CONNECTION
+    for family in FAMILIES:
+        for reply, judgements in ((0, (side.judged,)), (CT_REPLY, (as_answer, side.judged))):
+            sctp = match(eth_type=family, ip_proto=SCTP, ct_state=(CT_TRACKED | reply, valid | CT_REPLY))
+            yield flow(side.state, 95, sctp, *_judged(side, *judgements), cookie=base)
     yield flow(side.state, 0, match(), *drop(Reason.CT_INVALID), cookie=base)
     for family in FAMILIES:
         broken = match(ct_state=INVALID, eth_type=family, ip_frag=(FRAGMENT, FRAGMENT))
         yield flow(side.state, 20, broken, *drop(Reason.FRAGMENT), cookie=base)
     yield flow(side.state, 10, match(ct_state=UNTRACKED), *_NOBODYS, cookie=base)
+
+
+def _judged(side: Side, *judgements: int) -> Iterator[Action]:
+    """Ask the rules, and decide."""
+    yield Move(side.port, POLICY_PORT, 32)
+    for judged in judgements:
+        yield from (SetField(JUDGED, judged), Resubmit(Table.POLICY))
+    yield Resubmit(side.decide)
 
 
 # What judging leaves behind, and would have the rest of the way cached once for each policy.

@@ -27,7 +27,7 @@ from agent.model.pipeline import (
 )
 from agent.model.remark import pending
 from agent.model.rule import Allowed, Direction, Masked, Prefix
-from agent.model.wire import ETH_IPV4, ETH_IPV6, ICMP, ICMPV6, WITH_PORTS
+from agent.model.wire import ETH_IPV4, ETH_IPV6, ICMP, ICMPV6, SCTP, WITH_PORTS
 from controlplane.store import keys
 
 Fields = dict[str, int | tuple[int, int]]
@@ -154,6 +154,9 @@ def _packet(allowed: Allowed, way: int) -> Fields:
         return {}
     source, target = ("ct_tp_src", "ct_tp_dst") if way else NUMBERS.get(allowed.protocol, ("", ""))
     fields: Fields = {"ct_nw_proto" if way else "ip_proto": allowed.protocol} | ({"ct_state": VALID} if way else {})
+    if way and allowed.protocol == SCTP and allowed.target is not None:
+        # Its connections have no ports in user space; what answers comes from where the first packet went.
+        fields["ip_proto"], target = SCTP, "sctp_src"
     for name, masked in ((source, allowed.source), (target, allowed.target)):
         if masked is not None:
             # Type and code of ICMP have 8 bits, but 16 as those of a connection.

@@ -51,8 +51,13 @@ def _fields(protocol: int, text: str) -> dict[str, int]:
 
 def _parsed(protocol: int, given: Mapping[str, str]) -> Iterator[tuple[str, int]]:
     yield "ip_proto", protocol
+    if protocol in (ICMP, ICMPV6):
+        name = "icmp" if protocol == ICMP else "icmpv6"
+        yield f"{name}_type", int(given["type"])
+        yield f"{name}_code", int(given["code"])
     for end in ("src", "dst"):
         address = ip_address(given[end])
         yield f"{'ip' if address.version == 4 else 'ipv6'}_{end}", int(address)
-        if name := WITH_PORTS.get(protocol):
-            yield f"{name}_{end}", int(given[f"{end[0]}port"])
+        # SCTP has none in user space.
+        if protocol in WITH_PORTS and (number := int(given[f"{end[0]}port"])):
+            yield f"{WITH_PORTS[protocol]}_{end}", number

@@ -79,9 +79,22 @@ def _address(given: str, version: int) -> int:
     return int(address)
 
 
+# Types of ICMP that begin something for connection tracking, in this field and of this code alone.
+_BEGINNING = {"icmp_type": (8, 13, 15), "icmpv6_type": (128,)}
+
+
+def begins(fields: Mapping[str, int]) -> bool:
+    """Whether connection tracking takes a packet for the first of a connection: all but most of ICMP."""
+    return all(
+        fields[name] in kinds and not fields.get(name.replace("type", "code"))
+        for name, kinds in _BEGINNING.items()
+        if name in fields
+    )
+
+
 _SWAPPED = {"eth_src": "eth_dst", "ip_src": "ip_dst", "ipv6_src": "ipv6_dst"}
 _SWAPPED |= {f"{name}_src": f"{name}_dst" for name in WITH_PORTS.values()}
-_ECHO = {("icmp_type", 0): 8, ("icmpv6_type", 129): 128}
+_ASKED = {("icmp_type", 0): 8, ("icmp_type", 14): 13, ("icmp_type", 16): 15, ("icmpv6_type", 129): 128}
 
 
 def answered(fields: Mapping[str, int]) -> dict[str, int]:
@@ -90,7 +103,7 @@ def answered(fields: Mapping[str, int]) -> dict[str, int]:
     for one, other in _SWAPPED.items():
         if one in fields:
             found[one], found[other] = fields[other], fields[one]
-    for (name, reply), request in _ECHO.items():
+    for (name, reply), request in _ASKED.items():
         if fields.get(name) == reply:
             found[name] = request
     return found

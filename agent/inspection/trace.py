@@ -23,7 +23,7 @@ from agent.inspection.names import Names
 from agent.inspection.traced import parse
 from agent.mirror.state import State
 from agent.model.evaluate import Connection, Tables, TooLong, evaluate, of_connection
-from agent.model.flow import CT_ESTABLISHED, CT_REPLY, CT_TRACKED, Flow, SetField
+from agent.model.flow import CT_ESTABLISHED, CT_INVALID, CT_REPLY, CT_TRACKED, Flow, SetField
 from agent.model.host import INTEGRATION_BRIDGE
 from agent.model.item import Item
 from agent.model.journey import End, Fate, Journey, Step
@@ -119,7 +119,8 @@ class Tracer:
         return {"in_port": interface.ofport} | ({"vlan_vid": TAGGED | network.segmentation_id} if tagged else {})
 
     async def _walks(self, reply: pb.NodeTrace, request: pb.TraceNodeRequest, fields: Mapping[str, int]) -> None:
-        """As the first packet of a connection, and as one of the connection that there is; or as an answer."""
+        """As the first packet of a connection (or one that belongs to none, and begins none), and as one of the connection that
+        there is; or as an answer."""
         if request.answer:
             first = packet.answered(fields)
             marks = generations(self._desired())
@@ -127,7 +128,9 @@ class Tracer:
                 reply, fields, "an answer", {zone: Connection(ANSWER, mark, first) for zone, mark in marks.items()}
             )
             return
-        installed = await self._walk(reply, fields, "new", {})
+        begins = packet.begins(fields)
+        fresh = {} if begins else dict.fromkeys(generations(self._desired()), Connection(CT_TRACKED | CT_INVALID))
+        installed = await self._walk(reply, fields, "new" if begins else "invalid", fresh)
         if installed is None or not (zones := list(dict.fromkeys(map(int, _zones(installed))))):
             return
         try:

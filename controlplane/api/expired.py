@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from controlplane.api.packets import ICMP, ICMPV6
 from controlplane.controllers.expiry import ORIGIN
 from controlplane.errors import StoreUnavailable
 from controlplane.store import keys
@@ -55,6 +56,9 @@ def lets_pass(rule: security_pb2.SecurityGroupRule, ingress: bool, packet: pb.Pa
         return False
     if rule.remote_ip_prefix and other not in ip_network(rule.remote_ip_prefix):
         return False
-    if not rule.HasField("port_range_min") or not (packet.destination_port or packet.source_port):
+    if not rule.HasField("port_range_min"):
         return True
+    if packet.protocol in (ICMP, ICMPV6):
+        of_code = not rule.HasField("port_range_max") or rule.port_range_max == packet.icmp_code
+        return of_code and rule.port_range_min == packet.icmp_type
     return rule.port_range_min <= packet.destination_port <= rule.port_range_max

@@ -10,7 +10,9 @@ from kumihimo.v1 import inspect_pb2 as pb
 
 ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
 ICMP, ICMPV6 = 1, 58
-ECHO = {4: (8, 0), 6: (128, 129)}  # types of request and reply
+ECHO = {4: 8, 6: 128}  # types of requests
+# What answers an ICMP message, by protocol and type: echo, timestamp and information requests.
+ANSWERS = {(ICMP, 8): 0, (ICMP, 13): 14, (ICMP, 15): 16, (ICMPV6, 128): 129}
 SOLICITATION = 135
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 EPHEMERAL = 49152
@@ -32,13 +34,19 @@ def sent(request: Any, source: tuple[str, str], target: tuple[str, str]) -> pb.P
     packet = pb.Packet(eth_src=source[0], eth_dst=target[0], ip_src=source[1], ip_dst=target[1], protocol=protocol)
     packet.eth_type = IPV4 if version(target[1]) == 4 else IPV6
     if protocol in (ICMP, ICMPV6):
-        packet.icmp_type = ECHO[version(target[1])][0]
+        packet.icmp_type = request.icmp_type if request.HasField("icmp_type") else ECHO[version(target[1])]
+        packet.icmp_code = request.icmp_code
     else:
         packet.source_port = request.source_port if request.HasField("source_port") else EPHEMERAL
         packet.destination_port = request.destination_port
     if request.HasField("vlan_id"):
         packet.vlan_id = request.vlan_id
     return packet
+
+
+def is_answered(packet: pb.Packet) -> bool:
+    """Whether something comes back."""
+    return packet.protocol not in (ICMP, ICMPV6) or (packet.protocol, packet.icmp_type) in ANSWERS
 
 
 def answer(packet: pb.Packet) -> pb.Packet:
@@ -54,7 +62,7 @@ def answer(packet: pb.Packet) -> pb.Packet:
         destination_port=packet.source_port,
     )
     if packet.protocol in (ICMP, ICMPV6):
-        back.icmp_type = ECHO[version(packet.ip_src)][1]
+        back.icmp_type, back.icmp_code = ANSWERS[packet.protocol, packet.icmp_type], packet.icmp_code
     return back
 
 
@@ -86,4 +94,6 @@ def unicast(mac: str) -> bool:
 def called(packet: pb.Packet) -> str:
     """The kind of a packet in a word: tcp/80, icmp."""
     name = PROTOCOLS.get(packet.protocol, f"protocol {packet.protocol}")
+    if packet.protocol in (ICMP, ICMPV6) and (packet.icmp_type not in ECHO.values() or packet.icmp_code):
+        return f"{name} type {packet.icmp_type} code {packet.icmp_code}"
     return f"{name}/{packet.destination_port}" if packet.destination_port else name

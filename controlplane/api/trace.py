@@ -64,7 +64,7 @@ class Trace:
         packet = packets.sent(request, (source.mac, source.ip), (target.mac, target.ip))
         follow = Follow(self._agents, self._expired, Names(self._cache, caller), caller)
         ways = [follow.direction(source, target, packet, any_source_port=not request.HasField("source_port"))]
-        if target.port is not None and target.mac and not target.foreign:
+        if target.port is not None and target.mac and not target.foreign and packets.is_answered(packet):
             ways.append(follow.direction(target, source, packets.answer(packet), answer=True))
         directions = await asyncio.gather(*ways)
         reply = operations_pb2.TraceResponse(forward=directions[0], partial=follow.partial)

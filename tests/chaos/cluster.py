@@ -23,18 +23,10 @@ from controlplane.store.client import Store
 from tests.component.cloud import Api, Client, Cloud, Etcd, Process, Refused, freeze
 from tests.waiting import until
 
-FULL = bool(os.environ.get("KUMI_FULL"))
 MEMBERS = 3
 REPLICAS = 3
 CALL = 10.0  # seconds one call may take before its client asks elsewhere
 PATIENCE = 90.0  # seconds in which a client that insists is answered
-
-
-def seed() -> int:
-    """That of this run, printed: KUMI_SEED when it is set, another each time in the long run, else always the same."""
-    number = int(os.environ.get("KUMI_SEED") or (random.randrange(1 << 32) if FULL else 1507))
-    print(f"KUMI_SEED={number}")
-    return number
 
 
 class Members(Process):

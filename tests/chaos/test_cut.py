@@ -10,10 +10,11 @@ import pytest
 
 from controlplane.store import keys
 from kumihimo.v1 import store_pb2
-from tests.chaos.cluster import FULL, Insistent, seed
+from tests.chaos.cluster import Insistent
 from tests.chaos.proxy import Proxy
 from tests.chaos.workload import CALLER
 from tests.component.cloud import Api, Client, Cloud, Refused, consistent
+from tests.seeds import FULL, seed
 
 TRIALS = 1000 if FULL else 80
 CALL = 5.0

@@ -8,9 +8,9 @@ import pytest
 
 from controlplane.services.quota import COUNTED, UNLIMITED
 from controlplane.store import keys
-from tests.chaos.cluster import FULL
 from tests.chaos.exactly import crowd, exactly
 from tests.component.cloud import Client, Cloud, consistent, everything, refused
+from tests.seeds import FULL
 
 AT_ONCE = 64
 FREE = 1024 - 4  # of a /22: network, broadcast, gateway, DHCP

@@ -7,9 +7,10 @@ from collections import Counter
 
 import pytest
 
-from tests.chaos.cluster import FULL, Cluster, Nemesis, seed
+from tests.chaos.cluster import Cluster, Nemesis
 from tests.chaos.workload import Workload
 from tests.component.cloud import faults
+from tests.seeds import FULL, seed
 
 CLIENTS = 32
 STEPS = 10_000 if FULL else 1_200

@@ -15,10 +15,10 @@ import pytest
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from tests.chaos.cluster import FULL, seed
 from tests.chaos.hostile import AUTHORIZATION, METADATA, METHODS, Absurd, Method
 from tests.chaos.wire import Attack, Idle
 from tests.component.cloud import SERVER_NAME, Api, Client, Cloud, Refused, consistent
+from tests.seeds import FULL, seed
 from tests.waiting import until
 
 REQUESTS = 100_000 if FULL else 2_500

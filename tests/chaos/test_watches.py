@@ -16,11 +16,12 @@ from controlplane.errors import StoreUnavailable
 from controlplane.store import client, keys
 from controlplane.store.client import Entry, Store
 from controlplane.store.feed import SILENCE, Changed, Feed, Listed, Lost
-from tests.chaos.cluster import FULL, Cluster, Insistent, answers, seed
+from tests.chaos.cluster import Cluster, Insistent, answers
 from tests.chaos.proxy import Proxy
 from tests.component import cloud as agent
 from tests.component.cloud import consistent, everything, freeze, refused
 from tests.component.test_store_feed import followed, notice, same
+from tests.seeds import FULL, seed
 from tests.waiting import running, until
 
 PLACE = keys.STATUS

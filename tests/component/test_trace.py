@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from itertools import zip_longest
 from typing import Any
@@ -26,14 +26,19 @@ from agent.model.flow import CT_INVALID, CT_RELATED, CT_REPLY, CT_TRACKED, Flow,
 from agent.model.journey import End, Fate, Journey
 from agent.model.pipeline import REASON, Reason, Table
 from kumihimo.v1 import inspect_pb2 as pb
+from tests import policystrategies as strategies
 from tests.component.node import RUNDIR, switch
 from tests.component.private_host import on_private_host, sh
+from tests.policymodel import answer, is_answered
+from tests.policystrategies import Policy
+from tests.seeds import FULL, seed
 from tests.unit.test_engine import MADE, NETWORKS, Incremental
-from tests.unit.test_security_groups import FIRST, PORTS, Estate, answer, is_stateful, portless, probes, random_estate
+from tests.unit.test_security_groups import FIRST, PORTS, Estate, estate_of, is_stateful
 from tests.unit.test_security_groups import packet as described
 
-POLICIES = 50 if os.environ.get("KUMI_FULL") else 4
-PACKETS = 3000 if os.environ.get("KUMI_FULL") else 400
+POLICIES = 50 if FULL else 4
+KINDS = 3  # of packets, for each pair and family
+PACKETS = 3000 if FULL else 400
 SEED = 5
 BRIDGE = "ovs-vsctl --may-exist add-br br-int -- set bridge br-int datapath_type=netdev fail_mode=secure protocols=OpenFlow15"
 
@@ -196,42 +201,50 @@ async def test_our_evaluation_and_the_switch_agree(installed: Installed) -> None
 
 
 @on_private_host
-async def test_b_sg_01_rules_desired_flows_and_installed_ones_agree_on_random_policies() -> None:
+def test_b_sg_01_rules_desired_flows_and_installed_ones_agree_on_random_policies() -> None:
     """First packets of every pair of ports; the rules are read by a model that knows no flows. Then answers."""
-    pairs = passed = answers = 0
+    count: Counter[str] = Counter()
     stages: set[int] = set()
-    for seed in range(POLICIES):
-        chance = random.Random(seed)
-        estate = random_estate(chance)
-        estate.run()
-        policies, node = estate.policies(), Installed(estate)
-        await node.put()
-        tables, marks = Tables(node.items), generations(node.items)
-        async with unixctl.connect(RUNDIR) as control:
-            for sender, receiver, probe in [*portless(), *probes(chance)]:
-                fields = described(sender, receiver, probe) | {"in_port": FIRST + sender}
-                told = [Fate.OUTPUT] if policies.passes(PORTS[sender], PORTS[receiver], probe) else [Fate.DROPPED]
-                desired = evaluate(tables, fields)
-                installed = parse(await control.call("ofproto/trace", "br-int", *question(fields, None)), fields)
-                for journey in (desired, installed):
-                    assert [end.fate for end in journey.ends] == told, (seed, sender, receiver, probe, journey)
-                assert not differ(installed, desired), parting(installed, desired)
-                stages |= {step.table for step in installed.steps}
-                pairs, passed = pairs + 1, passed + (told == [Fate.OUTPUT])
-                if (
-                    told == [Fate.OUTPUT]
-                    and probe.protocol != 89
-                    and all(is_stateful(estate, end) for end in (sender, receiver))
-                ):
-                    back = described(receiver, sender, answer(probe)) | {"in_port": FIRST + receiver}
-                    known = {zone: Connection(ANSWER, mark, packet.answered(back)) for zone, mark in marks.items()}
-                    assert [end.fate for end in evaluate(tables, back, known.get).ends] == [Fate.OUTPUT], (seed, probe)
-                    answers += 1
-        await node.driver.close()
-    print(f"{pairs} pairs, {passed} pass, {answers} answers")
-    assert pairs >= 200 * POLICIES
-    assert 0 < answers < passed < pairs
+    number = seed()
+    with asyncio.Runner() as runner:
+
+        def each(policy: Policy, turn: int) -> None:
+            runner.run(agree(policy, turn, count, stages))
+
+        strategies.each_of(number, POLICIES, each, ports=len(PORTS))
+    print(f"seed {number}: {dict(count)}")
+    assert count["pairs"] >= 150 * POLICIES
+    assert 0 < count["answers"] < count["passes"] < count["pairs"]
     assert stages >= {Table.EGRESS_KNOWN, Table.INGRESS_KNOWN}
+
+
+async def agree(policy: Policy, turn: int, count: Counter[str], stages: set[int]) -> None:
+    """One policy; what is met is counted."""
+    estate = estate_of(policy)
+    estate.run()
+    policies, node = estate.policies(), Installed(estate)
+    await node.put()
+    tables, marks = Tables(node.items), generations(node.items)
+    async with unixctl.connect(RUNDIR) as control:
+        for sender, receiver, probe in policy.packets(turn, KINDS):
+            fields = described(sender, receiver, probe) | {"in_port": FIRST + sender}
+            passes = policies.passes(PORTS[sender], PORTS[receiver], probe)
+            fresh = None if packet.begins(fields) else Connection(CT_TRACKED | CT_INVALID)
+            desired = evaluate(tables, fields, lambda _, fresh=fresh: fresh)  # type: ignore[misc]
+            installed = parse(await control.call("ofproto/trace", "br-int", *question(fields, fresh)), fields)
+            for journey in (desired, installed):
+                ends = [end.fate for end in journey.ends if end.fields.get(REASON) != Reason.OBSERVED]
+                assert ends == [Fate.OUTPUT if passes else Fate.DROPPED], (sender, receiver, probe, journey)
+            assert not differ(installed, desired), parting(installed, desired)
+            stages |= {step.table for step in installed.steps}
+            count.update(pairs=1, passes=passes)
+            if passes and is_answered(probe) and all(is_stateful(estate, end) for end in (sender, receiver)):
+                back = described(receiver, sender, answer(probe)) | {"in_port": FIRST + receiver}
+                known = {zone: Connection(ANSWER, mark, packet.answered(back)) for zone, mark in marks.items()}
+                ends = [end.fate for end in evaluate(tables, back, known.get).ends]
+                assert ends == [Fate.OUTPUT], (sender, receiver, probe)
+                count.update(answers=1)
+    await node.driver.close()
 
 
 @on_private_host

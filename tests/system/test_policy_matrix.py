@@ -15,7 +15,7 @@ from typing import Any
 from deploy.lab import Host
 from kumihimo.v1 import network_pb2, port_pb2
 from kumihimo.v1 import security_pb2 as pb
-from tests.policymodel import Policies, Probe
+from tests.policymodel import Policies, Probe, answer, is_answered
 from tests.system import probes
 from tests.system.cloud import Cloud, Scene, Vm
 from tests.system.volley import Shot, exchange, ip, passes_back
@@ -132,7 +132,7 @@ def test_b_sg_01_every_cell_of_the_matrix(scene: Scene, cloud: Cloud, h1: Host, 
     arrived = exchange(sent, expected, probes.SYN)
     assert_as_expected(matrix, sent, expected, arrived)
     begun = [(receiver, sender, probe) for (sender, receiver, probe), came in zip(sent, arrived, strict=True) if came]
-    answers = [(receiver, sender, probes.answer(probe)) for receiver, sender, probe in begun if probes.is_answered(probe)]
+    answers = [(receiver, sender, answer(probe)) for receiver, sender, probe in begun if is_answered(probe)]
     assert len(answers) > 100
     expected = [passes_back(policies, *each) for each in answers]
     assert_as_expected(matrix, answers, expected, exchange(answers, expected, probes.SYN_ACK))

@@ -19,8 +19,8 @@ from agent.model.pipeline import Reason
 from deploy.lab import Host, wait_until
 from deploy.lab.service import Unit
 from kumihimo.v1 import security_pb2 as pb
-from tests.chaos.cluster import FULL, seed
 from tests.policymodel import Probe
+from tests.seeds import FULL, seed
 from tests.system import probes
 from tests.system.cloud import PATIENCE, Api, Cloud, Scene
 from tests.system.control import ControlFlow, Watch

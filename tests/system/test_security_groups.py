@@ -19,9 +19,10 @@ from agent.model.pipeline import Reason
 from deploy.lab import Host, LabError, wait_until
 from kumihimo.v1 import network_pb2, port_pb2
 from kumihimo.v1 import security_pb2 as pb
-from tests.policymodel import Probe
+from tests.policymodel import SCTP, Probe, answer
 from tests.system import frames, probes
 from tests.system.cloud import DUMP, PATIENCE, Cloud, Scene, Vm
+from tests.system.volley import exchange, ip
 
 IN, OUT = pb.DIRECTION_INGRESS, pb.DIRECTION_EGRESS
 SEND = ({"direction": OUT, "ethertype": 4}, {"direction": OUT, "ethertype": 6})
@@ -55,7 +56,7 @@ class Flow:
         """Of the client, and of the server."""
         client, server = self.ends
         there = probes.frame(client.mac, server.mac, self.probe, self.marks[0])
-        return there, probes.frame(server.mac, client.mac, probes.answer(self.probe), self.marks[1])
+        return there, probes.frame(server.mac, client.mac, answer(self.probe), self.marks[1])
 
     def counts(self) -> tuple[int, int]:
         """How many have arrived at the server, and at the client."""
@@ -127,6 +128,31 @@ def test_b_sg_11_hits_of_a_rule_are_told_within_thirty_seconds(scene: Scene, clo
     assert told()[7001].bytes > 10 * 42
     assert began - 1 <= told()[7001].last_hit_time.seconds <= time.time()
     assert told()[7002].packets == 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_an_association_of_sctp_opens_no_other_port(scene: Scene, cloud: Cloud, h1: Host, h2: Host, family: int) -> None:
+    """Open vSwitch in user space takes all SCTP between two addresses for one connection."""
+    network = scene.network()
+    cloud.admin.create(network_pb2.Subnet(network_id=network.id, cidr="fd00:1::/64"))
+    serving = scene.group({**port_rule(7001, "sctp"), "ethertype": family})
+    client = scene.vm(network, h1, security_group_ids=[scene.group(*SEND).id])
+    for server in (scene.vm(network, host, security_group_ids=[serving.id]) for host in (h1, h2)):
+        silence(client, server)
+        ends = ip(client, family), ip(server, family)
+        first = client, server, Probe(*ends, SCTP, (40_001, 7001))
+        assert exchange([first], [True], probes.SYN) == [True]
+        back = server, client, answer(first[2])
+        assert exchange([back], [True], probes.SYN_ACK) == [True]
+        others = [
+            (client, server, Probe(*ends, SCTP, (40_001, 7002))),
+            (server, client, Probe(*ends[::-1], SCTP, (7002, 40_001))),
+            (server, client, Probe(*ends[::-1], SCTP, (40_002, 7001))),
+        ]
+        assert exchange(others, [False] * 3, probes.SYN) == [False] * 3
+        wait_until(lambda server=server: server.drops(Reason.SG_INGRESS) == 1, "counted for the receiver")  # type: ignore[misc]
+        wait_until(lambda server=server: server.drops(Reason.SG_EGRESS) == 2, "counted for the sender")  # type: ignore[misc]
+        assert exchange([first, back], [True, True], probes.SYN) == [True, True], "what it allows goes on"
 
 
 def test_b_sg_08_a_removal_ends_what_only_it_allowed_in_both_directions_and_nothing_else(

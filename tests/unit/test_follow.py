@@ -266,6 +266,13 @@ def test_an_answer_and_a_question_of_a_packet() -> None:
     assert (back.eth_src, back.ip_src, back.source_port, back.destination_port) == (B.mac_address, "10.0.0.3", 53, 49152)
     six = packets.sent(operations_pb2.TraceRequest(), (SENDER.mac, "fd00::2"), (RECEIVER.mac, "fd00::3"))
     assert (six.protocol, six.icmp_type, packets.answer(six).icmp_type) == (58, 128, 129)
+    stamp = packets.sent(
+        operations_pb2.TraceRequest(icmp_type=13, icmp_code=1), (SENDER.mac, SENDER.ip), (RECEIVER.mac, RECEIVER.ip)
+    )
+    back = packets.answer(stamp)
+    assert (packets.called(stamp), back.icmp_type, back.icmp_code) == ("icmp type 13 code 1", 14, 1)
+    assert packets.is_answered(stamp)
+    assert not packets.is_answered(back)
     asked = packets.question(six)
     assert (asked.ip_dst, asked.eth_dst, asked.nd_target) == ("ff02::1:ff00:3", "33:33:ff:00:00:03", "fd00::3")
 
@@ -290,6 +297,14 @@ def test_what_an_expired_rule_would_have_allowed(fields: dict[str, Any], passes:
     packet = packets.sent(request, (SENDER.mac, SENDER.ip), (RECEIVER.mac, RECEIVER.ip))
     rule = security_pb2.SecurityGroupRule(**{"direction": security_pb2.DIRECTION_INGRESS, **fields})
     assert lets_pass(rule, True, packet) == passes
+
+
+@pytest.mark.parametrize(("code", "passes"), [({}, True), ({"port_range_max": 1}, True), ({"port_range_max": 0}, False)])
+def test_an_expired_rule_is_of_a_type_of_icmp(code: dict[str, int], passes: bool) -> None:
+    ends = (SENDER.mac, SENDER.ip), (RECEIVER.mac, RECEIVER.ip)
+    rule = security_pb2.SecurityGroupRule(direction=security_pb2.DIRECTION_INGRESS, protocol="icmp", port_range_min=13, **code)
+    stamp, echo = (packets.sent(operations_pb2.TraceRequest(icmp_type=kind, icmp_code=1), *ends) for kind in (13, 8))
+    assert (lets_pass(rule, True, stamp), lets_pass(rule, True, echo)) == (passes, False)
 
 
 def test_a_rule_in_words() -> None:

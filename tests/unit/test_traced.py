@@ -110,6 +110,7 @@ udp,orig=(src=10.0.0.2,dst=10.0.0.3,sport=5353,dport=53),reply=(src=10.0.0.3,dst
 tcp,orig=(src=10.0.0.2,dst=10.0.0.3,sport=40000,dport=80),reply=(src=10.0.0.3,dst=10.0.0.2,sport=80,dport=40000),zone=5,\
 mark=6001,protoinfo=(state=ESTABLISHED)
 icmpv6,orig=(src=fd00::2,dst=fd00::3,id=5,type=128,code=0),reply=(src=fd00::3,dst=fd00::2,id=5,type=129,code=0),zone=5,mark=8
+sctp,orig=(src=10.0.0.2,dst=10.0.0.3,sport=0,dport=0),reply=(src=10.0.0.3,dst=10.0.0.2,sport=0,dport=0),zone=5,mark=9
 """
 TCP = {"ip_proto": 6, "ip_src": 0x0A000002, "ip_dst": 0x0A000003, "tcp_src": 49152, "tcp_dst": 80}
 
@@ -125,10 +126,15 @@ def test_the_connection_of_a_packet_is_found_from_any_port_and_either_side() -> 
     answer = conntrack.find(LISTED, back, any_source_port=True)
     assert answer is not None
     assert answer.connection.state & CT_REPLY
+    sctp = {"ip_proto": 132, "ip_src": 0x0A000002, "ip_dst": 0x0A000003, "sctp_src": 1, "sctp_dst": 2}
+    alone = conntrack.find(LISTED, sctp, any_source_port=False)
+    assert alone is not None
+    assert alone.connection.mark == 9
     echo = {"ip_proto": 58, "ipv6_src": int(IPv6Address("fd00::2")), "ipv6_dst": int(IPv6Address("fd00::3"))}
-    known = conntrack.find(LISTED, echo, any_source_port=True)
+    known = conntrack.find(LISTED, echo | {"icmpv6_type": 128, "icmpv6_code": 0}, any_source_port=True)
     assert known is not None
-    assert (known.state, known.connection.mark) == ("known", 8)
+    assert (known.state, known.connection.mark, known.connection.original["icmpv6_type"]) == ("known", 8, 128)
+    assert conntrack.find(LISTED, echo | {"icmpv6_type": 128, "icmpv6_code": 1}, any_source_port=True) is None
 
 
 def test_what_an_answer_answers() -> None:
