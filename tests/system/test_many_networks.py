@@ -28,7 +28,7 @@ KINDS = ("vxlan", "geneve")  # in turn: numbers that are alike are of one type
 # How many pairs of alike numbers the sample has, beside those of the first and the last; and how many others.
 SOME = 6 if FULL else 0
 STEP = 500  # objects of one request
-PATIENCE = 300.0
+PATIENCE = 600.0
 NAME = "many"  # what all that is made is called, with a number
 CIDR = "10.5.0.0/24"
 
@@ -161,8 +161,10 @@ def plug(host: Host, ports: list[str]) -> None:
 def unplug(host: Host) -> None:
     """Take all of these interfaces away."""
     names = [name for name in host.run("ovs-vsctl list-ports br-int").split() if name.startswith(NAME)]
-    for some in chunks(names):
-        host.run(["ovs-vsctl", "--no-wait", *(word for name in some for word in ("--", "del-port", name))], timeout=PATIENCE)
+    for some in chunks(names):  # del-port would look through all that are there, once for each
+        words = [word for n, name in enumerate(some) for word in (f"--id=@p{n}", "get", "Port", name, "--")]
+        removed = ["remove", "Bridge", "br-int", "ports", *(f"@p{n}" for n, _ in enumerate(some))]
+        host.run(["ovs-vsctl", "--no-wait", "--", *words, *removed], timeout=PATIENCE)
 
 
 def wait_active(cloud: Cloud, ports: list[str]) -> None:
