@@ -2,7 +2,7 @@
 
 All have one subnet, the same addresses and MACs; what keeps them apart is their number alone, on the wire and in the switch.
 Number n and n + 4,096 are alike in the 12 bits of a VLAN. A sample of the networks has workloads; of all others one port is
-plugged on each host, a patch port that leads nowhere, which costs the switch no device.
+plugged on each host, a patch port, which costs the switch no device.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ SOME = 6 if FULL else 0
 STEP = 500  # objects of one request
 PATIENCE = 600.0
 NAME = "many"  # what all that is made is called, with a number
+BRIDGE = "br-many"
 CIDR = "10.5.0.0/24"
 
 T = TypeVar("T")
@@ -148,14 +149,28 @@ def apply(cloud: Cloud, wanted: list[Any]) -> list[str]:
 
 
 def plug(host: Host, ports: list[str]) -> None:
-    """An interface on br-int for each, a patch port whose other end is not there."""
+    """An interface on br-int for each: a patch port that leads to a bridge where nobody is. One that led nowhere would seem
+    another whenever the switch looks at its ports."""
+    host.run(f"ovs-vsctl add-br {BRIDGE} -- set bridge {BRIDGE} datapath_type=netdev fail_mode=secure")
     for some in chunks(list(enumerate(ports))):
         words = ["ovs-vsctl", "--no-wait"]
         for n, port in some:  # add-port would look through all that are there, once for each
-            words += ["--", f"--id=@i{n}", "create", "Interface", f"name={NAME}{n}", "type=patch"]
-            words += [f"options:peer=nowhere{n}", f"external_ids:iface-id={port}"]
-            words += ["--", f"--id=@p{n}", "create", "Port", f"name={NAME}{n}", f"interfaces=@i{n}"]
-        host.run([*words, "--", "add", "Bridge", "br-int", "ports", *(f"@p{n}" for n, _ in some)], timeout=PATIENCE)
+            ends = ((f"{NAME}{n}", f"end{n}", [f"external_ids:iface-id={port}"]), (f"end{n}", f"{NAME}{n}", []))
+            for name, peer, ids in ends:
+                words += [
+                    "--",
+                    f"--id=@i{name}",
+                    "create",
+                    "Interface",
+                    f"name={name}",
+                    "type=patch",
+                    f"options:peer={peer}",
+                    *ids,
+                ]
+                words += ["--", f"--id=@p{name}", "create", "Port", f"name={name}", f"interfaces=@i{name}"]
+        for bridge, name in (("br-int", NAME), (BRIDGE, "end")):
+            words += ["--", "add", "Bridge", bridge, "ports", *(f"@p{name}{n}" for n, _ in some)]
+        host.run(words, timeout=PATIENCE)
 
 
 def unplug(host: Host) -> None:
@@ -165,6 +180,7 @@ def unplug(host: Host) -> None:
         words = [word for n, name in enumerate(some) for word in (f"--id=@p{n}", "get", "Port", name, "--")]
         removed = ["remove", "Bridge", "br-int", "ports", *(f"@p{n}" for n, _ in enumerate(some))]
         host.run(["ovs-vsctl", "--no-wait", "--", *words, *removed], timeout=PATIENCE)
+    host.run(f"ovs-vsctl --no-wait --if-exists del-br {BRIDGE}", timeout=PATIENCE)
 
 
 def wait_active(cloud: Cloud, ports: list[str]) -> None:
