@@ -56,7 +56,7 @@ def tree(found: Any) -> Iterator[str]:
     if found.namespaces:
         yield from _branch("namespaces", ((item.name, _service(item), named(item.objects)) for item in found.namespaces))
     if found.peers:
-        rows = ((peer.node, peer.address, _way(peer), _shared(peer)) for peer in found.peers)
+        rows = ((peer.node, peer.address, way(peer), shared(peer)) for peer in found.peers)
         yield from _branch("other nodes of its networks", rows)
     if found.left_out:
         yield f"and {found.left_out} more ports"
@@ -87,11 +87,13 @@ def _service(item: Any) -> str:
     return f"{item.service} {'runs' if item.running else 'does not run'}"
 
 
-def _way(peer: Any) -> str:
+def way(peer: Any) -> str:
+    """Whether it is known how to reach another node."""
     return "resolved" if peer.resolved else "not resolved"
 
 
-def _shared(peer: Any) -> str:
+def shared(peer: Any) -> str:
+    """The networks that another node has a part in, as far as they are told."""
     more = peer.shared - len(peer.objects)
     return named(peer.objects) + (f" · and {more} more" if more > 0 else "")
 

@@ -1,7 +1,8 @@
 """A node as a picture (A-62): in the middle the integration bridge, left what its ports belong to, right where they lead.
 
 Plain SVG, with nothing in it that a viewer would have to fetch or run. One row a port, so that nothing overlaps, however
-many there are; what would not fit into its column is cut, and whole in the element's title.
+many there are; what would not fit into its column is cut, and whole in the element's title. Dark on white of its own, so
+that it can be read on any page; no colour says what no word does.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from xml.sax.saxutils import escape
 from cli import live
 
 ROW, GAP, TOP = 22, 18, 48
-LEFT, MIDDLE, RIGHT, WIDTH = 16, 380, 800, 1180  # where columns begin, and the whole
-BOX, CHARACTER = 330, 7.2  # widths of a box and, roughly, of a character
+LEFT, MIDDLE, RIGHT, WIDTH = 16, 470, 950, 1366  # where columns begin, and the whole
+BOX, SIGN = 400, 150  # widths of a box, and of one that explains a colour
+NARROW, ORDINARY, BROAD = 4.5, 7.4, 9.6  # of characters, in a font that is a wide one
+SIGNS = {"good": "works", "ours": "Kumihimo's own", "bad": "does not work", "": "others', or no state"}
 
-_STYLE = """text{font:12px sans-serif;fill:#222}.head{font-weight:bold}.dim{fill:#777}
+_STYLE = """text{font:12px "DejaVu Sans",Verdana,sans-serif;fill:#222}.head{font-weight:bold}.dim{fill:#666}
 rect{fill:#fff;stroke:#888}.ours{fill:#eef5ff;stroke:#36c}.bad{fill:#fff0f0;stroke:#c33}.good{fill:#effaf0;stroke:#393}
 path{fill:none;stroke:#999}"""
 
@@ -30,10 +33,10 @@ class _Page:
     boxes: list[str] = field(default_factory=list)
     bottom: int = TOP
 
-    def box(self, x: int, y: int, text: str, style: str = "", height: int = ROW - 4) -> None:
-        whole, shown = escape(text), escape(_cut(text, BOX - 12))
+    def box(self, x: int, y: int, text: str, style: str = "", width: int = BOX) -> None:
+        whole, shown, height = escape(text), escape(_cut(text, width - 12)), ROW - 4
         mark = f' class="{style}"' if style else ""
-        self.boxes.append(f'<g><title>{whole}</title><rect x="{x}" y="{y}" width="{BOX}" height="{height}" rx="3"{mark}/>')
+        self.boxes.append(f'<g><title>{whole}</title><rect x="{x}" y="{y}" width="{width}" height="{height}" rx="3"{mark}/>')
         self.boxes.append(f'<text x="{x + 6}" y="{y + 13}">{shown}</text></g>')
         self.bottom = max(self.bottom, y + height)
 
@@ -68,6 +71,9 @@ def svg(found: Any) -> str:
         rest = [f"and {found.left_out} more ports"] if found.left_out else []
         for text in [*rest, *(f"not known: {note}" for note in found.notes)]:
             page.text(LEFT, page.bottom + ROW, text, "dim", WIDTH - 2 * LEFT)
+    bottom = page.bottom + GAP
+    for number, (style, text) in enumerate(SIGNS.items()):
+        page.box(LEFT + number * (SIGN + 8), bottom, text, style, SIGN)
     return "\n".join(_document(page))
 
 
@@ -112,7 +118,7 @@ def _peers(page: _Page, found: Any, y: int, tunnels: list[tuple[int, int]]) -> N
     page.text(RIGHT, y + 12, "other nodes of its networks", "head")
     for number, peer in enumerate(found.peers, 1):
         at = y + number * ROW
-        text = f"{peer.node} {peer.address} · {live.named(peer.objects)}"
+        text = f"{peer.node} {peer.address} {live.way(peer)} · {live.shared(peer)}"
         page.box(RIGHT, at, text, "good" if peer.resolved else "bad")
         for x, begin in tunnels:
             page.line(x, begin, RIGHT, at + ROW // 2 - 2)
@@ -129,5 +135,14 @@ def _document(page: _Page) -> Iterator[str]:
 
 
 def _cut(text: str, width: int) -> str:
-    most = int(width / CHARACTER)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    if _width(text) <= width:
+        return text
+    while _width(text) > width - BROAD:
+        text = text[:-1]
+    return text + "…"
+
+
+def _width(text: str) -> float:
+    return sum(
+        NARROW if each in "fijlrt.,:·-|'/() " else BROAD if each.isupper() or each in "mw@%" else ORDINARY for each in text
+    )

@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -99,7 +99,12 @@ class Engine:
 
     def items(self) -> dict[Key, Item]:
         """Everything desired."""
-        return {item.key: item for unit, items in self._items.items() for item in items if self.wanting(item.key)[0] == unit}
+        return {item.key: item for unit, items in self._items.items() for item in items if self._leads(unit, item.key)}
+
+    def _leads(self, unit: Unit, key: Key) -> bool:
+        """Whether a unit is the first of those that want a key."""
+        owners = self._owners[key]
+        return (next(iter(owners)) if isinstance(owners, dict) else owners) == unit
 
     def full(self) -> dict[Key, Item]:
         """Everything desired, computed from nothing: the reference that `items()` must equal."""
@@ -150,21 +155,21 @@ class Engine:
         new: dict[Key, Item] = {}
         for item in items:
             key = item.key
-            others = [other for other in self._others(unit, key) if other != item]
-            if key in new and new[key] != item:
-                others.append(new[key])
-            if others:
-                raise Conflict(f"{key} is wanted as {item} and as {others[0]}")
+            other = new.get(key, self._other(unit, key))
+            if other is not None and other != item:
+                raise Conflict(f"{key} is wanted as {item} and as {other}")
             new[key] = item
         return new
 
-    def _others(self, unit: Unit, key: Key) -> Iterator[Item]:
-        """What other units want of a key, but for those whose items are about to be replaced."""
+    def _other(self, unit: Unit, key: Key) -> Item | None:
+        """What another unit wants of a key, of those whose items are not about to be replaced. One is asked: all of them want
+        the same, and there may be as many as ports, of one address in as many networks."""
         owners = self._owners.get(key)
         if isinstance(owners, dict):
-            yield from (item for owner, item in owners.items() if owner != unit and owner not in self._waiting)
-        elif owners is not None and owners != unit and owners not in self._waiting:
-            yield self._item(owners, key)
+            return next((item for owner, item in owners.items() if owner != unit and owner not in self._waiting), None)
+        if owners is None or owners == unit or owners in self._waiting:
+            return None
+        return self._item(owners, key)
 
     def _item(self, unit: Unit, key: Key) -> Item:
         return next(item for item in self._items[unit] if item.key == key)

@@ -265,11 +265,9 @@ class _Plan:
 
     def _named(self, kind: Kind, name: str, project: str, parent_id: str = "") -> Iterator[Any]:
         """Existing objects of a name in a project (and network) that the caller may see."""
-        for object_id in self._transaction.cache.named(kind, project if kind.owned else "", name):
+        for object_id in self._transaction.cache.named(kind, project if kind.owned else "", name, parent_id):
             stored = self._transaction.object(kind, object_id)
-            if stored is None or not kernel.visible(kind, stored, self._context.caller):
-                continue
-            if not parent_id or kind.parent_of(stored) == parent_id:
+            if stored is not None and kernel.visible(kind, stored, self._context.caller):
                 yield stored
 
     def _always_there(self, kind: Kind, name: str, project: str) -> str:

@@ -99,9 +99,20 @@ class Cache:
             self._parsed.popitem(last=False)
         return found
 
-    def named(self, kind: Kind, project: str, name: str) -> list[str]:
-        """Ids of the objects of a kind that have a name in a project ("" for kinds that belong to none), sorted."""
-        return sorted(self._names.get((kind.name, project, name), ()))
+    def named(self, kind: Kind, project: str, name: str, parent_id: str = "") -> list[str]:
+        """Ids of the objects of a kind that have a name in a project ("" for kinds that belong to none), sorted.
+
+        parent_id: of this parent's alone. A project may have one name in each of thousands of networks, and a network
+        thousands of names: what is less is gone through.
+        """
+        ids = self._names.get((kind.name, project, name), set())
+        if not parent_id:
+            return sorted(ids)
+        place = keys.place(kind, "", parent_id)
+        children = self.folder(place)
+        if len(ids) <= len(children):
+            return sorted(each for each in ids if place + each in children)
+        return sorted(ids.intersection(key.removeprefix(place) for key in children))
 
     def ids(self, kind: Kind, project: str = "") -> list[str]:
         """Ids of the objects of a kind, of one project or of all, sorted. Not to be changed."""

@@ -36,6 +36,7 @@ FULL = (
     " a larger --quota-backend-bytes), then `etcdctl alarm disarm`"
 )
 
+_NOT_SENT = "Internal error from Core"  # what the library says of a call whose time was over before it could be sent
 _UNAVAILABLE = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -159,7 +160,8 @@ class Store:
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "database space exceeded" in detail:
             return StoreFull(FULL)
         # A lease that is gone is no defect: a restored etcd does not know the leases granted after its backup.
-        if error.code() in _UNAVAILABLE or detail in _STALE or "lease not found" in detail:
+        given_up = error.code() is grpc.StatusCode.INTERNAL and detail == _NOT_SENT
+        if error.code() in _UNAVAILABLE or detail in _STALE or "lease not found" in detail or given_up:
             return StoreUnavailable(f"etcd at {self.endpoints}: {detail}")
         return error
 

@@ -6,12 +6,11 @@ import asyncio
 import os
 from typing import Any
 
-from controlplane.services import quota
 from controlplane.store import client, keys
 from controlplane.store.client import Store
 from controlplane.tls import Tls
 from deploy.lab import Lab, wait_until
-from kumihimo.v1 import node_pb2, operations_pb2, port_pb2, quota_pb2, store_pb2
+from kumihimo.v1 import node_pb2, operations_pb2, port_pb2, store_pb2
 from tests.bench.idle import wait_idle
 from tests.system.cloud import Cloud
 
@@ -19,11 +18,6 @@ FEW, MANY = 10, 10_000
 STEP = 500  # objects of one Apply
 ELSEWHERE = "h9"
 PATIENCE = 300.0
-
-
-def lift_quotas(cloud: Cloud, project: str) -> None:
-    """The project may have as much as it likes."""
-    cloud.admin.update(quota_pb2.Quota(id=project, limits=dict.fromkeys(quota.COUNTED, quota.UNLIMITED)), "limits")
 
 
 def add_elsewhere(cloud: Cloud) -> None:

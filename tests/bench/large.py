@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deploy.lab import Host, wait_until
 from kumihimo.v1 import port_pb2
-from tests.bench.crowd import FEW, MANY, PATIENCE, add_elsewhere, apply, fill, lift_quotas
+from tests.bench.crowd import FEW, MANY, PATIENCE, add_elsewhere, apply, fill
 from tests.bench.figures import Figure
 from tests.bench.node import applied, plug, plug_by_hand
 from tests.bench.place import measured
@@ -34,7 +34,6 @@ def measure() -> list[Figure]:
 def _measure(cloud: Cloud, scene: Scene, control: ControlFlow) -> Iterator[Figure]:
     idle = _resident(cloud.hosts[1])
     network = scene.network(cidr="10.0.0.0/16")
-    lift_quotas(cloud, network.project_id)
     yield from _at_once(cloud, scene, control)
     add_elsewhere(cloud)
     first, second, _ = (scene.vm(network, host) for host in (*cloud.hosts, cloud.hosts[1]))

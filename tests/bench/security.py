@@ -14,7 +14,7 @@ from typing import Any
 
 from deploy.lab import Workload, wait_until
 from kumihimo.v1 import network_pb2, security_pb2
-from tests.bench.crowd import FEW, MANY, PATIENCE, add_elsewhere, fill, lift_quotas
+from tests.bench.crowd import FEW, MANY, PATIENCE, add_elsewhere, fill
 from tests.bench.figures import Figure
 from tests.bench.place import measured
 from tests.system.cloud import Cloud, Scene, Vm
@@ -44,7 +44,6 @@ def measure() -> list[Figure]:
 
 def _measure(cloud: Cloud, scene: Scene, control: ControlFlow) -> list[Figure]:
     network = scene.network(cidr="10.0.0.0/16")
-    lift_quotas(cloud, network.project_id)
     add_elsewhere(cloud)
     group, many = (cloud.admin.create(security_pb2.SecurityGroup(name=name)) for name in ("bench", "many"))
     first, second = (scene.vm(network, host, security_group_ids=[group.id, many.id]) for host in cloud.hosts)

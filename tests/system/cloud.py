@@ -24,11 +24,11 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from cli.client import Client, CliError, connect
 from cli.kinds import kind_of
 from cli.settings import Settings
+from controlplane.services import quota
 from deploy.lab import Host, Lab, LabError, Workload, wait_until
 from kumihimo.v1 import network_pb2, node_pb2, port_pb2, security_pb2, settings_pb2
 from tests.system import frames
 
-UNLIMITED = -1  # of a quota
 PATIENCE = 30.0  # seconds for what usually takes less than one
 DUMP = "ovs-ofctl -O OpenFlow15"
 # Cookies of flows that belong to a network, port, group or rule (agent/model/pipeline.py); all others are the node's own.
@@ -38,7 +38,7 @@ _DEFAULT = "[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f-]{21}"
 _GROUP = f"secgroup/{_DEFAULT}/(?!member/)|claim/rule/{_DEFAULT}/|claim/group-key/|index/securitygroup/{_DEFAULT}"
 KEPT_KEYS = re.compile(
     r"/kumihimo/(meta/|node/|physical_network/|settings/|status/[^/]+/(agent|nodes|counters|rules|drift)$|alive/|controller/|change/"
-    rf"|request/|claim/(node-key|tunnel-ip)/|{_GROUP}|index/securitygrouprule/)"
+    rf"|request/|apply/|claim/(node-key|tunnel-ip)/|{_GROUP}|index/securitygrouprule/)"
 )
 
 
@@ -92,8 +92,8 @@ class Cloud:
         self.ensure()
         self._callers = [Api(name) for name in ("admin", "alice", "bob")]
         self.admin, self.alice, self.bob = self._callers
-        groups = {"security_groups": UNLIMITED, "security_group_rules": UNLIMITED}
-        self.admin.update(settings_pb2.Settings(id="installation", quotas=groups), "quotas")
+        unlimited = dict.fromkeys(quota.COUNTED, quota.UNLIMITED)
+        self.admin.update(settings_pb2.Settings(id="installation", quotas=unlimited), "quotas")
         if ip_version == 6:
             self.admin.update(
                 settings_pb2.Settings(id="installation", underlay_ip_version="IP_VERSION_IPV6"), "underlay_ip_version"

@@ -74,7 +74,9 @@ def test_a_62_the_picture_shows_all_and_nothing_overlaps() -> None:
         for item in drawn.iter(f"{SVG}rect")
         if item.get("x")
     ]
-    assert len(boxes) == len(titles) == 6 + 2 + 1 + 2
+    assert len(boxes) == len(titles) == 6 + 2 + 1 + 2 + len(picture.SIGNS)
+    assert titles[-len(picture.SIGNS) :] == list(picture.SIGNS.values()), "what the colours mean"
+    assert "h3 192.0.2.3 not resolved · Network web<&>net" in titles, "a colour says nothing alone"
     for number, (x, y, w, h) in enumerate(boxes):
         assert 0 <= x <= x + w <= width
         assert 0 <= y <= y + h <= height

@@ -18,6 +18,7 @@ from typing import Self
 from agent.drivers.openflow import codec
 
 _CHUNK = 256 * 1024  # bytes collected before they are written, to save system calls
+_EACH = 0.002  # seconds granted for each message: a hundred times what a flow takes, so that a busy host is no broken one
 
 
 class OpenFlowError(ConnectionError):
@@ -227,8 +228,12 @@ class Exchange:
             self._flush()
 
     async def barrier(self, timeout: float) -> None:
-        """Wait until everything sent is answered; timeout in seconds. OpenFlowError closes the connection."""
+        """Wait until everything sent is answered; timeout in seconds, and more for much. OpenFlowError closes the connection.
+
+        Who gave up on a large bundle would send it again, to a switch that is then busier still.
+        """
         xid = self.xid()
+        timeout += len(self._xids) * _EACH
         self._barriers[xid] = asyncio.get_running_loop().create_future()
         self.write(codec.message(codec.BARRIER_REQUEST, xid))
         self._flush()
@@ -236,7 +241,7 @@ class Exchange:
             async with asyncio.timeout(timeout):
                 await self._barriers[xid]
         except TimeoutError:
-            wrong = OpenFlowError(f"{self._connection._name}: no answer within {timeout} s")
+            wrong = OpenFlowError(f"{self._connection._name}: no answer within {timeout:g} s")
             self._connection._break(wrong)
             raise wrong from None
         finally:
