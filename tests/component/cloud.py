@@ -51,7 +51,7 @@ CONTROLLERS = ("access", "binder", "release", "registrar", "expiry", "members", 
 
 def defects(log: str) -> list[str]:
     """What a server has logged of defects: the line of each, and the stack trace below it."""
-    return re.findall(r"^[^\n]*event=defect[^\n]*(?:\n(?!timestamp=)[^\n]*)*", log, re.MULTILINE)[:20]
+    return re.findall(r"^timestamp=\S+ level=\w+ event=defect[^\n]*(?:\n(?!timestamp=)[^\n]*)*", log, re.MULTILINE)[:20]
 
 
 class Process:
