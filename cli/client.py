@@ -35,6 +35,8 @@ _GRACE_SECONDS = 5.0
 MOST_WAITED_FOR = 500  # objects that the server waits for by name
 # Pauses before the second and third attempt: a restarting server is back within them or it is really away.
 RETRY_SECONDS: tuple[float, ...] = (0.2, 0.6)
+# One attempt to connect, TLS and all: to a server that is far, or on a machine that has much else to do.
+_CONNECT_SECONDS = 5.0
 _PAGE = 500
 
 
@@ -242,7 +244,7 @@ def connect(settings: Settings) -> Client:
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", round(_CONNECT_SECONDS * 1000)),
         # The endpoint is an address of the management network: a proxy for the web has no way there.
         ("grpc.enable_http_proxy", 0),
     ]

@@ -28,6 +28,7 @@ from controlplane.admin.authority import Authority
 from controlplane.errors import StoreUnavailable
 from controlplane.store.client import put
 from kumihimo.v1 import resource_pb2
+from tests.chaos.proxy import Proxy
 from tests.component.cloud import Cloud, freeze
 from tests.component.kumi import Kumi
 from tests.fakes.api import Result, make_certificate
@@ -187,6 +188,14 @@ async def test_another_program_has_the_port(kumi: Kumi) -> None:
         kumi.config.write_text(re.sub(r'endpoint = "[^"]*"', f'endpoint = "unix:{path}"', kumi.config.read_text()))
         for words in _all(kumi):
             one_line(await kumi(*words), UNAVAILABLE, "no API server answers at unix:")
+
+
+async def test_an_api_that_is_far_or_slow_is_no_failure(cloud: Cloud, kumi: Kumi) -> None:
+    """To connect takes five ways of 100 ms: TLS, then what HTTP/2 has to say first."""
+    async with Proxy(cloud.replicas[0].target) as proxy:
+        proxy.late = 0.1
+        kumi.config.write_text(kumi.config.read_text().replace(cloud.replicas[0].target, proxy.target))
+        await kumi.done("network", "list")
 
 
 async def test_wrong_ca(kumi: Kumi) -> None:
