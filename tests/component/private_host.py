@@ -18,7 +18,7 @@ import pytest
 
 INSIDE = os.environ.get("KUMIHIMO_PRIVATE_HOST") == "1"
 UNSHARE = ["unshare", "-m", "-n", "-p", "-u", "-f", "--kill-child"]
-SECONDS = 1800 if os.environ.get("KUMI_FULL") else 240  # for a whole module
+SECONDS = 1800 if os.environ.get("KUMI_FULL") else 900  # for a whole module, which alone takes less than 60
 
 
 def on_private_host(test):
@@ -54,6 +54,11 @@ def sh(command: str, check: bool = True) -> str:
     done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True, timeout=20)
     assert not check or not done.returncode, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout.strip()
+
+
+def processes(name: str) -> list[str]:
+    """Command lines of the processes of that name. One that has ended and waits for PID 1 to reap it is none."""
+    return sh(f"pgrep -a -r D,R,S,T,t,I {name} | cut -d' ' -f2- | sort").splitlines()
 
 
 def start_ovsdb() -> None:

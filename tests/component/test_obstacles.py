@@ -7,7 +7,7 @@ from agent.model.host import Bridge, DhcpServer, OvsPort, Peer, ServiceNamespace
 from agent.model.item import Item
 from agent.model.pipeline import CookieKind, cookie
 from tests.component.node import CONFIG, UNDERLAY, UNSEEN, everything, running_node
-from tests.component.private_host import on_private_host, sh
+from tests.component.private_host import on_private_host, processes, sh
 from tests.waiting import until
 
 OTHER = "0192f0c4-7a3e-7c1d-8f2a-5b6c7d8e9f01"
@@ -59,7 +59,7 @@ async def test_what_cannot_be_made_hurts_nobody_else_and_is_made_when_it_can_be(
         less = [item for item in everything() if item.key[0] != "dhcp"]
         node.submit([*less, *BAD])
         await node.finished()
-        assert not sh("pgrep dnsmasq || true")
+        assert not processes("dnsmasq")
         assert sh("ovs-vsctl port-to-br strange0") == "br-int"
         assert sh("cat /sys/class/net/kd000006/ifalias") == "mine"
 
