@@ -79,6 +79,7 @@ WRONG = (
     ("nothing-like-it", "v", "name", "a code or one of netmask, router, dns-server"),
     ("0", "v", "name", "1 to 254"),
     ("255", "10.0.0.1", "name", "1 to 254"),
+    ("9" * 5000, "v", "name", "1 to 254"),
     ("53", "1", "name", "the protocol's own"),
     ("51", "3600", "name", "dhcp_lease_duration"),
     ("12", "web", "name", "dns_name"),
@@ -109,7 +110,7 @@ ROWS = [
             "STRING_TOO_LONG" if says == "at most 255" else "STRING_INVALID",
             f"extra_dhcp_opts[0].{place}",
             says,
-            label=f"{name}-{version}-{number}",
+            label=f"{name[:20]}-{version}-{number}",
         )
         for version, wrong in ((4, WRONG), (6, WRONG6))
         for number, (name, value, place, says) in enumerate(wrong)
