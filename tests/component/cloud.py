@@ -418,6 +418,18 @@ class Cloud:
         await until(calm, "every claim is released")
         return await self.store.revision()
 
+    async def written_since(self, revision: int) -> list[str]:
+        """Keys that were written or deleted after a revision.
+
+        Not those which replicas write by themselves at any time: who holds a place (a lease is lost on a busy machine), and
+        how old revisions are.
+        """
+        if await self.store.revision() == revision:
+            return []
+        before, now = [await everything(self.store, at=at) for at in (revision, 0)]
+        changed = (key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        return sorted(key for key in changed if not key.startswith((keys.controller(""), keys.COMPACTION)))
+
     async def write(self, *operations: Any) -> int:
         """Operations in one transaction, as an agent would write them; the revision."""
         return (await self.store.transact([], list(operations))).revision
@@ -488,10 +500,10 @@ class Cloud:
                 return found
 
 
-async def everything(store: Store, prefix: str = "") -> dict[str, Entry]:
-    """All keys with a prefix, at one revision."""
+async def everything(store: Store, prefix: str = "", at: int = 0) -> dict[str, Entry]:
+    """All keys with a prefix, at one revision; 0: now."""
     found: dict[str, Entry] = {}
-    async for _, kvs in store.pages(prefix):
+    async for _, kvs in store.pages(prefix, at=at):
         found.update((kv.key.decode(), entry(kv)) for kv in kvs)
     return found
 
