@@ -34,6 +34,7 @@ from controlplane.store import health, keys
 from controlplane.store.client import Entry, Store, delete, entry, put
 from kumihimo.v1 import operations_pb2, resource_pb2, store_pb2
 from tests.component.certificates import etcd_flags, issue
+from tests.mortal import MORTAL
 from tests.waiting import DEADLINE, until
 
 SERVER_NAME = "kumi-api"
@@ -66,7 +67,12 @@ class Process:
     def start(self) -> None:
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                self._argv, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                [*MORTAL, *self._argv],
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
 
     @property

@@ -1,8 +1,8 @@
 """Runs test functions on a private host: own network, mounts and processes, with Open vSwitch running.
 
 A module marks its tests with `@on_private_host`. In the outer run the first of them starts pytest once more for the
-whole module, inside `unshare`; each test then reports its own outcome of that run. When the inner run ends, the
-kernel ends every process and namespace of the host, so nothing can be left behind.
+whole module, inside `unshare`; each test then reports its own outcome of that run. When the inner run ends, or the outer
+one, the kernel ends every process and namespace of the host, so nothing can be left behind.
 """
 
 import functools
@@ -16,8 +16,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.mortal import MORTAL
+
 INSIDE = os.environ.get("KUMIHIMO_PRIVATE_HOST") == "1"
-UNSHARE = ["unshare", "-m", "-n", "-p", "-u", "-f", "--kill-child"]
+UNSHARE = [*MORTAL, "unshare", "-m", "-n", "-p", "-u", "-f", "--kill-child"]
 SECONDS = 1800 if os.environ.get("KUMI_FULL") else 900  # for a whole module, which alone takes less than 60
 
 
@@ -41,7 +43,10 @@ def _outcomes(module: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="hdct-") as folder:
         report = Path(folder) / "report.xml"
         done = subprocess.run(
-            [*UNSHARE, sys.executable, __file__, module, str(report)], capture_output=True, text=True, timeout=SECONDS
+            [*UNSHARE, sys.executable, "-m", __spec__.name, module, str(report)],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
         )
         if not report.exists():
             pytest.fail(f"the private host failed\n{done.stdout}{done.stderr}", pytrace=False)
