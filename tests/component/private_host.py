@@ -56,7 +56,7 @@ def _outcomes(module: str) -> dict[str, str]:
 
 def sh(command: str, check: bool = True) -> str:
     """A shell line on this host; its output without the final newline."""
-    done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True, timeout=60)
     assert not check or not done.returncode, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout.strip()
 

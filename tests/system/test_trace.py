@@ -61,17 +61,21 @@ class Stage:
 
     def talks(self) -> bool:
         """Whether an honest echo request of a arrives at b."""
-        return not self.vanishes(lambda marker: self.a.echo(self.b, marker))
+        return self.arrives(lambda marker: self.a.echo(self.b, marker), PATIENCE)
 
     def vanishes(self, frame: Callable[[bytes], bytes]) -> bool:
         """Whether a frame of a does not arrive at b."""
+        return not self.arrives(frame, 1.0)
+
+    def arrives(self, frame: Callable[[bytes], bytes], seconds: float) -> bool:
+        """Whether a frame of a arrives at b in so long."""
         marker = self.marker
         self.a.guest.send(frame(marker))
         try:
-            wait_until(lambda: self.b.guest.has(marker), "it arrives", 1.0)
+            wait_until(lambda: self.b.guest.has(marker), "it arrives", seconds)
         except LabError:
-            return True
-        return False
+            return False
+        return True
 
     def udp(self, payload: bytes) -> bytes:
         return frames.udp(self.a.mac, self.b.mac, self.a.ip, self.b.ip, (7, 7), payload)
@@ -368,7 +372,7 @@ def rule_has_expired(stage: Stage) -> Iterator[Named]:
     group = stage.scene.group({"direction": INGRESS, "protocol": "tcp"})
     stage.joins(stage.b, group)
     rule = security_pb2.SecurityGroupRule(security_group_id=group.id, direction=INGRESS, protocol="icmp")
-    rule.expire_time.FromMilliseconds(int(time.time() * 1000) + 4000)
+    rule.expire_time.FromMilliseconds(int(time.time() * 1000) + 10_000)
     stage.cloud.admin.wait(stage.cloud.admin.create(rule).revision)
     assert stage.talks()
 
