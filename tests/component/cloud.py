@@ -156,7 +156,7 @@ class Etcd(Process):
                 return False
 
         try:
-            await until(answers, "etcd answers")
+            await until(answers, "etcd answers", 3 * DEADLINE)
         finally:
             await store.close()
 
@@ -197,7 +197,7 @@ class Api(Process):
                     return False
                 return True
 
-            await until(serves, "the API serves")
+            await until(serves, "the API serves", 3 * DEADLINE)
 
 
 @dataclass(eq=False)
