@@ -50,9 +50,10 @@ IDENTITIES = {
 CONTROLLERS = ("access", "binder", "release", "registrar", "expiry", "members", "addresses")
 
 
-def defects(log: str) -> list[str]:
-    """What a server has logged of defects: the line of each, and the stack trace below it."""
-    return re.findall(r"^timestamp=\S+ level=\w+ event=defect[^\n]*(?:\n(?!timestamp=)[^\n]*)*", log, re.MULTILINE)[:20]
+def troubles(log: str) -> list[str]:
+    """What a server has logged last of warnings and defects, with the stack trace below each."""
+    found = re.findall(r"^timestamp=\S+ level=(?:warning|error|critical) [^\n]*(?:\n(?!timestamp=)[^\n]*)*", log, re.MULTILINE)
+    return [line[:3000] for line in found[-20:]]
 
 
 class Process:
@@ -385,7 +386,7 @@ class Cloud:
                 process.kill()
             if error is not None:
                 for api in self.replicas:
-                    print(*defects(api.log.read_text()), sep="\n")
+                    print(*troubles(api.log.read_text(errors="replace")), sep="\n")
             self._holder.cleanup()
 
     async def replica(self, endpoint: str = "") -> Client:
