@@ -35,6 +35,7 @@ _BY_STATUS = {
     "PERMISSION_DENIED": DENIED,
     "UNAVAILABLE": UNAVAILABLE,
     "DEADLINE_EXCEEDED": TIMEOUT,
+    "CANCELLED": TIMEOUT,  # nobody here cancels: the server has found the deadline first, and reset the call
 }
 
 
@@ -122,6 +123,6 @@ def _transport(code: str, details: str, endpoint: str) -> str:
         )
     if code == "UNAVAILABLE":
         return f"no API server answers at {endpoint} ({_cause(details)})"
-    if code == "DEADLINE_EXCEEDED":
+    if code in ("DEADLINE_EXCEEDED", "CANCELLED"):
         return f"the API server at {endpoint} did not answer in time"
     return f"the API server at {endpoint} failed: {code} {details}".rstrip()

@@ -144,7 +144,7 @@ class Family:
     def find(self, name: str) -> Option:
         """The option of a name or code. Raises Invalid with the names that are close, or all."""
         if name.isascii() and name.isdecimal():
-            code = int(name)
+            code = int(name) if len(name) < 10 else 0  # of 4,300 digits Python makes no number
             if not 1 <= code <= self.last:
                 raise Invalid("STRING_INVALID", f"{quoted(name)} is no code of an option; 1 to {self.last} is accepted")
             found = self.by_code.get(code) or Option(code, name, self.form(code))

@@ -1,12 +1,20 @@
-"""What several test modules share: one control plane for the whole run."""
+"""What several test modules share: one control plane for the whole run; how hypothesis chooses."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from tests.component.cloud import Client, Cloud
+
+# The same examples each time, new ones in the long run. How long one takes says what else the machine has to do.
+settings.register_profile(
+    "kumihimo", derandomize=not os.environ.get("KUMI_FULL"), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("kumihimo")
 
 
 @pytest_asyncio.fixture(scope="session")

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 
+from tests.mortal import MORTAL
+
 HALVES = (("tests/component",), ("tests/chaos", "tests/system", "tests/unit"))
-PYTEST = (sys.executable, "-m", "pytest")
+PYTEST = (*MORTAL, sys.executable, "-m", "pytest")
 
 
 def main(arguments: list[str]) -> int:

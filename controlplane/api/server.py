@@ -130,16 +130,7 @@ async def serve(settings: config.Config) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await _store_answers(store)
-    if settings.etcd_tls:
-        await Access(store).protect()
-        if weakness := await Access(store).weakness():
-            _log.warning(weakness)
-    else:
-        _log.warning(
-            "etcd is spoken to in the clear and lets everybody write who reaches it; set etcd_ca, etcd_certificate, etcd_key"
-        )
-    await store_health.check(store)
+    await _store_is_fit(store, settings)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(cache.run()), group.create_task(tokens.run())]
         async with asyncio.timeout(STORE_DEADLINE):
@@ -187,14 +178,28 @@ def _spare_the_collector() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-async def _store_answers(store: Store) -> None:
-    """Wait for etcd: at boot it may come later than we do."""
+async def _look_at(store: Store, settings: config.Config) -> None:
+    """Protect the store, and refuse one that cannot be used."""
+    await store.revision()
+    if settings.etcd_tls:
+        await Access(store).protect()
+        if weakness := await Access(store).weakness():
+            _log.warning(weakness)
+    else:
+        _log.warning(
+            "etcd is spoken to in the clear and lets everybody write who reaches it; set etcd_ca, etcd_certificate, etcd_key"
+        )
+    await store_health.check(store)
+
+
+async def _store_is_fit(store: Store, settings: config.Config) -> None:
+    """Wait for etcd: at boot it may come later than we do, and be slow."""
     told = ""
     try:
         async with asyncio.timeout(STORE_DEADLINE):
             while True:
                 try:
-                    await store.revision()
+                    await _look_at(store, settings)
                 except StoreRefused as error:
                     raise Unfit(f"{error}; the API must be user {API_USER} there, with role root") from None
                 except StoreUnavailable as error:

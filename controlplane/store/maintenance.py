@@ -54,7 +54,8 @@ async def takes_bytes(store: Store, size: int) -> bool:
 
 async def _takes(store: Store, request: object) -> bool:
     try:
-        await store.kv.Txn(request, timeout=TIMEOUT)
+        # More work for etcd than any other call: seconds, where the machine has much else to do.
+        await store.kv.Txn(request, timeout=4 * TIMEOUT)
     except grpc.aio.AioRpcError as error:
         if isinstance(store.failure(error), StoreFull):
             return True  # etcd 3.5 takes no transaction at all then; a write will say so

@@ -93,7 +93,7 @@ def _shown(argv: Sequence[str]) -> str:
     return line if len(line) <= 160 else line[:157] + "..."
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 10.0, interval: float = 0.02) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 30.0, interval: float = 0.02) -> None:
     """Poll `condition` until it holds; LabError naming `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -147,7 +147,7 @@ class Background:
         size = os.fstat(self._output.fileno()).st_size
         return os.pread(self._output.fileno(), size, 0).decode(errors="replace")
 
-    def wait_for(self, text: str, timeout: float = 10.0) -> None:
+    def wait_for(self, text: str, timeout: float = 30.0) -> None:
         """Wait until it has printed `text`; LabError when it ends first, or after `timeout` seconds."""
 
         def printed() -> bool:

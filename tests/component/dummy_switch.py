@@ -34,7 +34,7 @@ read _
 
 def run(rundir: Path, *command: str) -> str:
     """An Open vSwitch tool that talks to this switch."""
-    done = subprocess.run(command, env=os.environ | {"OVS_RUNDIR": str(rundir)}, timeout=20, capture_output=True)
+    done = subprocess.run(command, env=os.environ | {"OVS_RUNDIR": str(rundir)}, timeout=60, capture_output=True)
     assert not done.returncode, done.stderr.decode()
     return done.stdout.decode()
 

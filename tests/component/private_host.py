@@ -1,8 +1,8 @@
 """Runs test functions on a private host: own network, mounts and processes, with Open vSwitch running.
 
 A module marks its tests with `@on_private_host`. In the outer run the first of them starts pytest once more for the
-whole module, inside `unshare`; each test then reports its own outcome of that run. When the inner run ends, the
-kernel ends every process and namespace of the host, so nothing can be left behind.
+whole module, inside `unshare`; each test then reports its own outcome of that run. When the inner run ends, or the outer
+one, the kernel ends every process and namespace of the host, so nothing can be left behind.
 """
 
 import functools
@@ -16,9 +16,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.mortal import MORTAL
+
 INSIDE = os.environ.get("KUMIHIMO_PRIVATE_HOST") == "1"
-UNSHARE = ["unshare", "-m", "-n", "-p", "-u", "-f", "--kill-child"]
-SECONDS = 1800 if os.environ.get("KUMI_FULL") else 240  # for a whole module
+UNSHARE = [*MORTAL, "unshare", "-m", "-n", "-p", "-u", "-f", "--kill-child"]
+SECONDS = 1800 if os.environ.get("KUMI_FULL") else 900  # for a whole module, which alone takes less than 60
 
 
 def on_private_host(test):
@@ -41,7 +43,10 @@ def _outcomes(module: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="hdct-") as folder:
         report = Path(folder) / "report.xml"
         done = subprocess.run(
-            [*UNSHARE, sys.executable, __file__, module, str(report)], capture_output=True, text=True, timeout=SECONDS
+            [*UNSHARE, sys.executable, "-m", __spec__.name, module, str(report)],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
         )
         if not report.exists():
             pytest.fail(f"the private host failed\n{done.stdout}{done.stderr}", pytrace=False)
@@ -51,9 +56,14 @@ def _outcomes(module: str) -> dict[str, str]:
 
 def sh(command: str, check: bool = True) -> str:
     """A shell line on this host; its output without the final newline."""
-    done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True, timeout=60)
     assert not check or not done.returncode, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout.strip()
+
+
+def processes(name: str) -> list[str]:
+    """Command lines of the processes of that name. One that has ended and waits for PID 1 to reap it is none."""
+    return sh(f"pgrep -a -r D,R,S,T,t,I {name} | cut -d' ' -f2- | sort").splitlines()
 
 
 def start_ovsdb() -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from agent.drivers.dnsmasq import DnsmasqDriver
 from agent.drivers.netlink import NetlinkDriver
 from agent.model.host import ServiceNamespace
-from tests.component.private_host import sh
+from tests.component.private_host import processes, sh
 
 A, B = "fa:16:3e:00:01:0a", "fa:16:3e:00:01:0b"
 
@@ -27,12 +27,12 @@ async def segment(service: ServiceNamespace) -> AsyncIterator[DnsmasqDriver]:
     driver = DnsmasqDriver()
     yield driver
     assert not await driver.apply([], list((await driver.read_owned()).values()))
-    assert "dnsmasq" not in sh("ps -eo comm")
+    assert not processes("dnsmasq")
     assert not await netlink.apply([], [service])
     sh("ip netns del a; ip netns del b; ip link del br0")
 
 
-def ask4(client: str, tries: int) -> str:
-    """The address that a client gets by DHCPv4, or "". One DISCOVER per second."""
+def ask4(client: str, tries: int = 15) -> str:
+    """The address that a client gets by DHCPv4, or "". One DISCOVER per second, until it is answered."""
     said = sh(f"ip netns exec {client} udhcpc -i eth0 -n -q -f -t {tries} -T 1 -s /bin/true 2>&1", check=False)
     return said.partition("lease of ")[2].partition(" ")[0]

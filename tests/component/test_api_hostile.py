@@ -188,7 +188,7 @@ async def test_a_watch_that_is_left_makes_room_at_once(cloud: Cloud) -> None:
         assert not await one_more()
         for call in calls:
             call.cancel()
-        await until(one_more, "the watches have ended", 10)
+        await until(one_more, "the watches have ended")
 
 
 async def test_a_walk_over_many_objects_gives_way_to_others(cloud: Cloud, second_api: Client) -> None:

@@ -14,7 +14,9 @@ import pytest
 
 from controlplane import config
 from controlplane.api import server
-from controlplane.errors import BadConfig
+from controlplane.errors import BadConfig, StoreUnavailable
+from controlplane.store.client import Store
+from controlplane.store.health import Unfit
 from tests.component.cloud import Cloud, Etcd
 from tests.waiting import DEADLINE
 
@@ -129,6 +131,21 @@ def test_a_store_that_is_not_there_is_named(right: dict[str, Any], tmp_path: Pat
     with pytest.raises(SystemExit) as ended:
         server.main()
     assert ended.value.code == "kumi-api: etcd at 127.0.0.1:1 has not answered for 1 s; is it running?"
+
+
+def test_a_store_that_is_slow_while_it_is_looked_at_is_asked_again(
+    right: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter((StoreUnavailable("slow"), Unfit("the second answer")))
+
+    async def check(store: Store) -> None:
+        raise next(answers)
+
+    monkeypatch.setattr(server.store_health, "check", check)
+    monkeypatch.setattr(sys, "argv", ["kumi-api", "--config", str(written(tmp_path, right))])
+    with pytest.raises(SystemExit) as ended:
+        server.main()
+    assert ended.value.code == "kumi-api: the second answer"
 
 
 async def test_a_store_whose_limits_are_too_low_is_refused(right: dict[str, Any], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from agent.drivers.exec import ExecError, run
 from cli.client import CliError
 from kumihimo.v1.port_pb2 import Port
 from tests.component.private_host import on_private_host, sh
+from tests.waiting import until
 
 ID = "6a1f0c52-93f1-4a5e-8a5c-0123456789ab"
 TAP = "tap123456789ab"
@@ -91,7 +92,7 @@ async def test_attach_twice_and_detach_twice(api):
     inner = sh("ip -n a link show eth0")
     assert MAC in inner
     assert "mtu 1450" in inner
-    assert "state UP" in inner
+    await until(lambda: "state UP" in sh("ip -n a link show eth0"), "the link is up, as the kernel finds later")
     assert "mtu 1450" in sh(f"ip link show {TAP}")
     for shown in (sh(f"ethtool -k {TAP}"), sh("ip netns exec a ethtool -k eth0")):
         assert "tx-checksumming: off" in shown
@@ -167,7 +168,7 @@ async def test_rest_of_a_killed_run_is_no_obstacle(api):
     assert (await attach("web", "--netns", "a", "--no-wait"))[0] == 0
     sh(f"ovs-vsctl del-port {TAP}; ip -n a link set eth0 down")
     assert (await attach("web", "--netns", "a", "--no-wait"))[0] == 0
-    assert "state UP" in sh("ip -n a link show eth0")
+    await until(lambda: "state UP" in sh("ip -n a link show eth0"), "it is up again")
     sh(f"ip link del {TAP}")
     assert (await attach("web", "--netns", "b", "--no-wait"))[0] == 0
     assert state() == (TAP, True)

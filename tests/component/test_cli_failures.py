@@ -190,11 +190,12 @@ async def test_another_program_has_the_port(kumi: Kumi) -> None:
             one_line(await kumi(*words), UNAVAILABLE, "no API server answers at unix:")
 
 
-async def test_an_api_that_is_far_away_is_not_missing(kumi: Kumi, cloud: Cloud) -> None:
+async def test_an_api_that_is_far_or_slow_is_no_failure(cloud: Cloud, kumi: Kumi) -> None:
+    """To connect takes five ways of 100 ms: TLS, then what HTTP/2 has to say first."""
     async with Proxy(cloud.replicas[0].target) as proxy:
-        proxy.latency = 0.2
-        kumi.config.write_text(re.sub(r'endpoint = "[^"]*"', f'endpoint = "{proxy.target}"', kumi.config.read_text()))
-        assert await kumi.told("network", "list") == []
+        proxy.late = 0.1
+        kumi.config.write_text(kumi.config.read_text().replace(cloud.replicas[0].target, proxy.target))
+        await kumi.done("network", "list")
 
 
 async def test_wrong_ca(kumi: Kumi) -> None:

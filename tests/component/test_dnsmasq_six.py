@@ -9,9 +9,9 @@ import pytest
 
 from agent.model.host import DhcpServer, ServiceNamespace
 from controlplane.dhcpoptions import V6
-from tests.component.private_host import on_private_host, sh
+from tests.component.private_host import on_private_host, processes, sh
 from tests.component.segment import A, B, ask4, segment
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 CONFIG = """\
 port=0
@@ -41,7 +41,7 @@ async def driver():
         yield driver
 
 
-async def ask6(client: str, duid: str = "LL", seconds: float = 8) -> str:
+async def ask6(client: str, duid: str = "LL", seconds: float = DEADLINE) -> str:
     """The address that a client gets by DHCPv6, or ""."""
     await until(lambda: "fe80" in sh(f"ip -n {client} -6 -o address show dev eth0 scope link -tentative"))
     leases, pid = Path(f"/run/{client}.leases"), Path(f"/run/{client}.pid")
@@ -69,20 +69,20 @@ async def test_b_sub_08_one_mac_has_addresses_of_both_families(driver):
         item = server(**lines)
         assert not await driver.apply([item], [])
         assert (await driver.read_owned())[item.key] == item
-        assert (ask4("a", 5), await ask6("a")) == ("10.0.0.5", "fd00:2::5"), second
+        assert (ask4("a"), await ask6("a")) == ("10.0.0.5", "fd00:2::5"), second
         assert not await driver.apply([], [item])
     item = server(p=f"{A},10.0.0.5", **{"p.6": f"{A},[fd00:2::5]"})
     assert not await driver.apply([item], [])
-    assert (ask4("a", 5), await ask6("a")) == ("10.0.0.5", "fd00:2::5"), "both read at the start"
+    assert (ask4("a"), await ask6("a")) == ("10.0.0.5", "fd00:2::5"), "both read at the start"
     assert await ask6("b", seconds=2) == "", "nobody else is served"
 
 
 @on_private_host
 async def test_b_sub_08_an_address_is_free_at_once_for_another_mac(driver):
     assert not await driver.apply([server(a=f"{A},[fd00:2::5]", c=f"{A},10.0.0.5")], [])
-    assert (ask4("a", 5), await ask6("a")) == ("10.0.0.5", "fd00:2::5")
+    assert (ask4("a"), await ask6("a")) == ("10.0.0.5", "fd00:2::5")
+    await until(lambda: " fd00:2::5 " in LEASES.read_text(), "the lease is written down, which is after it is given")
     duid = LEASES.read_text().partition("duid ")[2].splitlines()[0]
-    assert " fd00:2::5 " in LEASES.read_text()
     assert not await driver.apply([server(b=f"{B},[fd00:2::5]", c=f"{A},10.0.0.5")], [])
     assert " 10.0.0.5 " in LEASES.read_text(), "the other family's lease is kept"
     assert await ask6("b") == "fd00:2::5"
@@ -118,7 +118,7 @@ async def test_b_sub_05_options_of_dhcpv6_are_told_to_their_port_alone(driver):
         config = CONFIG if stateful else STATELESS
         item = DhcpServer("n1", "kumi-n1", config + OPTIONS + OF_SUBNET, tuple(sorted(lines.items())))
         assert not await driver.apply([item], [])
-        assert ask4("a", 5) == "10.0.0.5"
+        assert ask4("a") == "10.0.0.5"
         told = await told6("a", A, stateful=stateful)
         assert told[23] == b"".join(ip_address(ip).packed for ip in ("fd00::53", "2001:db8::53"))
         assert told[59] == b"tftp://[fd00::3]/x, #1"
@@ -138,7 +138,7 @@ async def test_b_sub_10_what_an_advertisement_says(driver):
     client = "ip netns exec a"
     sh(f"{client} sysctl -qw net.ipv6.conf.eth0.accept_ra=1")
     await until(lambda: "fd00:2::/64" in sh("ip -n a -6 route"), "the prefix is on the link")
-    assert sh(f"{client} sysctl -n net.ipv6.conf.eth0.mtu") == "1400"
+    await until(lambda: sh(f"{client} sysctl -n net.ipv6.conf.eth0.mtu") == "1400", "the MTU is that of the link")
     assert "default" not in sh("ip -n a -6 route"), "nobody routes"
     assert "fd00" not in sh("ip -n a -6 address"), "addresses come by DHCPv6"
 
@@ -149,7 +149,7 @@ async def test_an_address_is_kept_for_the_duid_that_has_it_until_its_port_is_unp
     item = server(a=f"{A},[fd00:2::5]")
     assert not await driver.apply([item], [])
     assert await ask6("a") == "fd00:2::5"
-    await until(lambda: "dhclient" not in sh("ps -eo comm"))
+    await until(lambda: not processes("dhclient"))
     assert await ask6("a", "LLT", 4) == ""
     assert not await driver.apply([server()], [])
     assert not await driver.apply([item], [])

@@ -82,7 +82,7 @@ async def test_a_healthy_installation_has_no_finding(installation: Installation)
     assert "etcd_certificate" in done.stdout
     assert "objects: 2 Network, 1 Node, 1 Port, 3 Quota, 1 SecurityGroup, 4 SecurityGroupRule, 1 Subnet\n" in done.stdout
     assert "format: 1\n" in done.stdout
-    assert await installation.cloud.store.revision() == before
+    assert not await installation.cloud.written_since(before)
 
 
 Change = Callable[[Installation, dict[str, Entry]], list[Any]]

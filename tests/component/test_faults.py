@@ -27,7 +27,7 @@ from controlplane.store.client import Entry
 from controlplane.store.feed import Listed
 from tests.component import private_host
 from tests.component.node import NAMESPACE, UNDERLAY, changed, everything, running_node
-from tests.component.private_host import on_private_host, sh
+from tests.component.private_host import on_private_host, processes, sh
 from tests.waiting import running
 
 # A library of a library warns of forks; the processes made here have nothing to do with it.
@@ -116,8 +116,10 @@ SCENARIOS: dict[str, tuple[list[Item], list[Item]]] = {
 
 def dump() -> dict[str, str]:
     """The host as its own tools show it, without what counts or is numbered anew."""
-    # What the kernel finds out by itself and tells later (carrier, operational state, link-local addresses) is nobody's doing.
+    # What the kernel finds out by itself and tells later is nobody's doing: carrier, operational state, link-local addresses,
+    # what a neighbour answered.
     carrier = "sed -E 's/NO-CARRIER,//; s/,M-DOWN//; s/,LOWER_UP//; s/ state [A-Z]+//'"
+    answered = "sed -E '/managed/ s/ lladdr [^ ]+//; s/(REACHABLE|STALE|DELAY|PROBE|INCOMPLETE|FAILED).*//'"
     link_local = "awk '{$2 = \"\"; print}' | sed -E 's/@if[0-9]+//; s/fe80:[^ ]+ *//'"
     commands = {
         "flows": f"{OFCTL} --no-stats --no-names dump-flows br-int | sort",
@@ -129,11 +131,11 @@ def dump() -> dict[str, str]:
         "links": "ip -o link | sed -E 's/^[0-9]+: //; s/@if[0-9]+//; s/link-netns.*//; s/link.ether [^ ]+//'"
         f" | {carrier} | sort",
         "inside": f"[ ! -e /run/netns/{NAMESPACE} ] || ip -n {NAMESPACE} -br address | {link_local} | sort",
-        "dnsmasq": "pgrep -a dnsmasq | cut -d' ' -f2- | sort",
         "files": "cd /var/lib/kumihimo && find . -type f ! -name leases -exec sha256sum {} + | sort -k2; ls /run/kumihimo/dhcp",
-        "neighbours": "ip neigh show | grep -E 'managed|PERM' | sed -E 's/(REACHABLE|STALE|DELAY|PROBE).*//' | sort",
+        "neighbours": f"ip neigh show | grep -E 'managed|PERM' | {answered} | sort",
     }
-    return {name: sh(command, check=False) for name, command in commands.items()}
+    found = {name: sh(command, check=False) for name, command in commands.items()}
+    return {**found, "dnsmasq": "\n".join(processes("dnsmasq"))}
 
 
 TWINS = f"""

@@ -7,11 +7,12 @@ from agent.model.host import Bridge, DhcpServer, OvsPort, Peer, ServiceNamespace
 from agent.model.item import Item
 from agent.model.pipeline import CookieKind, cookie
 from tests.component.node import CONFIG, UNDERLAY, UNSEEN, everything, running_node
-from tests.component.private_host import on_private_host, sh
-from tests.waiting import until
+from tests.component.private_host import on_private_host, processes, sh
+from tests.waiting import DEADLINE, until
 
 OTHER = "0192f0c4-7a3e-7c1d-8f2a-5b6c7d8e9f01"
 OWNER = (("kumihimo", "service"),)
+THEIRS = 0x1000077  # a group that is not ours by its number: one of ours that nobody here asks for is taken away
 # Item → why it cannot be made. What stands in its way is made by OBSTACLES and taken away by CLEARED.
 BAD: dict[Item, str] = {
     ServiceNamespace(f"kumi-{OTHER}", "kd000006", "dhcp0", "fa:16:3e:00:00:06", ("10.0.6.2/24",), 1450): "FOREIGN_OBJECT",
@@ -21,7 +22,7 @@ BAD: dict[Item, str] = {
     Bridge("strange0", "netdev"): "FOREIGN_OBJECT",
     Peer("198.51.100.7"): "NO_ROUTE",
     Uplink("missing2"): "NETLINK",
-    Flow(80, 55, match(reg15=9), (ToGroup(77),), cookie(CookieKind.BASE)): "refused",
+    Flow(80, 55, match(reg15=9), (ToGroup(THEIRS),), cookie(CookieKind.BASE)): "refused",
 }
 OBSTACLES = """
 ip link add kd000006 type veth peer name twin0
@@ -29,13 +30,13 @@ ip link set kd000006 alias mine
 ip link add strange0 type veth peer name strange1
 ovs-vsctl add-port br-int strange0
 """
-CLEARED = """
+CLEARED = f"""
 ip link del kd000006
 ovs-vsctl del-port strange0
 ip link add missing0 type veth peer name missing1
 ip link add missing2 type veth peer name missing3
 ip route add 198.51.100.0/24 via 192.0.2.3 dev v0
-ovs-ofctl -O OpenFlow15 add-group br-int group_id=77,type=all,bucket=actions=output:1
+ovs-ofctl -O OpenFlow15 add-group br-int group_id={THEIRS},type=all,bucket=actions=output:1
 """
 
 
@@ -59,7 +60,7 @@ async def test_what_cannot_be_made_hurts_nobody_else_and_is_made_when_it_can_be(
         less = [item for item in everything() if item.key[0] != "dhcp"]
         node.submit([*less, *BAD])
         await node.finished()
-        assert not sh("pgrep dnsmasq || true")
+        assert not processes("dnsmasq")
         assert sh("ovs-vsctl port-to-br strange0") == "br-int"
         assert sh("cat /sys/class/net/kd000006/ifalias") == "mine"
 
@@ -67,5 +68,9 @@ async def test_what_cannot_be_made_hurts_nobody_else_and_is_made_when_it_can_be(
         possible.append(DhcpServer(OTHER, f"kumi-{OTHER}", CONFIG, ()))
         node.submit([*everything(), *possible])
         sh(CLEARED)
-        await until(lambda: not node.failures(), f"all of it is made: {node.failures()}", timeout=40)
+        try:
+            # What fails is tried again ever more seldom.
+            await until(lambda: not node.failures(), timeout=4 * DEADLINE)
+        except AssertionError:
+            raise AssertionError(f"not made: {node.failures()}") from None
         assert {item.key for item in possible if item.key[0] not in UNSEEN} <= (await node.there()).keys()

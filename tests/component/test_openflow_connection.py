@@ -18,8 +18,7 @@ from agent.model.flow import (
     Flow,
 )
 from tests.component.dummy_switch import MARKER, by_key, run
-
-pytestmark = pytest.mark.timeout(60)
+from tests.waiting import DEADLINE
 
 
 async def test_a_new_connection_after_a_loss(rundir: Path) -> None:
@@ -98,7 +97,7 @@ async def test_echo_requests_are_answered(tmp_path: Path) -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = codec.message(codec.ECHO_REQUEST, 99, b"are you there")
         writer.write(request)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             while codec.parse_header(head := await reader.readexactly(8))[1] != codec.ECHO_REPLY:
                 await reader.readexactly(codec.parse_header(head)[2] - 8)
             echoed.message = head + await reader.readexactly(13)

@@ -7,8 +7,6 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import pytest
-
 from agent.drivers import unixctl
 from agent.drivers.openflow import codec
 from agent.drivers.openflow.connection import Connection
@@ -29,9 +27,7 @@ from agent.model.flow import (
 from agent.model.item import Item
 from tests.component.dummy_switch import MARKER, OURS, by_key, run
 from tests.fakes.driver import conforms
-
-pytestmark = pytest.mark.timeout(60)
-
+from tests.waiting import DEADLINE
 
 TRACKED = (
     "in_port(1),eth(src=50:54:00:00:00:05,dst=50:54:00:00:00:07),eth_type(0x0800),"
@@ -52,7 +48,7 @@ async def test_a_zone_is_emptied_for_another_owner_and_for_nobody_else(driver: O
         async def send() -> None:
             await driver.synchronize()
             await control.call("netdev-dummy/receive", "p1", TRACKED)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE):
                 while not await known():
                     pass
 
@@ -102,7 +98,7 @@ async def test_a_flow_sends_packets_here_as_often_as_its_meter_lets_and_others_g
     async with unixctl.connect(rundir) as control:
         for _ in range(200):
             await control.call("netdev-dummy/receive", "p1", TRACKED)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             while [packets for flow, packets, _ in await driver.flow_counters(3)] != [200]:
                 pass
     # What the meter holds back is missing here, and not on its further way.

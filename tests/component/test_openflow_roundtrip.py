@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import pytest
-
 from agent.drivers.openflow.driver import OpenFlowDriver
 from agent.model.flow import (
     CT_ESTABLISHED,
@@ -32,8 +30,6 @@ from agent.model.flow import (
     match,
 )
 from tests.component.dummy_switch import OURS, by_key, run
-
-pytestmark = pytest.mark.timeout(60)
 
 
 def numbered(pairs: Iterable[tuple[Match, tuple[Action, ...]]], table: int = 10) -> list[Flow]:

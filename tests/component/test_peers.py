@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from agent.drivers import peers
 from agent.drivers.peers import PeerDriver
 from agent.facts.capability import usable_datapaths
 from agent.model.host import Peer
 from tests.component.node import UNDERLAY
 from tests.component.private_host import on_private_host, sh
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 
 @on_private_host
-async def test_peers_are_resolved_owned_and_let_go() -> None:
+async def test_peers_are_resolved_owned_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     sh(UNDERLAY)
     driver = PeerDriver()
     sh("ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev v0 nud permanent")
-    assert not await driver.apply([Peer("192.0.2.2"), Peer("192.0.2.3")], [])
+    with monkeypatch.context() as patience:
+        patience.setattr(peers, "PATIENCE", DEADLINE)
+        assert not await driver.apply([Peer("192.0.2.2"), Peer("192.0.2.3")], [])
     assert "lladdr" in sh("ip neigh show to 192.0.2.2")
     assert set(await driver.read_owned()) == {("peer", "192.0.2.2"), ("peer", "192.0.2.3")}
     assert not await driver.apply([Peer("192.0.2.2")], [Peer("192.0.2.3")])
@@ -35,7 +40,8 @@ async def test_peers_are_resolved_owned_and_let_go() -> None:
 
 
 @on_private_host
-async def test_peers_of_an_ipv6_underlay_are_kept_the_same_way() -> None:
+async def test_peers_of_an_ipv6_underlay_are_kept_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "PATIENCE", DEADLINE)
     sh(UNDERLAY)
     sh("ip address add 2001:db8::1/64 dev v0 nodad; ip -n other address add 2001:db8::2/64 dev v1 nodad")
     # The kernel asks from its link-local address, and not before it has one.

@@ -92,7 +92,7 @@ async def test_b_net_08_what_is_in_use_cannot_be_taken_out_of_a_range(cloud: Clo
     error = await refused(api.delete("NetworkSegmentRange", found.id))
     assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "RESOURCE_IN_USE")
     assert f"NetworkSegmentRange tenants ({found.id}) is in use by 2: " in error.message
-    assert await cloud.store.revision() == before
+    assert not await cloud.written_since(before)
     await api.update("NetworkSegmentRange", found.id, minimum=101, maximum=118)
     await api.update("NetworkSegmentRange", found.id, mask=["projects"])
     await api.delete("Network", low.id)

@@ -112,13 +112,13 @@ def test_b_prt_04_an_address_moves_between_two_ports(
             take(new)
             for ping in pings:
                 now = ping.received
-                wait_until(lambda ping=ping, now=now: ping.received > now + 5, "it answers from its new place", 3.0)
+                wait_until(lambda ping=ping, now=now: ping.received > now + 5, "it answers from its new place", PATIENCE)
         # Its owner's host loses it without a word, and the other takes over.
         first.unplug()
         take(second)
         for ping in pings:
             now = ping.received
-            wait_until(lambda ping=ping, now=now: ping.received > now + 5, "it answers from the survivor", 3.0)
+            wait_until(lambda ping=ping, now=now: ping.received > now + 5, "it answers from the survivor", PATIENCE)
     finally:
         results = [ping.result() for ping in pings]
     gaps = [result.gap for result in results]

@@ -84,7 +84,7 @@ def test_a_44_c_07_back_to_a_backup_without_a_lost_packet(
         # Addresses of members that are gone; and of each port what has the mark of its connections, which is of one life of the
         # store: they are asked about once more.
         touched += ["nw_src=10.7.0.", "table=21 ", "table=22 ", "table=71 "]
-        ages = {host.name: (time.monotonic(), untouched(host, touched)) for host in (h1, h2)}
+        ages = {host.name: (untouched(host, touched), time.monotonic()) for host in (h1, h2)}
 
         with Watch(control, *pair) as watch:
             if not api_lives:
@@ -102,8 +102,8 @@ def test_a_44_c_07_back_to_a_backup_without_a_lost_packet(
             assert objects(cloud) == backed_up
             watch.more()
         for host in (h1, h2):
-            began, flows = ages[host.name]
-            now, passed = untouched(host, touched), time.monotonic() - began
+            flows, began = ages[host.name]
+            passed, now = time.monotonic() - began, untouched(host, touched)
             assert [flow for flow, age in flows.items() if now.get(flow, 0) < age + passed - 1] == [], "none is another one"
         assert watch.lost.ours <= watch.lost.control, watch.lost
         # The numbers of revisions are used again: Wait still means what it says.

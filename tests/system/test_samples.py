@@ -101,8 +101,8 @@ def test_a_flood_of_drops_hurts_neither_the_traffic_of_others_nor_the_agent(scen
     silent = measured(Reason.IPV6, frames6.echo(flooder.mac, b.mac, "fe80::66", "fe80::67", b"flood"))
     told = measured(Reason.SPOOFED_IP, frames.echo(flooder.mac, b.mac, "10.0.0.66", b.ip, b"flood"))
     print(f"flood of drops, nothing told: {silent}\nflood of drops, told as the meter lets: {told}")
-    assert told.rate > 5_000, "it is no flood"
-    assert told.lost <= silent.lost + 1
+    assert told.rate > 1_000 * SAMPLES_A_SECOND, "it is no flood"
+    assert told.lost <= silent.lost + 5, "per cent; machines lose a few by themselves"
     assert told.agent <= silent.agent + MOST_OF_A_CPU
     assert told.switch <= silent.switch * 1.5 + 0.1
     # What another port loses meanwhile is told, and of the flood what the meter lets through.

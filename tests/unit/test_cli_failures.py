@@ -85,6 +85,16 @@ def test_error_without_details(kumi: Kumi, api: FakeApi, serving: Serving) -> No
     assert (result.code, result.err) == (1, f"kumi: the API server at {serving.endpoint} failed: INTERNAL boom\n")
 
 
+@pytest.mark.parametrize("code", [Code.DEADLINE_EXCEEDED, Code.CANCELLED])
+def test_a_deadline_that_the_server_finds_first_is_one_too(
+    code: grpc.StatusCode, kumi: Kumi, api: FakeApi, serving: Serving
+) -> None:
+    """It then resets the call, which gRPC shows as CANCELLED: some in a thousand, and more on a busy machine."""
+    api.faults["Networks/List"] = [Fault(code)]
+    result = kumi("network", "list")
+    assert (result.code, result.err) == (7, f"kumi: the API server at {serving.endpoint} did not answer in time\n")
+
+
 def test_no_server(kumi: Kumi, config: Path, tmp_path: Path) -> None:
     _profile(config, endpoint=f"unix:{tmp_path}/nobody.sock")
     result = kumi("network", "list")
