@@ -20,7 +20,7 @@ import structlog
 from google.protobuf.message_factory import GetMessageClass
 
 from controlplane.errors import BadConfig
-from controlplane.serving import credentials
+from controlplane.serving import Certificate
 from controlplane.store.access import ROOT
 from controlplane.tls import API_USER, Tls, Watched
 from kumihimo.v1 import inspect_pb2
@@ -59,39 +59,42 @@ class Service:
 
     async def run(self) -> None:
         """Serve until cancelled, at whatever address is the right one."""
-        server: grpc.aio.Server | None = None
-        at = ""
-        try:
+        async with asyncio.TaskGroup() as group:
+            serving: asyncio.Task[None] | None = None
+            at = ""
             while True:
                 wanted = await asyncio.to_thread(self._address)  # a name may have to be looked up
-                if wanted != at or server is None:
-                    if server is not None:
-                        await server.stop(GRACE)
-                    server, at = await self._serve(wanted), wanted
+                if serving is not None and wanted != at:
+                    serving.cancel()
+                    await asyncio.wait([serving])
+                if serving is None or serving.done():
+                    serving, at = group.create_task(self._serve(wanted)), wanted
                 await asyncio.sleep(RECHECK)
-        finally:
-            if server is not None:
-                await server.stop(None)
 
-    async def _serve(self, address: str) -> grpc.aio.Server | None:
+    async def _serve(self, address: str) -> None:
+        """Serve there until cancelled; returns when that cannot be done."""
         if not address:
             self._told("", "no management_ip, and no address by which this host reaches etcd")
-            return None
+            return
         target = f"[{address}]:{PORT}" if ip_address(address).version == 6 else f"{address}:{PORT}"
         server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=16)
         server.add_generic_rpc_handlers([self._handlers()])
         try:
-            server.add_secure_port(target, credentials(Watched(self._tls), clients=True))
+            certificate = Certificate(Watched(self._tls), clients=True)
+            server.add_secure_port(target, certificate.credentials)
             await server.start()
         except BadConfig as error:
             self._told("", str(error))
-            return None
+            return
         except (RuntimeError, OSError):
             self._told("", f"{target} cannot be listened on; it is taken, or no address of this host")
-            return None
+            return
         _log.info("answers questions", address=target)
         self._told(target, "")
-        return server
+        try:
+            await certificate.renew(target)
+        finally:
+            await server.stop(GRACE)
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         found = {}

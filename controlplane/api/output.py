@@ -166,7 +166,8 @@ class Output:
         applied = self._progress.applied(keys.scope(message.network_id)).get(node)
         if not message.admin_state_up:
             message.state = resource_pb2.STATE_DOWN
-            _condition(message, "Wired", False, "ADMIN_DOWN", "admin_state_up is false")
+            since = status.since if status is not None and not status.wired else None  # its node may yet have it wired
+            _condition(message, "Wired", False, "ADMIN_DOWN", "admin_state_up is false", since)
         elif status is None or not status.wired:
             failed = status is not None and status.reason not in ("", "NOT_YET_APPLIED")
             message.state = resource_pb2.STATE_ERROR if failed else resource_pb2.STATE_PENDING
@@ -267,7 +268,8 @@ class Output:
         message.state = resource_pb2.STATE_ACTIVE if alive else resource_pb2.STATE_DOWN
         if not alive:
             text = "its agent has not been heard of; what is configured keeps forwarding"
-            _condition(message, "AgentAlive", False, "NODE_DEAD" if entry else "NEVER_SEEN", text)
+            reason, since = ("NODE_DEAD", None) if entry else ("NEVER_SEEN", message.create_time)
+            _condition(message, "AgentAlive", False, reason, text, since)
         if not message.tunnel_ip:
             text = "it has no tunnel_ip, and its agent has reported no underlay address; set one"
             _condition(message, "Reachable", False, "NO_TUNNEL_IP", text)

@@ -46,7 +46,7 @@ from controlplane.progress import Progress
 from controlplane.registry import KINDS, OPERATIONS
 from controlplane.services import RULES
 from controlplane.services.defaults import Installation
-from controlplane.serving import credentials
+from controlplane.serving import Certificate
 from controlplane.store import health as store_health
 from controlplane.store import restored
 from controlplane.store.access import Access, CannotProtect
@@ -157,10 +157,12 @@ async def serve(settings: config.Config) -> None:
         dispatch = Dispatch(tokens, installation, committer.hints)
         agents = Agents(cache, settings.etcd_tls)
         server = _server(handlers(dispatch, installation, committer, progress, agents))
+        listeners: list[tuple[Certificate, str]] = []
         for address in settings.listen:
-            # Credentials of its own for each: their first configuration is taken by one listener.
-            _listen(server, address, credentials(Watched(Tls(None, settings.tls_certificate, settings.tls_key, prefix="tls"))))
+            certificate = Certificate(Watched(Tls(None, settings.tls_certificate, settings.tls_key, prefix="tls")))
+            listeners.append((certificate, _listen(server, address, certificate.credentials)))
         await server.start()
+        tasks += [group.create_task(certificate.renew(target)) for certificate, target in listeners]
         _spare_the_collector()
         process.ready()
         _log.info("serving", listen=", ".join(settings.listen), revision=cache.revision)
@@ -226,7 +228,7 @@ OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.max_connection_idle_ms", 600_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.so_reuseport", 1),
+    ("grpc.so_reuseport", 0),  # else a second server would share our port unheard, and `serving` could not reach us
 ]
 
 
@@ -237,7 +239,8 @@ def _server(services: list[grpc.GenericRpcHandler]) -> grpc.aio.Server:
     return server
 
 
-def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> None:
+def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> str:
+    """Where it is then reached: the address, with the port that was given if any would do. Raises BadConfig."""
     if address.startswith("unix:"):
         # A socket file that a killed server left behind would refuse the next one.
         Path(address.removeprefix("unix:")).unlink(missing_ok=True)
@@ -249,6 +252,7 @@ def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCrede
             raise RuntimeError
     except (RuntimeError, ValueError):
         raise BadConfig(f"listen: {address} cannot be listened on; is it taken, or no address of this host?") from None
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
 
 def main() -> None:

@@ -147,10 +147,10 @@ class NetworkRules(Rules):
         subnets = subnets_of(transaction, old.id)
         bound = {key.rsplit("/", 1)[1] for key in transaction.folder(keys.bindings(old.id))}
         kept = [port for port in ports if not force or port.id in bound or port.device_owner]
-        referrers = [f"Port {label(port.id, port.name)}" for port in kept]
-        if not force:
-            referrers += [f"Subnet {label(subnet.id, subnet.name)}" for subnet in subnets]
-        if referrers:
+        if kept:
+            referrers = [f"Port {label(port.id, port.name)}" for port in kept]
+            if not force:
+                referrers += [f"Subnet {label(subnet.id, subnet.name)}" for subnet in subnets]
             raise in_use("Network", old.id, old.name, sorted(referrers))
         for child in (*ports, *subnets):
             if child.deletion_protection:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
+from pathlib import Path
+
+from cryptography import x509
+
 from controlplane.admin.authority import Authority, Use
 from controlplane.tls import Tls
 
@@ -22,3 +28,23 @@ def etcd_flags(authority: Authority) -> dict[str, str]:
         "client-cert-auth": "true",
         "enable-grpc-gateway": "false",
     }
+
+
+async def presented(target: str, authority: Authority, name: str = "kumi-api") -> int:
+    """Serial number of the certificate that the server there, unix:path or host:port, shows to a new connection."""
+    context = ssl.create_default_context(cafile=str(authority.certificate()))
+    if target.startswith("unix:"):
+        _, writer = await asyncio.open_unix_connection(target.removeprefix("unix:"), ssl=context, server_hostname=name)
+    else:
+        host, _, port = target.rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname=name)
+    try:
+        found = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    finally:
+        writer.transport.abort()
+    return x509.load_der_x509_certificate(found).serial_number
+
+
+def serial(path: Path) -> int:
+    """Serial number of the certificate in a file."""
+    return x509.load_pem_x509_certificate(path.read_bytes()).serial_number

@@ -434,3 +434,14 @@ async def test_a_port_says_since_when_it_is_attached_and_wired(cloud: Cloud, net
     await bound(cloud, port, "two")
     assert await since("Attached") > attached
     assert await since("Wired") == 9000
+    # Switched off: since its node has it unwired, which is not known as long as that has it wired.
+    await cloud.api.update("Port", port.id, admin_state_up=False, mask=["admin_state_up"])
+    assert await since("Wired") == 9000
+    await cloud.write(agent.plugged("two", port.id, since=11))
+    assert await since("Wired") == 0
+
+
+async def test_a_node_was_never_heard_of_since_it_was_made(cloud: Cloud) -> None:
+    node = await cloud.api.create("Node", id="new")
+    (said,) = (item for item in (await cloud.api.get("Node", "new")).conditions if item.type == "AgentAlive")
+    assert (said.reason, said.last_transition_time) == ("NEVER_SEEN", node.create_time)

@@ -19,7 +19,7 @@ from controlplane.store import client as operations
 from controlplane.store import keys
 from controlplane.store.txn import time_ordered_id
 from controlplane.validate import IMMUTABLE, OUTPUT_ONLY, REQUIRED, behaves
-from kumihimo.v1 import store_pb2
+from kumihimo.v1 import operations_pb2, store_pb2
 from tests.component import rows
 from tests.component.cloud import Client, Cloud, Refused, consistent, refused, service_of
 from tests.waiting import until
@@ -200,6 +200,31 @@ async def test_b_net_18_force_deletes_children_and_spares_what_has_an_owner(clou
     await api.delete("Network", network.id, force=True)
     for child, kind in [(subnet, "Subnet"), *[(port, "Port") for port in ports]]:
         assert (await refused(api.get(kind, child.id))).code is Code.NOT_FOUND
+    entries = await consistent(cloud.store)
+    assert not [key for key in entries if network.id in key and not key.startswith(keys.CHANGES)]
+
+
+async def test_b_net_18_subnets_without_ports_go_with_their_network_unasked(cloud: Cloud, make: Make) -> None:
+    """In its transaction, each with its history; a protected one stays, and so does the network."""
+    api = cloud.api
+    network = await make("Network", by="alice")
+    subnets = [await make("Subnet", network_id=network.id, cidr=cidr) for cidr in ("10.0.0.0/24", "fd00::/64")]
+    port = await make("Port", network_id=network.id)
+    error = await refused(api.delete("Network", network.id, by="alice"))
+    assert (error.code, error.reason, error.metadata["count"]) == (Code.FAILED_PRECONDITION, "RESOURCE_IN_USE", "3")
+    await api.delete("Port", port.id)
+    await api.update("Subnet", subnets[1].id, deletion_protection=True)
+    error = await refused(api.delete("Network", network.id, by="alice"))
+    assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "DELETION_PROTECTED")
+    assert subnets[1].id in error.message
+    await api.get("Subnet", subnets[0].id)
+    await api.update("Subnet", subnets[1].id, deletion_protection=False, mask=["deletion_protection"])
+    gone = await api.delete("Network", network.id, by="alice")
+    for subnet in subnets:
+        assert (await refused(api.get("Subnet", subnet.id))).code is Code.NOT_FOUND
+        asked = operations_pb2.ListChangesRequest(id=subnet.id, page_size=1)
+        (change,) = (await api.call("Operations", "ListChanges", asked, "alice-token")).items
+        assert (change.method, change.revision) == ("kumihimo.v1.Networks/Delete", gone.revision)
     entries = await consistent(cloud.store)
     assert not [key for key in entries if network.id in key and not key.startswith(keys.CHANGES)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import ssl
 import sys
 import tempfile
 from collections.abc import Callable
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from structlog.testing import capture_logs
 
@@ -27,7 +25,7 @@ from controlplane.store import client, keys
 from controlplane.store.client import Store
 from controlplane.store.feed import Changed, Feed, Listed, Lost
 from controlplane.tls import Tls
-from tests.component.certificates import issue
+from tests.component.certificates import issue, presented, serial
 from tests.component.cloud import Client, Cloud, Etcd
 from tests.waiting import DEADLINE, running, until
 
@@ -71,22 +69,6 @@ class Traffic:
         await until(made, "traffic goes on", timeout=3 * DEADLINE)
 
 
-async def presented(cloud: Cloud) -> int:
-    """Serial number of the certificate that the API shows to a new connection."""
-    context = ssl.create_default_context(cafile=str(cloud.authority.certificate()))
-    path = cloud.replicas[0].target.removeprefix("unix:")
-    _, writer = await asyncio.open_unix_connection(path, ssl=context, server_hostname="kumi-api")
-    try:
-        found = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-    finally:
-        writer.transport.abort()
-    return x509.load_der_x509_certificate(found).serial_number
-
-
-def serial(path: Path) -> int:
-    return x509.load_pem_x509_certificate(path.read_bytes()).serial_number
-
-
 async def test_the_apis_certificates_are_renewed_under_traffic() -> None:
     """Its own towards clients, and its own towards etcd: on old and on new connections no call fails."""
     async with Cloud() as cloud:
@@ -107,7 +89,7 @@ async def test_the_apis_certificates_are_renewed_under_traffic() -> None:
             new = serial(cloud.authority.certificate("api0"))
 
             async def shown() -> bool:
-                return await presented(cloud) == new
+                return await presented(api.target, cloud.authority) == new
 
             await until(shown, "new connections see the new certificate")
             await traffic.more()

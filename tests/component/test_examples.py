@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import grpc
-from google.protobuf import json_format
-from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message_factory import GetMessageClass
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from google.protobuf.json_format import MessageToDict
 
+from controlplane.registry import KINDS, OPERATIONS
+from kumihimo.v1.operations_pb2 import ListChangesRequest
 from tests.component.cloud import SERVER_NAME, Cloud
+from tests.waiting import DEADLINE
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-_CALL = re.compile(r"^api -d '(.*?)' HOST:PORT ([\w.]+)/(\w+)$", re.MULTILINE | re.DOTALL)
+BUF = Path(sys.executable).parent / "buf"
+PUBLIC = ["grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
+_LINES = re.compile(r"^api (?:-d '[^']*' )?HOST:PORT \S+$", re.MULTILINE)
 
 
 async def test_the_python_example(cloud: Cloud, tmp_path: Path) -> None:
@@ -38,39 +41,75 @@ async def test_the_python_example(cloud: Cloud, tmp_path: Path) -> None:
         assert out.decode() == f"{network.id} from-python 1450\n"
 
 
-async def test_the_grpcurl_examples_by_reflection(cloud: Cloud) -> None:
-    """The same method names and JSON bodies, by what the server says of itself; grpcurl does it in this way too."""
-    calls = _CALL.findall((DOCS / "grpc.md").read_text())
-    assert len(calls) == 5
-    told = await asyncio.to_thread(_reflected, cloud, calls)
-    created, listed, applied, watched, changes = told
-    assert created[0].name == "web"
-    assert [item.id for item in listed[0].items] == [created[0].id]
-    assert {item.kind for item in applied[0].objects} == {"Subnet", "Port"}
-    assert (watched[0].type, watched[0].resource.fixed_ips[0].ip_address) == (1, "10.0.0.5")
-    assert len(changes[0].items) == 3
+async def test_the_grpcurl_examples(cloud: Cloud, tmp_path: Path) -> None:
+    """Each line, translated for another client that knows nothing but what the server says of itself."""
+    buf = Buf(cloud, tmp_path, "alice-token")
+    lines = [shlex.split(line) for line in _LINES.findall((DOCS / "grpc.md").read_text())]
+    names = [line[-1].rpartition("/")[2] for line in lines]
+    assert names == ["list", "Create", "List", "Apply", "Watch", "ListChanges"]
+    services, created, listed = [await buf.grpcurl(line) for line in lines[:3]]
+    assert services.split() == sorted([*(kind.service.full_name for kind in KINDS.values()), OPERATIONS.full_name, *PUBLIC])
+    network = await cloud.api.get("Network", json.loads(created)["id"], by="alice")
+    assert json.loads(created)["name"] == "web"
+    assert json.loads(listed)["items"] == [MessageToDict(network)]
+    applied, watched, changes = [await buf.grpcurl(line) for line in lines[3:]]
+    assert {item["kind"] for item in json.loads(applied)["objects"]} == {"Subnet", "Port"}
+    (port,) = (await cloud.api.list("Port", by="alice", filter='name = "db"')).items
+    event = json.loads(watched)
+    assert (event["type"], event["resource"]["fixedIps"]) == ("EVENT_TYPE_INITIAL", MessageToDict(port)["fixedIps"])
+    told = await cloud.api.call("Operations", "ListChanges", ListChangesRequest(page_size=3), "alice-token")
+    assert json.loads(changes) == MessageToDict(told)
 
 
-def _reflected(cloud: Cloud, calls: list[tuple[str, str, str]]) -> list[list[Any]]:
-    """The replies of each call; of a stream the first."""
-    api = cloud.replicas[0]
-    credentials = grpc.ssl_channel_credentials(api.certificate)
-    told = []
-    with grpc.secure_channel(api.target, credentials, [("grpc.ssl_target_name_override", SERVER_NAME)]) as channel:
-        database = ProtoReflectionDescriptorDatabase(channel)
-        pool = DescriptorPool(database)
-        assert {service for _, service, _ in calls} <= set(database.get_services())
-        for body, service, name in calls:
-            method = pool.FindServiceByName(service).methods_by_name[name]
-            # grpcurl resolves what an Any holds by reflection as well.
-            for held in re.findall(r'"@type": "type.googleapis.com/([\w.]+)"', body):
-                GetMessageClass(pool.FindMessageTypeByName(held))
-            request = json_format.Parse(body, GetMessageClass(method.input_type)(), descriptor_pool=pool)
-            invoke: Any = (channel.unary_stream if method.server_streaming else channel.unary_unary)(
-                f"/{service}/{name}",
-                request_serializer=lambda message: message.SerializeToString(),
-                response_deserializer=GetMessageClass(method.output_type).FromString,
-            )
-            reply = invoke(request, timeout=30, metadata=[("authorization", "Bearer alice-token")])
-            told.append([next(iter(reply))] if method.server_streaming else [reply])
-    return told
+async def test_the_line_of_the_other_client_and_its_refusal(cloud: Cloud, tmp_path: Path) -> None:
+    """As it stands in the document; without a token that we know it ends with the code of gRPC."""
+    (line,) = re.findall(r"^buf (curl .*)$", (DOCS / "grpc.md").read_text(), re.MULTILINE)
+    for token, code in (("alice-token", 0), ("nobody", grpc.StatusCode.UNAUTHENTICATED.value[0] << 3)):
+        buf = Buf(cloud, tmp_path, token)
+        process = await buf.start(shlex.split(line))
+        out, err = await asyncio.wait_for(process.communicate(), DEADLINE)
+        assert process.returncode == code, err
+        assert (b"revision" in out) == (code == 0)
+
+
+class Buf:
+    """`buf curl` as a caller, whose token is in no argument."""
+
+    def __init__(self, cloud: Cloud, folder: Path, token: str) -> None:
+        self._api = cloud.replicas[0].target.removeprefix("unix:")
+        self._files = {"ca.pem": str(cloud.authority.certificate()), "@header": f"@{folder}/header"}
+        (folder / "header").write_text(f"authorization: Bearer {token}\n")
+
+    async def grpcurl(self, line: list[str]) -> str:
+        """What a call answers that is written for grpcurl: `api [-d BODY] HOST:PORT METHOD`. Of a stream the first message."""
+        (_, *body, _, method) = line
+        common = ["curl", "--protocol", "grpc", "--cacert", "ca.pem", "-H", "@header"]
+        rest = ["--list-services", "https://HOST:PORT"] if method == "list" else [*body, f"https://HOST:PORT/{method}"]
+        process = await self.start([*common, *rest])
+        if not method.endswith("/Watch"):
+            out, err = await asyncio.wait_for(process.communicate(), DEADLINE)
+            assert (process.returncode, err) == (0, b"")
+            return out.decode()
+        assert process.stdout is not None
+        text = ""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while not _whole(text):
+                    text += (await process.stdout.readline()).decode()
+        finally:
+            process.terminate()
+            await process.communicate()
+        return text
+
+    async def start(self, arguments: list[str]) -> asyncio.subprocess.Process:
+        found = [self._files.get(item, item.replace("HOST:PORT", SERVER_NAME)) for item in arguments]
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(BUF, *found, "--unix-socket", self._api, stdout=pipe, stderr=pipe)
+
+
+def _whole(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

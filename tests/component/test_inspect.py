@@ -14,9 +14,10 @@ from agent.inspection.service import Service
 from controlplane.admin.authority import Authority, Use
 from controlplane.store import keys
 from controlplane.store.client import put
+from controlplane.tls import node_name
 from kumihimo.v1 import inspect_pb2 as pb
 from kumihimo.v1 import store_pb2
-from tests.component.certificates import issue
+from tests.component.certificates import issue, presented, serial
 from tests.component.cloud import Cloud, alive, plugged, refused
 from tests.waiting import DEADLINE, until
 
@@ -100,6 +101,14 @@ async def test_c_07_only_the_nodes_own_certificate_is_believed(cloud: Cloud, slo
     task = await serve(cloud.authority, "h1")
     try:
         assert told == [(where, "")]
+        assert (await inspect(cloud, "h1")).live
+        cloud.authority.renew("h1")
+        new = serial(cloud.authority.certificate("h1"))
+
+        async def shown() -> bool:
+            return await presented(where, cloud.authority, node_name("h1")) == new
+
+        await until(shown, "its certificate is taken up")
         assert (await inspect(cloud, "h1")).live
         # h2 says that it is at h1's address, or lets h1's agent stand for its own.
         assert (await inspect(cloud, "h2")).reason == "AGENT_SILENT"

@@ -18,7 +18,7 @@ from tests.unit.test_imports import modules
 
 # Algorithms, values, environment, alarms of etcd, usage texts, protocols, words of Open vSwitch: in capitals, and no reasons.
 OTHERS = re.compile(
-    r"(RS|PS|ES)\d+|UNSPECIFIED|PARENT|NAMES?|FILE|BUNDLE|NONE|USER|SIZE|CORRUPT|NOSPACE|GRPC_VERBOSITY|ETCDCTL_API|KUMI_FAULT"
+    r"(RS|PS|ES)\d+|UNSPECIFIED|PARENT|NAMES?|FILE|BUNDLE|NONE|USER|SIZE|CORRUPT|NOSPACE|GRPC_VERBOSITY|NOTIFY_SOCKET|ETCDCTL_API|KUMI_FAULT"
     r"|ICMP|SCTP|IN_PORT|NXM_\w+"
 )
 _WORD = re.compile(r"(?=.{4})[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
