@@ -86,8 +86,8 @@ DAMAGES = {
     "dnsmasq's lease file line": Damage(f"sed -i s/leasefile=.*/leasefile=x/ {FOLDER}/dnsmasq.conf", "dhcp", "own lines"),
     "dnsmasq's host altered": Damage(f"echo fa:16:3e:00:01:0a,10.0.0.9 >{FOLDER}/hosts/{PORT_A}", "dhcp", "10.0.0.9"),
     "dnsmasq's host deleted": Damage(f"rm {FOLDER}/hosts/{PORT_A}", "dhcp", "hosts was none"),
-    "names altered": Damage(f"echo 10.9.9.9 evil >{FOLDER}/names/a", "name", "missing"),
-    "names deleted": Damage(f"rm {FOLDER}/names/a", "name", "missing"),
+    "names altered": Damage(f"echo 10.9.9.9 evil >{FOLDER}/names/{PORT_A[-2:]}", "name", "missing"),
+    "names deleted": Damage(f"rm {FOLDER}/names/{PORT_A[-2:]}", "name", "missing"),
     # At once: what is half deleted is told as what it lacks.
     "dnsmasq's folder deleted": Damage(
         f"mv {FOLDER} /var/lib/kumihimo/gone && rm -r /var/lib/kumihimo/gone", "dhcp", "missing"
