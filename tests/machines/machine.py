@@ -61,10 +61,15 @@ class Machine:
             argv += ["-device", f"virtio-net-pci,netdev=n{index},mac=52:54:00:00:0{index}:0{self.number}"]
         self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
         deadline = time.monotonic() + BOOT
-        while self._ssh("true", 30).returncode:
+        while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise MachineError(f"{self.name} does not come up: {self.state / self.name}.console")
             time.sleep(0.5)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(MachineError):
+            return self._ssh("true", 30).returncode == 0
+        return False
 
     def off(self) -> None:
         """Cut its power."""
@@ -110,7 +115,7 @@ class Machine:
             raise MachineError(f"{self.name}: {command[:200]}: no end after {timeout:g} s") from error
 
     def _options(self) -> list[str]:
-        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ConnectTimeout=60", "ServerAliveInterval=60")
+        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ConnectTimeout=20", "ServerAliveInterval=60")
         return ["-i", str(self.folder / "key"), *(word for option in options for word in ("-o", option))]
 
     def _tap(self, index: int) -> str:
