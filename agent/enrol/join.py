@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 ETC = Path("/etc/kumihimo")
 CONFIG = ETC / "agent.toml"
 RUNDIR = Path("/var/run/openvswitch")
-PATIENCE = 15.0  # seconds in which etcd admits a node that was just made, and an agent that was started is heard of
+PATIENCE = 15.0  # seconds in which etcd admits a node that was just made
+STARTED = 60.0  # seconds in which an agent that was started is heard of
 PAUSE = 0.2
 
 
@@ -233,20 +234,22 @@ async def _is_heard_of(host: _Host) -> str:
 
     store = Store(host.bundle.etcd, _credentials(ETC, host.bundle.node))
     try:
-        found = await _soon(store, lambda: store.get(keys.alive(host.bundle.node)), lambda found: found is not None)
+        found = await _soon(store, lambda: store.get(keys.alive(host.bundle.node)), lambda found: found is not None, STARTED)
     except StoreUnavailable as error:
         raise Unmet(str(error)) from None
     finally:
         await store.close()
     if found is None:
-        raise Unmet(f"it is not heard of after {PATIENCE:g} s")
+        raise Unmet(f"it is not heard of after {STARTED:g} s")
     return f"node {host.bundle.node} is heard of"
 
 
-async def _soon(store: Store, ask: Callable[[], Awaitable[Any]], good: Callable[[Any], bool]) -> Any:
+async def _soon(
+    store: Store, ask: Callable[[], Awaitable[Any]], good: Callable[[Any], bool], patience: float = PATIENCE
+) -> Any:
     """The answer, once it is good, or the last one after a while: what was just made may not be known everywhere yet."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + PATIENCE
+    deadline = loop.time() + patience
     while True:
         last = loop.time() > deadline
         try:
