@@ -111,7 +111,7 @@ async def test_b_sub_11_prefixes_of_all_lengths_asked_for_and_chosen_never_overl
             for number, api in enumerate(turns(64, cloud.api, second_api))
         )
         assert {error.reason for error in errors} <= {"CIDR_OVERLAP", "NO_FREE_PREFIX"}
-        assert len(made) > 10
+        assert len(made) >= 4, "the pool has room for four of the largest, and each of these for more of the others"
         await disjoint(cloud.store, [item.cidr for item in made])
         for subnet in made:
             await cloud.api.delete("Subnet", subnet.id)
