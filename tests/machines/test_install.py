@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from deploy.lab.place import Pings
+from deploy.lab.process import run
 from tests.machines.machine import Machine, machines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,8 +41,7 @@ def hosts() -> Iterator[list[Machine]]:
     with tempfile.TemporaryDirectory(prefix="kumi-machines-") as folder, machines(2, IMAGE, Path(folder)) as found:
         h1, h2 = found
         wheels = Path(folder, "wheels")
-        made = [Path(sys.executable).parent / "pip", "wheel", "-q", "--wheel-dir", wheels, ROOT]
-        subprocess.run(made, check=True, timeout=600)
+        run([sys.executable, "-m", "pip", "wheel", "-q", "--wheel-dir", str(wheels), str(ROOT)], timeout=600)
         for host in found:
             host.put(wheels, "/root/wheels")
             host.run("cp wheels/kumihimo-*.whl . && ip link set eth1 up")
@@ -58,7 +58,7 @@ def hosts() -> Iterator[list[Machine]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Guest:
     """A namespace of a machine with a port."""
 
     host: Machine
@@ -69,12 +69,10 @@ class Place:
     def ping(self, to: str, options: str = "", count: int = 3) -> int:
         """How many of so many echo requests were answered."""
         said = self.host.run(f"ip netns exec {self.name} ping -n -c {count} -i 0.2 -W 5 {options} {to} || true")
-        answered = re.search(r"(\d+) received", said)
-        assert answered is not None, said
-        return int(answered[1])
+        return Pings.parse(said, 0.2).received
 
 
-def attached(host: Machine, name: str) -> Place:
+def attached(host: Machine, name: str) -> Guest:
     """The port of that name in a namespace of its own, with its IPv4 address from DHCP and its IPv6 address by hand."""
     fixed = [each["ip_address"] for each in json.loads(host.run(f"kumi port show {name} -o json"))["fixed_ips"]]
     four, six = sorted(fixed, key=lambda ip: ip_address(ip).version)
@@ -86,18 +84,18 @@ def attached(host: Machine, name: str) -> Place:
         ip -n {name} address add {four}/24 dev eth0
         ip -n {name} address replace {six}/64 dev eth0 nodad
     """)
-    return Place(host, name, four, six)
+    return Guest(host, name, four, six)
 
 
 @pytest.fixture(scope="module")
-def places(hosts: list[Machine]) -> dict[str, tuple[Place, Place, Place]]:
+def guests(hosts: list[Machine]) -> dict[str, tuple[Guest, Guest, Guest]]:
     """For each type of network two workloads on h1 and one on h2; their security group lets everything in."""
     h1, h2 = hosts
     h1.run("""
         kumi security-group create open
         for family in ipv4 ipv6; do kumi security-group-rule create open --direction ingress --ethertype $family; done
     """)
-    found: dict[str, tuple[Place, Place, Place]] = {}
+    found: dict[str, tuple[Guest, Guest, Guest]] = {}
     for number, kind in enumerate(TYPES):
         segment = " --physical-network physnet1 --segment 77" if kind == "vlan" else ""
         h1.run(f"""
@@ -127,8 +125,8 @@ def test_a_80_units_start_and_nothing_is_wrong(hosts: list[Machine]) -> None:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_64_what_should_pass_passes(places: dict[str, tuple[Place, Place, Place]], kind: str) -> None:
-    near, same, far = places[kind]
+def test_a_64_what_should_pass_passes(guests: dict[str, tuple[Guest, Guest, Guest]], kind: str) -> None:
+    near, same, far = guests[kind]
     room = int(near.host.run(f"ip netns exec {near.name} cat /sys/class/net/eth0/mtu")) - 28  # headers of IPv4 and ICMP
     for to in (same, far):
         assert near.ping(to.four) == near.ping(to.six, "-6") == 3
@@ -138,16 +136,16 @@ def test_a_64_what_should_pass_passes(places: dict[str, tuple[Place, Place, Plac
     assert "passes, and so does the answer" in near.host.run(f"kumi trace --from {near.name} --to {far.name}")
 
 
-def test_b_net_01_networks_do_not_meet(places: dict[str, tuple[Place, Place, Place]]) -> None:
-    near = places["vxlan"][0]
-    foreign = places["geneve"][2]
+def test_b_net_01_networks_do_not_meet(guests: dict[str, tuple[Guest, Guest, Guest]]) -> None:
+    near = guests["vxlan"][0]
+    foreign = guests["geneve"][2]
     near.host.run(f"ip -n {near.name} route add {foreign.four}/32 dev eth0")
     assert near.ping(foreign.four, count=1) == 0
     near.host.run(f"ip -n {near.name} route delete {foreign.four}/32 dev eth0")
 
 
-def test_b_sg_01_rules_open_and_close_and_a_forged_address_is_told(places: dict[str, tuple[Place, Place, Place]]) -> None:
-    near, _, far = places["vxlan"]
+def test_b_sg_01_rules_open_and_close_and_a_forged_address_is_told(guests: dict[str, tuple[Guest, Guest, Guest]]) -> None:
+    near, _, far = guests["vxlan"]
     near.host.run(f"kumi security-group create shut && kumi port update {far.name} --security-group shut --wait {PATIENCE}")
     assert near.ping(far.four, count=1) == near.ping(far.six, "-6", count=1) == 0
     assert far.ping(near.four) == far.ping(near.six, "-6") == 3, "it may ask, and is answered"
@@ -163,10 +161,10 @@ def test_b_sg_01_rules_open_and_close_and_a_forged_address_is_told(places: dict[
     near.host.until(f"kumi port explain {near.name} | grep -E 'SPOOFED_(ARP|IP)'", "the drop is counted")
 
 
-def test_a_57_traffic_goes_on_without_control(hosts: list[Machine], places: dict[str, tuple[Place, Place, Place]]) -> None:
+def test_a_57_traffic_goes_on_without_control(hosts: list[Machine], guests: dict[str, tuple[Guest, Guest, Guest]]) -> None:
     """Restarted, killed and started again by systemd, and stopped: no ping is lost, and leases are still given."""
     h1, h2 = hosts
-    near, _, far = places["vxlan"]
+    near, _, far = guests["vxlan"]
     h1.run(f"ip netns exec {near.name} ping -n -i 0.2 {far.four} >ping.log 2>&1 & echo $! >ping.pid")
     for host in hosts:
         before = host.run("ovs-ofctl -O OpenFlow15 dump-flows br-int | grep -c cookie")
@@ -184,10 +182,10 @@ def test_a_57_traffic_goes_on_without_control(hosts: list[Machine], places: dict
     assert " 0% packet loss" in said, said
 
 
-def test_b_ops_13_a_host_boots_while_etcd_is_away(hosts: list[Machine], places: dict[str, tuple[Place, Place, Place]]) -> None:
+def test_b_ops_13_a_host_boots_while_etcd_is_away(hosts: list[Machine], guests: dict[str, tuple[Guest, Guest, Guest]]) -> None:
     """Its power is cut; what a hypervisor makes anew at boot, the interfaces of its guests, is made by hand."""
     h1, h2 = hosts
-    near, _, far = places["vxlan"]
+    near, _, far = guests["vxlan"]
     h1.run("systemctl stop etcd")
     mac = h2.run(f"ip netns exec {far.name} cat /sys/class/net/eth0/address").strip()
     mtu = h2.run(f"ip netns exec {far.name} cat /sys/class/net/eth0/mtu").strip()
@@ -210,16 +208,16 @@ def test_b_ops_13_a_host_boots_while_etcd_is_away(hosts: list[Machine], places: 
     h1.until("kumi node list | grep h2 | grep active", "the node is heard of")
 
 
-def test_a_59_the_switch_is_restarted(hosts: list[Machine], places: dict[str, tuple[Place, Place, Place]]) -> None:
-    near, same, _ = places["geneve"]
+def test_a_59_the_switch_is_restarted(hosts: list[Machine], guests: dict[str, tuple[Guest, Guest, Guest]]) -> None:
+    near, same, _ = guests["geneve"]
     hosts[0].run("systemctl restart openvswitch-switch")
     hosts[0].until(f"ip netns exec {near.name} ping -n -c 1 -W 5 {same.four}", "traffic flows again")
     hosts[0].until("kumi doctor", "all is well")
 
 
-def test_a_62_nothing_is_left(hosts: list[Machine], places: dict[str, tuple[Place, Place, Place]]) -> None:
+def test_a_62_nothing_is_left(hosts: list[Machine], guests: dict[str, tuple[Guest, Guest, Guest]]) -> None:
     """What was made is deleted; on the hosts only what every host has remains."""
-    for kind, group in places.items():
+    for kind, group in guests.items():
         for each in group:
             each.host.run(f"kumi detach {each.name}; ip netns delete {each.name} || true")  # gone with a power-off
         names = " ".join(each.name for each in group)
