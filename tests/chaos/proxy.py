@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +26,7 @@ class Proxy:
         self.cut_down: int | None = None
         self.swallows = False
         self.late = 0.0
+        self._ended = asyncio.Event()
         self.up = self.down = self.cuts = 0
         self._ends: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -37,6 +39,7 @@ class Proxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
+        self._ended.set()
         self.cut()
         for task in list(self._tasks):
             task.cancel()
@@ -82,7 +85,9 @@ class Proxy:
         while data := await source.read(BLOCK):
             if self.swallows:
                 continue
-            await asyncio.sleep(self.late)
+            if self.late:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), self.late)
             sent, limit = getattr(self, way), getattr(self, f"cut_{way}")
             room = len(data) if limit is None else limit - sent
             sink.write(data[: max(0, room)])
