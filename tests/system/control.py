@@ -1,27 +1,21 @@
 """A flow made by hand beside ours, on the same hosts and the same wire: what it loses, the machine loses.
 
-So it does with what is lost while it leaves its programs waiting: whenever a port comes or goes the userspace datapath pauses,
-and on a machine that has much else to do the pause is longer than the time between two packets.
-
 A bridge of its own on both hosts, joined by a VXLAN port on another UDP port, and a workload on each.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.lab import Background, Host, Workload, wait_until
-from deploy.lab.place import Pings
+from deploy.lab import Background, Host, RunningPing, Workload, wait_until
 from tests.system.cloud import PATIENCE, Vm
 
 BRIDGE = "br-ctl"
 STREAM = str(Path(__file__).with_name("stream.py"))
-STALL = str(Path(__file__).with_name("stall.py"))
 TCP_PORT = "5001"
 ADDRESS = "172.31.0.{}"
 INTERVAL = 0.005  # seconds between two requests
@@ -93,10 +87,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Requests without an answer between the first and the last that were answered, and the longest gap in seconds.
-
-    ours, control: without the gaps for which the machine was too busy.
-    """
+    """Requests without an answer between the first and the last that were answered, and the longest gap in seconds."""
 
     ours: int
     control: int
@@ -117,12 +108,9 @@ class Watch:
 
     def __enter__(self) -> Watch:
         sender, receiver = self._ends
-        with contextlib.ExitStack() as stack:
-            self._stall = stack.enter_context(Background([sys.executable, "-I", "-S", STALL]))
-            self._theirs = stack.enter_context(self._control.first.start_ping(self._control.target, INTERVAL))
-            self._ours = stack.enter_context(sender.workload.start_ping(receiver.ip, INTERVAL))
-            self.more()
-            stack.pop_all()
+        self._theirs = self._control.first.start_ping(self._control.target, INTERVAL)
+        self._ours = sender.workload.start_ping(receiver.ip, INTERVAL)
+        self.more()
         return self
 
     def more(self, answers: int = SETTLED) -> None:
@@ -135,26 +123,16 @@ class Watch:
             if error is None:
                 self.more()
         finally:
-            ours, theirs = self._ours.result(), self._theirs.result()
-            stall = float(self._stall.stop().splitlines()[-1])
-        self.lost = Lost(_lost(ours, stall), _lost(theirs, stall), ours.sent, _longest(ours))
-        print(
-            f"\nof {ours.sent} pings ours lost {_lost(ours)}, the control flow {_lost(theirs)}; "
-            f"longest gap {self.lost.gap * 1e3:.0f} ms, longest wait of a program {stall * 1e3:.0f} ms"
-        )
+            ours, theirs = _holes(self._ours), _holes(self._theirs)
+        self.lost = Lost(ours[0], theirs[0], ours[1], ours[2])
+        print(f"\nof {self.lost.sent} pings ours lost {self.lost.ours}, the control flow {self.lost.control}")
 
 
-def _holes(pings: Pings) -> list[int]:
-    """Requests in a row without an answer, each time before one that was answered; all, when none was."""
-    if not pings.answered:
-        return [pings.sent]
-    return [after - before - 1 for before, after in itertools.pairwise((0, *sorted(set(pings.answered))))]
-
-
-def _lost(pings: Pings, stall: float = 0.0) -> int:
-    """How many, but for gaps that are no longer than the machine left a program waiting."""
-    return sum(hole for hole in _holes(pings) if hole * INTERVAL > stall)
-
-
-def _longest(pings: Pings) -> float:
-    return (max(_holes(pings), default=0) + 1) * INTERVAL
+def _holes(ping: RunningPing) -> tuple[int, int, float]:
+    pings = ping.result()
+    answered = pings.answered
+    if not answered:
+        return pings.sent, pings.sent, pings.sent * INTERVAL
+    pairs = itertools.pairwise(answered)
+    gap = max((after - before for before, after in pairs), default=1) * INTERVAL
+    return answered[-1] - len(set(answered)), answered[-1], gap
