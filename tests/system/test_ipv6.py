@@ -104,9 +104,7 @@ def test_b_sub_10_an_advertisement_within_3_s_of_port_up(scene: Scene, cloud: Cl
     began = time.monotonic()
     vm.plug()
     wait_until(lambda: "fd00:1::/64" in vm.workload.run("ip -6 route"), "the kernel has heard one")
-    took = time.monotonic() - began
-    print(f"\nan advertisement {took:.1f} s after the first port of a network on its host; the kernel waits one of them")
-    assert took < 10, "3 s, where the machine has nothing else to do"
+    assert time.monotonic() - began < 3, "the first port of a network on its host, its kernel's own second of waiting included"
     vm.active()
     assert solicited(vm) == frames6.Advertisement(False, False, 0, 1400, {"fd00:1::/64": (True, True)}, ("fd00:53::1",))
 

@@ -27,7 +27,7 @@ def test_c_06_a_node_cut_off_is_reported_and_catches_up(scene: Scene, cloud: Clo
         # Its lease runs out: from then on nobody waits for it.
         began = time.monotonic()
         reply = cloud.admin.wait(added.port.revision, added.id, active=True)
-        assert time.monotonic() - began < LEASE + 15
+        assert time.monotonic() - began < LEASE + 5
         assert [(lag.node, lag.reason) for lag in reply.dead] == [("h2", "NODE_DEAD")]
         assert not cloud.is_alive(h2)
         assert "AgentAlive" in [condition.type for condition in cloud.admin.get(far.port).conditions]
@@ -58,12 +58,12 @@ def test_a_dead_node_is_not_waited_for_and_comes_back(scene: Scene, cloud: Cloud
     changed = cloud.admin.update(port_pb2.Port(id=far.id, admin_state_up=False), "admin_state_up")
     began = time.monotonic()
     reply = cloud.admin.wait(changed.revision, network.id)
-    assert time.monotonic() - began < LEASE + 15
+    assert time.monotonic() - began < LEASE + 5
     assert [(lag.node, lag.reason) for lag in reply.dead] == [("h2", "NODE_DEAD")]
     began = time.monotonic()
     changed = cloud.admin.update(port_pb2.Port(id=far.id, admin_state_up=True), "admin_state_up")
     cloud.admin.wait(changed.revision, network.id)
-    assert time.monotonic() - began < LEASE, "a node that is known to be dead holds up nothing"
+    assert time.monotonic() - began < 3, "a node that is known to be dead holds up nothing"
     assert near.sees(far)
     report = " ".join(sentences(cloud.admin.get(lost.port)))
     assert any(condition.reason == "NODE_DEAD" for condition in cloud.admin.get(lost.port).conditions), report
